@@ -1,0 +1,52 @@
+"""QuantNet on the bundled images: a small ResNet-8, all but stem and head binary.
+
+Command:   python train.py
+"""
+
+from quantnet_jax.training.config import base
+
+
+def get_config(variant: str = ""):
+    c = base()
+    c.epochs = 20.0
+    c.batch_size = 64
+    c.model.name = "resnet8"
+    c.model.width = 16
+    c.model.shortcut = "A"
+    c.model.stem_strides = 2
+
+    c.quantizer.name = "quantnet"
+    sharpness = {"schedule": "exponential", "start": 0.3, "end": 50.0, "until": 0.9}
+    penalty = {"schedule": "linear", "start": 0.0, "end": 0.5, "until": 0.9}
+    c.quantizer.quantnet = {
+        "bits": 1,
+        "multibit": "staircase",
+        "unit": "slice",
+        "width": 64,
+        "depth": 1,
+        "nonlinearity": "tanh",
+        "skip": True,
+        "norm": "rms",
+        "scale": "none",
+        "sharpness": sharpness,
+        "penalty": penalty,
+        "orthogonality": 0.0,
+    }
+    c.quantizer.tanh_sign = {
+        "bits": 1,
+        "norm": "rms",
+        "sharpness": sharpness,
+        "penalty": penalty,
+    }
+    c.quantizer.binary_ste = {"per": "channel"}
+    c.weights.learning_rate = 0.1
+    c.meta.learning_rate = 1e-2
+
+    if variant == "runlocal":  # seconds instead of minutes, to try things out
+        c.epochs = 2.0
+        c.data.train_size, c.data.test_size = 500, 200
+        c.model.width = 4
+        c.bn_batches = 5
+    elif variant:
+        raise ValueError(f"unknown variant {variant!r}, expected '' or 'runlocal'")
+    return c

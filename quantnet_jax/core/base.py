@@ -1,0 +1,125 @@
+"""The vocabulary of the library: Quantizer, Reparam and the identity (float) quantizer.
+
+A quantizer is a NamedTuple of pure functions, made by a factory and joined by the
+combinators of `quantnet_jax.core.combine`. What a method *is* lives in its functions,
+what it *learns* lives in `qparams`, a plain pytree beside the weights.
+
+The laws that every member obeys (`quantnet_jax.testing.check_quantizer` checks them):
+
+ 1. `soft` keeps shape and dtype.
+ 2. `dequantize(hard)` takes values in `levels * scale` only, same shape and dtype.
+ 3. Gradients with respect to `w` and every leaf of `qparams` are finite for random,
+    all-zero, constant, huge and tiny weights.
+ 4. Straight-through members: `soft == dequantize(hard)` bit for bit.
+ 5. Annealed members: the distance of soft to hard falls along their schedule.
+ 6. jit equals eager; another step or key does not retrace.
+ 7. `init` works under `jax.eval_shape`.
+ 8. `hard` is deterministic, and unpacking its packed codes gives them back.
+ 9. Members without parameters: hard(dequantize(hard(w))) == hard(w).
+10. The penalty is a finite, non-negative float32 scalar.
+11. `per_channel(q)` equals a Python loop over the channels.
+12. Replicas under pmap equal the single-device result, bit for bit.
+13. A zero weight becomes the positive level of a binary member.
+14. The factory's docstring states forward, backward and reference.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core.qtensor import QTensor
+
+PyTree = Any
+Schedule = Callable[[jax.Array], jax.Array]
+ScalarOrSchedule = float | Schedule
+"""A number, or a function of the optimizer's step (any `optax.Schedule` fits)."""
+
+
+class Quantizer(NamedTuple):
+    """A weight (or activation) quantizer as four pure functions.
+
+    Attributes:
+      init: `(key, w) -> qparams`, a pytree of float32 arrays, `()` if nothing is
+        learned. It may look at the values of `w`, and must work under `eval_shape`.
+      soft: `(qparams, w, *, step, key=None) -> w_soft`, the function that training
+        differentiates; same shape and dtype as `w` (float32). `step` is the
+        optimizer's step, a scalar int array; `key` is for stochastic members.
+      hard: `(qparams, w) -> QTensor`, what is deployed. No step and no key. The
+        identity alone returns a float array, which `dequantize` passes through.
+      penalty: `(qparams, w, *, step) -> float32 scalar`, added to the loss.
+    """
+
+    init: Callable[..., PyTree]
+    soft: Callable[..., jax.Array]
+    hard: Callable[..., QTensor | jax.Array]
+    penalty: Callable[..., jax.Array]
+
+
+class Reparam(NamedTuple):
+    """A continuous map that soft and hard apply alike (QuantNet's sub-network is one).
+
+    Attributes:
+      init: `(key, w) -> rparams`, a pytree of float32 arrays.
+      apply: `(rparams, w) -> w'`, same shape and dtype as `w`.
+    """
+
+    init: Callable[..., PyTree]
+    apply: Callable[..., jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerTensor:
+    """Marks the part of `qparams` that stays each tensor's own under sharing.
+
+    A rule with `share='model'` or `'kernel'` gives all its tensors one set of
+    `qparams`; what is wrapped in `PerTensor` (a scale per output channel, say) is
+    kept once per tensor all the same.
+
+    Attributes:
+      value: any pytree of float32 arrays.
+    """
+
+    value: PyTree
+
+
+def no_penalty(qparams: PyTree, w: jax.Array, *, step: jax.Array) -> jax.Array:
+    """The penalty of a quantizer that has none: a float32 zero."""
+    del qparams, w, step
+    return jnp.zeros((), jnp.float32)
+
+
+def no_params(key: jax.Array, w: jax.Array) -> tuple[()]:
+    """The `init` of a quantizer that learns nothing."""
+    del key, w
+    return ()
+
+
+def as_schedule(value: ScalarOrSchedule) -> Schedule:
+    """A number becomes a constant function of the step; a schedule stays itself."""
+    if callable(value):
+        return value
+    return lambda step: jnp.asarray(value, jnp.float32)
+
+
+def identity() -> Quantizer:
+    """The float reference: every weight passes through unchanged.
+
+    Forward: w_hat = w, soft and hard alike (`hard` returns the float array: there are
+    no codes to ship). Backward: exact autodiff, dw_hat/dw = 1. `w == 0` stays 0.
+    Learned parameters: none. Reference: none, this is the full-precision baseline.
+
+    Example:
+      >>> q = identity()
+      >>> float(q.soft((), jnp.asarray([0.5]), step=0)[0])
+      0.5
+    """
+    return Quantizer(
+        init=no_params,
+        soft=lambda qparams, w, *, step, key=None: w,
+        hard=lambda qparams, w: w,
+        penalty=no_penalty,
+    )

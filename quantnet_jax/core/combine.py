@@ -1,0 +1,291 @@
+"""Combinators: quantizers made of quantizers.
+
+Each takes a `Quantizer` and returns one. None of them branches on a method.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core.base import (
+    PerTensor,
+    Quantizer,
+    Reparam,
+    ScalarOrSchedule,
+    as_schedule,
+)
+from quantnet_jax.core.qtensor import QTensor, dequantize
+
+
+def chain(*parts: Reparam | Quantizer) -> Quantizer:
+    """Quantizes the composition of continuous maps.
+
+    Args:
+      *parts: any number of `Reparam`s, applied from left to right, and one `Quantizer`
+        at the end. The parameters become a tuple, one entry a part.
+
+    Raises:
+      ValueError: if the last part is not a Quantizer or an earlier one is.
+    """
+    *maps, q = parts
+    if not isinstance(q, Quantizer) or not all(isinstance(m, Reparam) for m in maps):
+        raise ValueError(
+            "chain takes Reparams and, at the end, one Quantizer; got "
+            + ", ".join(type(p).__name__ for p in parts)
+        )
+
+    def init(key, w):
+        qparams = []
+        for part, k in zip(parts, jax.random.split(key, len(parts)), strict=True):
+            qparams.append(part.init(k, w))
+            if isinstance(part, Reparam):
+                w = part.apply(qparams[-1], w)
+        return tuple(qparams)
+
+    def mapped(qparams, w):
+        for part, p in zip(maps, qparams[:-1], strict=True):
+            w = part.apply(p, w)
+        return w
+
+    def soft(qparams, w, *, step, key=None):
+        return q.soft(qparams[-1], mapped(qparams, w), step=step, key=key)
+
+    def hard(qparams, w):
+        return q.hard(qparams[-1], mapped(qparams, w))
+
+    def penalty(qparams, w, *, step):
+        return q.penalty(qparams[-1], mapped(qparams, w), step=step)
+
+    return Quantizer(init, soft, hard, penalty)
+
+
+def straight_through(
+    q: Quantizer, backward: Callable[..., jax.Array] | None = None
+) -> Quantizer:
+    """Forward: dequantize(q.hard). Backward: the VJP of a surrogate.
+
+    Args:
+      q: gives the forward value, and the surrogate unless `backward` is given.
+      backward: `(qparams, w, *, step, key) -> array like w`, differentiated in place of
+        the forward value; default `q.soft`.
+
+    Written with `jax.custom_vjp`: the additive trick `soft + stop_gradient(hard -
+    soft)` is not exact in floating point.
+    """
+    surrogate = q.soft if backward is None else backward
+
+    @jax.custom_vjp
+    def forward(qparams, w, step, key):
+        return dequantize(q.hard(qparams, w))
+
+    def forward_fwd(qparams, w, step, key):
+        _, vjp = jax.vjp(lambda p, v: surrogate(p, v, step=step, key=key), qparams, w)
+        return forward(qparams, w, step, key), vjp
+
+    def forward_bwd(vjp, g):
+        return (*vjp(g), None, None)
+
+    forward.defvjp(forward_fwd, forward_bwd)
+
+    def soft(qparams, w, *, step, key=None):
+        return forward(qparams, w, step, key)
+
+    return q._replace(soft=soft)
+
+
+def per_channel(q: Quantizer) -> Quantizer:
+    """One set of parameters, levels and scale for each output channel (last axis).
+
+    Equal to a loop over `w[..., c]`: keys are split, parameters stacked along a new
+    first axis, the codes put back along the last one.
+    """
+
+    def init(key, w):
+        keys = jax.random.split(key, w.shape[-1])
+        return jax.vmap(q.init, in_axes=(0, -1))(keys, w)
+
+    def soft(qparams, w, *, step, key=None):
+        keys = None if key is None else jax.random.split(key, w.shape[-1])
+        one = lambda p, v, k: q.soft(p, v, step=step, key=k)
+        return jax.vmap(one, in_axes=(0, -1, 0), out_axes=-1)(qparams, w, keys)
+
+    def hard(qparams, w):
+        def one(p, v):
+            qt = q.hard(p, v)
+            return QTensor(
+                qt.codes, qt.levels, jnp.broadcast_to(qt.scale, _scale_shape(qt))
+            )
+
+        out = QTensor(codes=-1, levels=0, scale=-1)
+        return jax.vmap(one, in_axes=(0, -1), out_axes=out)(qparams, w)
+
+    def penalty(qparams, w, *, step):
+        one = lambda p, v: q.penalty(p, v, step=step)
+        return jnp.mean(jax.vmap(one, in_axes=(0, -1))(qparams, w))
+
+    return Quantizer(init, soft, hard, penalty)
+
+
+def scale_by_mean_abs(
+    q: Quantizer, *, per: str = "channel", detach: bool = False
+) -> Quantizer:
+    """Multiplies soft and hard values by mean |w| (BWN / XNOR-Net, arXiv 1603.05279).
+
+    Args:
+      q: the quantizer to scale; sees `w` unscaled.
+      per: 'channel' (one factor per output channel) or 'tensor'.
+      detach: if True the factor gets no gradient.
+    """
+    mean = _reduction(jnp.mean, per)
+    return _scaled(q, lambda w: mean(jnp.abs(w)), detach)
+
+
+def scale_by_max(
+    q: Quantizer, *, per: str = "channel", detach: bool = False
+) -> Quantizer:
+    """Multiplies soft and hard values by max |w|; arguments as `scale_by_mean_abs`."""
+    largest = _reduction(jnp.max, per)
+    return _scaled(q, lambda w: largest(jnp.abs(w)), detach)
+
+
+def learned_scale(q: Quantizer, *, per: str = "channel") -> Quantizer:
+    """Multiplies soft and hard values by a learned positive factor.
+
+    The parameter is its logarithm, one per output channel or one per tensor, starting
+    from log(mean |w|). Kept per tensor even where a rule shares the rest.
+    """
+    mean = _reduction(jnp.mean, per)
+
+    def init(key, w):
+        log_scale = jnp.log(mean(jnp.abs(w)) + 1e-12)
+        return PerTensor(log_scale), q.init(key, w)
+
+    def soft(qparams, w, *, step, key=None):
+        return q.soft(qparams[1], w, step=step, key=key) * jnp.exp(qparams[0].value)
+
+    def hard(qparams, w):
+        qt = q.hard(qparams[1], w)
+        return QTensor(qt.codes, qt.levels, qt.scale * jnp.exp(qparams[0].value))
+
+    def penalty(qparams, w, *, step):
+        return q.penalty(qparams[1], w, step=step)
+
+    return Quantizer(init, soft, hard, penalty)
+
+
+def add_penalty(
+    q: Quantizer, fn: Callable[..., jax.Array], weight: ScalarOrSchedule = 1.0
+) -> Quantizer:
+    """Adds `weight(step) * fn(qparams, w, step=step)` to the penalty of `q`."""
+    weight = as_schedule(weight)
+
+    def penalty(qparams, w, *, step):
+        extra = weight(step) * fn(qparams, w, step=step)
+        return q.penalty(qparams, w, step=step) + extra
+
+    return q._replace(penalty=penalty)
+
+
+def bit_planes(q: Quantizer, bits: int) -> Quantizer:
+    """A `bits`-bit quantizer from a binary one: each plane quantizes what is left.
+
+    With a_j = 2^j / (2^bits - 1), r = w at first, and j from the highest plane down:
+    b_j = q(r), r <- r - a_j b_j, and the value is sum_j a_j b_j. Hard values are the
+    2^bits uniform levels of [-1, 1]; soft values are as smooth as those of `q`. Every
+    plane has parameters of its own.
+
+    Args:
+      q: binary, with levels -1 and +1 and scale 1 (put scalings around the planes).
+      bits: 1 to 8.
+
+    Raises:
+      ValueError: if `bits` is out of range or `q` is not binary.
+    """
+    if bits not in range(1, 9):
+        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")
+    planes = [(j, 2**j / (2**bits - 1)) for j in reversed(range(bits))]
+
+    def init(key, w):
+        return tuple(q.init(k, w) for k in jax.random.split(key, bits))
+
+    def soft(qparams, w, *, step, key=None):
+        keys = [None] * bits if key is None else jax.random.split(key, bits)
+        total, rest = jnp.zeros_like(w), w
+        for (_, a), p, k in zip(planes, qparams, keys, strict=True):
+            b = a * q.soft(p, rest, step=step, key=k)
+            total, rest = total + b, rest - b
+        return total
+
+    def hard(qparams, w):
+        codes, rest = jnp.zeros(w.shape, jnp.uint8), w
+        for (j, a), p in zip(planes, qparams, strict=True):
+            qt = q.hard(p, rest)
+            if qt.levels.shape != (2,):
+                raise ValueError(
+                    f"bit_planes needs a binary quantizer, got levels of shape "
+                    f"{qt.levels.shape}"
+                )
+            codes = codes + (qt.codes << jnp.uint8(j))
+            rest = rest - a * dequantize(qt)
+        return QTensor(codes, uniform_levels(bits), jnp.ones((), jnp.float32))
+
+    def penalty(qparams, w, *, step):
+        total, rest = jnp.zeros((), jnp.float32), w
+        for (_, a), p in zip(planes, qparams, strict=True):
+            total = total + q.penalty(p, rest, step=step)
+            rest = rest - a * q.soft(p, rest, step=step)
+        return total / bits
+
+    return Quantizer(init, soft, hard, penalty)
+
+
+def mix(q: Quantizer, amount: ScalarOrSchedule) -> Quantizer:
+    """(1 - a) w + a soft(w) with a = amount(step): a warm-up from float weights.
+
+    `hard` is that of `q`; `amount` must end at 1 for soft and hard to meet.
+    """
+    amount = as_schedule(amount)
+
+    def soft(qparams, w, *, step, key=None):
+        a = amount(step)
+        return (1.0 - a) * w + a * q.soft(qparams, w, step=step, key=key)
+
+    return q._replace(soft=soft)
+
+
+def uniform_levels(bits: int) -> jax.Array:
+    """float32[2**bits]: evenly spaced from -1 to 1."""
+    n = 2**bits - 1
+    return (2.0 * jnp.arange(n + 1, dtype=jnp.float32) - n) / n
+
+
+def _scaled(q: Quantizer, factor: Callable, detach: bool) -> Quantizer:
+    def soft(qparams, w, *, step, key=None):
+        s = factor(w)
+        s = jax.lax.stop_gradient(s) if detach else s
+        return q.soft(qparams, w, step=step, key=key) * s
+
+    def hard(qparams, w):
+        qt = q.hard(qparams, w)
+        return QTensor(qt.codes, qt.levels, qt.scale * factor(w))
+
+    return q._replace(soft=soft, hard=hard)
+
+
+def _reduction(reduce: Callable, per: str) -> Callable:
+    """`reduce` over a tensor with kept dimensions, for every channel or for all."""
+    if per not in ("channel", "tensor"):
+        raise ValueError(f"`per` is {per!r}, expected 'channel' or 'tensor'")
+
+    def apply(x):
+        if x.size == 0:
+            raise ValueError(f"cannot scale an empty tensor of shape {x.shape}")
+        axes = tuple(range(x.ndim - 1)) if per == "channel" else None
+        return reduce(x, axis=axes, keepdims=True)
+
+    return apply
+
+
+def _scale_shape(qt: QTensor) -> tuple[int, ...]:
+    return qt.scale.shape or (1,) * qt.codes.ndim

@@ -1,0 +1,169 @@
+"""The deployed tensor: codes, a table of levels, a scale; and how its codes pack."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """A quantized tensor; the only thing that evaluation, packing and export consume.
+
+    Its value is `levels[codes] * scale`. Invariants (see `validate`): `codes.shape` is
+    the shape of the original weights; `levels` has 2 to 256 entries, in rising order
+    unless a method defines a hardware code and orders the table by it; `scale`
+    broadcasts to `codes.shape`.
+
+    Attributes:
+      codes: uint8, the shape of the weights; an index into `levels`. For a binary
+        tensor the code is the bit.
+      levels: float32[L], the value of each code; or float32[C, L], one table for each
+        of the C output channels (the last axis of the weights).
+      scale: float32, broadcastable to `codes.shape` (same rank or scalar).
+    """
+
+    codes: jax.Array
+    levels: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weights."""
+        return self.codes.shape
+
+    @property
+    def bits(self) -> int:
+        """Bits that one code takes when packed: ceil(log2(L)), at least 1."""
+        return code_bits(self.levels.shape[-1])
+
+
+def code_bits(levels: int) -> int:
+    """Bits needed to tell `levels` values apart (2 -> 1, 3 -> 2, 16 -> 4)."""
+    return max(1, math.ceil(math.log2(levels)))
+
+
+def is_qtensor(x: object) -> bool:
+    """True for a QTensor; the `is_leaf` of `jax.tree.map` over quantized trees."""
+    return isinstance(x, QTensor)
+
+
+def encode(x: jax.Array, levels: jax.Array) -> jax.Array:
+    """Codes of the nearest level.
+
+    Args:
+      x: float32, any shape.
+      levels: float32[L], rising, 2 <= L <= 256.
+
+    Returns:
+      uint8 codes of the shape of `x`. On a midpoint the upper level wins, so that
+      encode(0, [-1, 1]) is 1: the sign of zero is +1.
+
+    Example:
+      >>> encode(jnp.asarray([-0.3, 0.0, 2.0]), jnp.asarray([-1.0, 1.0])).tolist()
+      [0, 1, 1]
+    """
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    return jnp.searchsorted(midpoints, x, side="right").astype(jnp.uint8)
+
+
+def dequantize(qt: QTensor | jax.Array) -> jax.Array:
+    """Float32 values of a QTensor; a float array (identity) passes through."""
+    if not is_qtensor(qt):
+        return qt
+    return lookup(qt) * qt.scale
+
+
+def lookup(qt: QTensor) -> jax.Array:
+    """Float32 `levels[codes]`: the values of a QTensor before its scale."""
+    if qt.levels.ndim == 1:
+        return qt.levels[qt.codes]
+    channels = jnp.arange(qt.shape[-1]).reshape((1,) * (len(qt.shape) - 1) + (-1,))
+    return qt.levels[jnp.broadcast_to(channels, qt.shape), qt.codes]
+
+
+def pack(codes: jax.Array, bits: int) -> jax.Array:
+    """Packs codes into bytes.
+
+    Code i (in row-major order) takes the bits i*bits ... (i+1)*bits-1 of the stream,
+    least significant first; bit b of the stream is bit b%8 of byte b//8.
+
+    Args:
+      codes: uint8, any shape, values below 2**bits.
+      bits: 1 to 8.
+
+    Returns:
+      uint8[ceil(codes.size * bits / 8)]; the last byte is filled with zeros.
+
+    Raises:
+      ValueError: if `bits` is not in 1..8.
+
+    Example:
+      >>> pack(jnp.asarray([1, 0, 1, 1], jnp.uint8), 1).tolist()
+      [13]
+    """
+    _check_bits(bits)
+    planes = codes.reshape(-1, 1) >> jnp.arange(bits, dtype=jnp.uint8)[None]
+    return jnp.packbits((planes & jnp.uint8(1)).reshape(-1), bitorder="little")
+
+
+def unpack(packed: jax.Array, bits: int, shape: tuple[int, ...]) -> jax.Array:
+    """Inverse of `pack`: uint8 codes of `shape` from uint8 bytes.
+
+    Raises:
+      ValueError: if `bits` is not in 1..8 or the byte count does not fit `shape`.
+    """
+    _check_bits(bits)
+    size = math.prod(shape)
+    expected = -(-size * bits // 8)
+    if packed.shape != (expected,):
+        raise ValueError(
+            f"`packed` has shape {packed.shape}; {size} codes of {bits} bits take "
+            f"({expected},)"
+        )
+    stream = jnp.unpackbits(packed, bitorder="little")[: size * bits]
+    weights = jnp.left_shift(jnp.uint8(1), jnp.arange(bits, dtype=jnp.uint8))
+    codes = (stream.reshape(-1, bits) * weights[None]).sum(-1, dtype=jnp.uint8)
+    return codes.reshape(shape)
+
+
+def validate(qt: QTensor, name: str = "tensor") -> QTensor:
+    """Returns `qt` if it keeps the invariants of `QTensor`.
+
+    Checks shapes and dtypes always, and that codes are below the number of levels and
+    that floats are finite. Not for use inside jit (it reads values).
+
+    Raises:
+      ValueError: naming the tensor, the field, what was found and what is allowed.
+    """
+    if qt.codes.dtype != jnp.uint8:
+        raise ValueError(f"{name}: codes are {qt.codes.dtype}, expected uint8")
+    levels = qt.levels.shape
+    if levels[:-1] not in ((), qt.shape[-1:]) or not 2 <= levels[-1] <= 256:
+        raise ValueError(
+            f"{name}: levels have shape {levels}, expected (2..256,) or "
+            f"(channels, 2..256) for codes of shape {qt.shape}"
+        )
+    for field, x in (("levels", qt.levels), ("scale", qt.scale)):
+        if x.dtype != jnp.float32 or not bool(jnp.isfinite(x).all()):
+            raise ValueError(f"{name}: {field} must be finite float32, got {x.dtype}")
+    fits = qt.scale.ndim in (0, qt.codes.ndim) and all(
+        s in (1, c) for s, c in zip(qt.scale.shape, qt.codes.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name}: scale of shape {qt.scale.shape} does not broadcast to codes of "
+            f"shape {qt.codes.shape}"
+        )
+    if qt.codes.size and int(qt.codes.max()) >= levels[-1]:
+        raise ValueError(
+            f"{name}: code {int(qt.codes.max())} is outside the table of {levels[-1]}"
+        )
+    return qt
+
+
+def _check_bits(bits: int) -> None:
+    if bits not in range(1, 9):
+        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")

@@ -1,0 +1,272 @@
+"""Rules over a parameter tree: which tensor gets which quantizer, and what is shared.
+
+`quantize_tree(rules, params)` is itself a `Quantizer`, whose `w` is a whole tree. Soft
+and hard trees go through the same `model.apply`; the model is never edited.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core.base import PerTensor, PyTree, Quantizer
+from quantnet_jax.core.qtensor import dequantize, is_qtensor
+
+SHARES = ("layer", "shape", "kernel", "model")
+
+
+class Rule(NamedTuple):
+    """Gives the tensors whose path matches `pattern` to `quantizer`.
+
+    Attributes:
+      pattern: regular expression, matched against the whole '/'-joined path, such as
+        'stage1_block0/conv1/kernel'.
+      quantizer: the functions to use.
+      share: 'layer': every tensor has parameters of its own; 'shape': one set for all
+        tensors of equal shape; 'kernel': for all of the same spatial size (3x3, 1x1,
+        dense); 'model': one set for all. Parts marked `PerTensor` are never shared.
+    """
+
+    pattern: str
+    quantizer: Quantizer
+    share: str = "layer"
+
+
+class Bucket(NamedTuple):
+    """Tensors of one rule and one shape, computed together.
+
+    Attributes:
+      quantizer: of the rule.
+      paths: of the tensors, sorted.
+      shape: that all of them have.
+      shared: key of the shared part of their `qparams`, None if nothing is shared.
+    """
+
+    quantizer: Quantizer
+    paths: tuple[str, ...]
+    shape: tuple[int, ...]
+    shared: str | None
+
+
+def flatten(params: PyTree) -> dict[str, jax.Array]:
+    """{'/'-joined path: leaf} of a parameter tree; QTensors count as leaves."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_qtensor)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in leaves
+    }
+
+
+def plan(rules: Iterable[Rule], params: PyTree) -> tuple[Bucket, ...]:
+    """Resolves rules against a tree into buckets of equal shape.
+
+    Args:
+      rules: at most one may claim a tensor. Tensors that no rule claims stay float.
+      params: arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: a rule matches nothing, two rules claim one tensor, a claimed tensor
+        is not floating point, an unknown `share`, or tensors that are to share
+        parameters need parameters of different shapes. The message lists the paths.
+    """
+    leaves = flatten(params)
+    claims: dict[str, str] = {}
+    buckets = []
+    for number, rule in enumerate(rules):
+        paths = _claim(rule, leaves, claims)
+        groups: dict[tuple, list[str]] = {}
+        for path in paths:
+            shape = leaves[path].shape
+            groups.setdefault((_share_key(rule, number, shape), shape), []).append(path)
+        found = [
+            Bucket(rule.quantizer, tuple(members), shape, shared)
+            for (shared, shape), members in groups.items()
+        ]
+        _check_shared(rule, found)
+        buckets += found
+    return tuple(buckets)
+
+
+def quantize_tree(rules: Iterable[Rule], params: PyTree) -> Quantizer:
+    """A quantizer for whole parameter trees; see `tree_quantizer` and `plan`.
+
+    Example:
+      >>> from quantnet_jax.core.base import identity
+      >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 2))}, "bias": jnp.ones(2)}
+      >>> q = quantize_tree([Rule(".*kernel", identity())], params)
+      >>> qparams = q.init(jax.random.key(0), params)
+      >>> sorted(flatten(q.soft(qparams, params, step=0)))
+      ['bias', 'conv/kernel']
+    """
+    return tree_quantizer(plan(rules, params))
+
+
+def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
+    """The `Quantizer` over trees that a plan describes.
+
+    `init(key, params)` gives `{path or shared key: qparams}`. `soft` gives a tree like
+    `params` with the claimed tensors replaced; `hard` the same with `QTensor` leaves
+    (see `dequantize_tree`); `penalty` the sum over tensors. Tensors of equal shape go
+    through one `vmap`, so the cost does not grow with the number of small kernels. Every
+    tensor gets a key of its own from `key`. Shared parameters are initialized on the
+    first of their tensors in path order.
+    """
+    order = sorted(path for bucket in buckets for path in bucket.paths)
+    numbers = {path: number for number, path in enumerate(order)}
+
+    def keys_of(key, bucket):
+        numbers_ = jnp.asarray([numbers[path] for path in bucket.paths])
+        return jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers_)
+
+    def init(key, params):
+        leaves = flatten(params)
+        qparams = {}
+        for bucket in buckets:
+            keys = keys_of(key, bucket)
+            for k, path in zip(keys, bucket.paths, strict=True):
+                full = bucket.quantizer.init(k, leaves[path])
+                if bucket.shared is None:
+                    qparams[path] = full
+                    continue
+                shared, qparams[path] = _split(full)
+                qparams.setdefault(bucket.shared, shared)
+        return qparams
+
+    def mapped(fn: Callable, bucket, qparams, leaves, *extra):
+        """vmap of fn(qparams, w, *extra) over the tensors of a bucket."""
+        w = jnp.stack([leaves[path] for path in bucket.paths])
+        own = jax.tree.map(
+            lambda *x: jnp.stack(x), *[qparams[path] for path in bucket.paths]
+        )
+        if bucket.shared is None:
+            return jax.vmap(fn)(own, w, *extra)
+        shared = qparams[bucket.shared]
+        return jax.vmap(lambda o, *rest: fn(_merge(shared, o), *rest))(own, w, *extra)
+
+    def soft(qparams, params, *, step, key=None):
+        leaves, new = flatten(params), {}
+        for bucket in buckets:
+            q = bucket.quantizer
+            one = lambda p, w, k=None, q=q: q.soft(p, w, step=step, key=k)
+            extra = () if key is None else (keys_of(key, bucket),)
+            out = mapped(one, bucket, qparams, leaves, *extra)
+            new |= {path: out[i] for i, path in enumerate(bucket.paths)}
+        return _replace(params, new)
+
+    def hard(qparams, params):
+        leaves, new = flatten(params), {}
+        for bucket in buckets:
+            out = mapped(bucket.quantizer.hard, bucket, qparams, leaves)
+            for i, path in enumerate(bucket.paths):
+                new[path] = jax.tree.map(lambda x, i=i: x[i], out)
+        return _replace(params, new)
+
+    def penalty(qparams, params, *, step):
+        leaves, total = flatten(params), jnp.zeros((), jnp.float32)
+        for bucket in buckets:
+            q = bucket.quantizer
+            one = lambda p, w, q=q: q.penalty(p, w, step=step)
+            total = total + jnp.sum(mapped(one, bucket, qparams, leaves))
+        return total
+
+    return Quantizer(init, soft, hard, penalty)
+
+
+def dequantize_tree(params: PyTree) -> PyTree:
+    """Replaces every QTensor leaf by its float32 values."""
+    return jax.tree.map(dequantize, params, is_leaf=is_qtensor)
+
+
+def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
+    if rule.share not in SHARES:
+        raise ValueError(
+            f"rule {rule.pattern!r}: share is {rule.share!r}, expected one of {SHARES}"
+        )
+    try:
+        pattern = re.compile(rule.pattern)
+    except re.error as e:
+        raise ValueError(
+            f"rule {rule.pattern!r} is no regular expression: {e}"
+        ) from None
+    paths = sorted(path for path in leaves if pattern.fullmatch(path))
+    if not paths:
+        raise ValueError(
+            f"rule {rule.pattern!r} matches no parameter; the paths are "
+            + ", ".join(sorted(leaves))
+        )
+    for path in paths:
+        if path in claims:
+            raise ValueError(
+                f"rules {claims[path]!r} and {rule.pattern!r} both claim {path!r}; both "
+                "claim " + ", ".join(p for p in paths if p in claims)
+            )
+        if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
+            raise ValueError(
+                f"rule {rule.pattern!r} claims {path!r} of dtype {leaves[path].dtype}; "
+                "only floating-point tensors can be quantized"
+            )
+    claims |= dict.fromkeys(paths, rule.pattern)
+    return paths
+
+
+def _share_key(rule: Rule, number: int, shape: tuple[int, ...]) -> str | None:
+    if rule.share == "layer":
+        return None
+    if rule.share == "model":
+        return f"shared{number}"
+    sizes = shape if rule.share == "shape" else shape[:-2]
+    return f"shared{number}:" + ("x".join(map(str, sizes)) or "dense")
+
+
+def _check_shared(rule: Rule, buckets: Sequence[Bucket]) -> None:
+    """Tensors that share parameters must need the same ones."""
+    first: dict[str, tuple] = {}
+    for bucket in buckets:
+        if bucket.shared is None:
+            continue
+        w = jax.ShapeDtypeStruct(bucket.shape, jnp.float32)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        shared, _ = _split(jax.eval_shape(bucket.quantizer.init, key, w))
+        shapes = [x.shape for x in jax.tree.leaves(shared)]
+        other, other_shapes = first.setdefault(bucket.shared, (bucket, shapes))
+        if shapes != other_shapes:
+            raise ValueError(
+                f"rule {rule.pattern!r}: share={rule.share!r} gives one set of "
+                f"parameters to {other.paths[0]!r} of shape {other.shape} and "
+                f"{bucket.paths[0]!r} of shape {bucket.shape}, which need different "
+                f"ones ({other_shapes} and {shapes}); choose a narrower share of "
+                f"{SHARES} or another unit"
+            )
+
+
+def _split(qparams: PyTree) -> tuple[PyTree, PyTree]:
+    """(what may be shared, what is each tensor's own), None where the other has it."""
+    keep = lambda wanted: jax.tree.map(
+        lambda x: x if _is_own(x) == wanted else None, qparams, is_leaf=_is_own
+    )
+    return keep(False), keep(True)
+
+
+def _merge(shared: PyTree, own: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda s, o: s if o is None else o,
+        shared,
+        own,
+        is_leaf=lambda x: x is None or _is_own(x),
+    )
+
+
+def _is_own(x: object) -> bool:
+    return isinstance(x, PerTensor)
+
+
+def _replace(params: PyTree, new: dict[str, jax.Array]) -> PyTree:
+    """`params` with the leaves at the given paths replaced."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: new.get(
+            jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+        ),
+        params,
+    )

@@ -1,0 +1,48 @@
+"""Data: sets in memory or streamed, the order of examples, augmentation on the device.
+
+>>> from quantnet_jax import data
+>>> dataset = data.load("bundled")
+>>> batch = data.train_indices(0, size=10_000, batch_size=128, seed=0)
+>>> mean, std = data.normalization(dataset)
+>>> inputs = data.prepare(data.split(dataset, "train"), batch, seed=0, train=True,
+...                       pad=2, flip=True, mean=mean, std=std)
+>>> inputs["image"].shape, str(inputs["image"].dtype)
+((128, 28, 28, 1), 'float32')
+"""
+
+from quantnet_jax.data.augment import normalize, prepare
+from quantnet_jax.data.dataset import Dataset, split, statistics, subset
+from quantnet_jax.data.imagenet import eval_stream, load_source, train_stream
+from quantnet_jax.data.sources import (
+    CLASSES,
+    NAMES,
+    STATISTICS,
+    load,
+    normalization,
+    synthetic,
+)
+from quantnet_jax.data.stream import eval_batches, eval_steps, train_indices
+from quantnet_jax.data.tfds_source import class_names, load_tfds
+
+__all__ = [
+    "CLASSES",
+    "NAMES",
+    "STATISTICS",
+    "Dataset",
+    "class_names",
+    "eval_batches",
+    "eval_steps",
+    "eval_stream",
+    "load",
+    "load_source",
+    "load_tfds",
+    "normalization",
+    "normalize",
+    "prepare",
+    "split",
+    "statistics",
+    "subset",
+    "synthetic",
+    "train_indices",
+    "train_stream",
+]

@@ -1,0 +1,242 @@
+"""The in-memory image set: its type, stratified subsets and channel statistics."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Dataset(NamedTuple):
+    """A small image classification set, held as plain NumPy arrays.
+
+    Attributes:
+      train_image: uint8 [N, H, W, C], pixel values 0..255.
+      train_label: int32 [N], 0 <= label < len(classes).
+      test_image: uint8 [M, H, W, C].
+      test_label: int32 [M].
+      classes: the class names; ``classes[i]`` names label i.
+      name: the name that `load` knows the set by.
+    """
+
+    train_image: np.ndarray
+    train_label: np.ndarray
+    test_image: np.ndarray
+    test_label: np.ndarray
+    classes: tuple[str, ...]
+    name: str
+
+
+def check(dataset: Dataset) -> Dataset:
+    """Returns `dataset` if its arrays fit together.
+
+    Args:
+      dataset: the set to look at.
+
+    Returns:
+      The same object.
+
+    Raises:
+      ValueError: a dtype, a rank, a length, an image size or a label is off.
+    """
+    for part in ("train", "test"):
+        image = getattr(dataset, f"{part}_image")
+        label = getattr(dataset, f"{part}_label")
+        where = f"{dataset.name}: {part}"
+        if image.dtype != np.uint8 or image.ndim != 4:
+            raise ValueError(
+                f"{where}_image is {image.dtype}{list(image.shape)}, expected "
+                "uint8[N, H, W, C]"
+            )
+        if label.dtype != np.int32 or label.shape != image.shape[:1]:
+            raise ValueError(
+                f"{where}_label is {label.dtype}{list(label.shape)}, expected "
+                f"int32[{image.shape[0]}], one label for each image"
+            )
+        check_labels(label, len(dataset.classes), f"{where}_label")
+    sizes = [a.shape[1:] for a in (dataset.train_image, dataset.test_image)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{dataset.name}: training images are {list(sizes[0])} but test images "
+            f"are {list(sizes[1])} (H, W, C); both must be of one size"
+        )
+    return dataset
+
+
+def check_labels(label: np.ndarray, classes: int, where: str) -> None:
+    """Raises a ValueError that names the first label outside 0..classes-1."""
+    bad = np.flatnonzero((label < 0) | (label >= classes))
+    if bad.size:
+        raise ValueError(
+            f"{where}: label {int(label[bad[0]])} at position {int(bad[0])}, expected "
+            f"0 to {classes - 1}; the file is damaged or belongs to another set"
+        )
+
+
+def split(dataset: Dataset, part: str) -> dict[str, np.ndarray]:
+    """One part of a set, as `prepare` wants it on the device.
+
+    Args:
+      dataset: the set.
+      part: "train" or "test".
+
+    Returns:
+      {"image": uint8 [N, H, W, C], "label": int32 [N]}.
+
+    Raises:
+      ValueError: `part` is neither "train" nor "test".
+
+    Example:
+      >>> from quantnet_jax.data import load
+      >>> split(load("bundled"), "test")["image"].shape
+      (2000, 28, 28, 1)
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f"part={part!r}, expected 'train' or 'test'")
+    return {
+        "image": getattr(dataset, f"{part}_image"),
+        "label": getattr(dataset, f"{part}_label"),
+    }
+
+
+def first_of_each_class(label: np.ndarray, total: int, classes: int) -> np.ndarray:
+    """Rows of a stratified part: the first ones of each class, in file order.
+
+    The share of a class is its share in `label`, rounded by largest remainder (ties
+    go to the lower class), so balanced sets give balanced parts.
+
+    Args:
+      label: int [N], 0 <= label < classes.
+      total: how many rows to take, 1 <= total <= N.
+      classes: number of classes.
+
+    Returns:
+      int64 [total], strictly increasing.
+    """
+    count = np.bincount(label, minlength=classes)
+    # Integer arithmetic: exact, hence the same on every machine.
+    quota, rest = np.divmod(count * total, label.size)
+    quota[np.argsort(-rest, kind="stable")[: total - int(quota.sum())]] += 1
+    rows = [np.flatnonzero(label == c)[: quota[c]] for c in range(classes)]
+    return np.sort(np.concatenate(rows))
+
+
+def subset(
+    dataset: Dataset,
+    train: int | None = None,
+    test: int | None = None,
+    classes: int | Sequence[int | str] | None = None,
+) -> Dataset:
+    """A deterministic, stratified part of a set.
+
+    Args:
+      dataset: the set to take from.
+      train: number of training images, at least 1; None keeps all.
+      test: number of test images, at least 1; None keeps all.
+      classes: the classes to keep: a number (the first so many), or labels or names.
+        They are relabelled 0, 1, ... in the order given and keep their names.
+
+    Returns:
+      A smaller set of the same `name`. Of each class the first images in file order
+      are taken and images keep their relative order.
+
+    Raises:
+      ValueError: more is asked for than there is, or a class is unknown or doubled.
+
+    Example:
+      >>> from quantnet_jax.data import load
+      >>> small = subset(load("bundled"), train=30, classes=["Coat", "Bag"])
+      >>> small.classes, small.train_label.shape, small.test_label.shape
+      (('Coat', 'Bag'), (30,), (400,))
+    """
+    kept = _class_labels(dataset, classes)
+    new_label = np.full(len(dataset.classes), -1, np.int32)
+    new_label[kept] = np.arange(len(kept), dtype=np.int32)
+    arrays = []
+    for part, total in (("train", train), ("test", test)):
+        image, label = split(dataset, part).values()
+        rows = np.flatnonzero(new_label[label] >= 0)
+        if total is not None:
+            if not 1 <= total <= rows.size:
+                raise ValueError(
+                    f"{part}={total}: {dataset.name} holds {rows.size} {part} images "
+                    f"of the {len(kept)} kept classes, expected 1 to {rows.size}"
+                )
+            rows = rows[first_of_each_class(new_label[label[rows]], total, len(kept))]
+        arrays += [image[rows], new_label[label[rows]]]
+    names = tuple(dataset.classes[c] for c in kept)
+    return Dataset(*arrays, classes=names, name=dataset.name)
+
+
+def _class_labels(dataset, classes) -> list[int]:
+    """Labels of the classes to keep, checked."""
+    known = dataset.classes
+    if classes is None:
+        return list(range(len(known)))
+    if isinstance(classes, int):
+        if not 1 <= classes <= len(known):
+            raise ValueError(
+                f"classes={classes}: {dataset.name} has {len(known)} classes, "
+                f"expected 1 to {len(known)}"
+            )
+        return list(range(classes))
+    labels = []
+    for c in [classes] if isinstance(classes, str) else classes:
+        if isinstance(c, str) and c not in known:
+            near = difflib.get_close_matches(c, known, 1, 0)
+            raise ValueError(
+                f"classes: {dataset.name} has no class {c!r}; nearest is {near[0]!r}"
+            )
+        label = known.index(c) if isinstance(c, str) else int(c)
+        if not 0 <= label < len(known):
+            raise ValueError(
+                f"classes: {dataset.name} has no label {label}, expected 0 to "
+                f"{len(known) - 1}"
+            )
+        labels.append(label)
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError(
+            f"classes={list(classes)!r}: expected at least one class and none twice"
+        )
+    return labels
+
+
+def statistics(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of x / 255, exact to rounding.
+
+    Args:
+      image: uint8 [N, H, W, C].
+
+    Returns:
+      (mean, std), each C floats; the population standard deviation.
+
+    Raises:
+      ValueError: not uint8 [N, H, W, C], or without a pixel, or a channel is constant.
+
+    Example:
+      >>> statistics(np.array([[[[0], [255]]]], np.uint8))
+      ((0.5,), (0.5,))
+    """
+    if image.dtype != np.uint8 or image.ndim != 4 or image.size == 0:
+        raise ValueError(
+            f"image is {image.dtype}{list(image.shape)}, expected a non-empty "
+            "uint8[N, H, W, C]"
+        )
+    # From a histogram: sums of integers are exact and the set is never copied to float.
+    value = np.arange(256) / 255
+    mean, std = [], []
+    for c in range(image.shape[-1]):
+        share = np.bincount(image[..., c].ravel(), minlength=256)
+        share = share / share.sum()
+        m = float(share @ value)
+        s = float(np.sqrt(share @ np.square(value - m)))
+        if s == 0.0:
+            raise ValueError(
+                f"image: channel {c} has the one value {round(m * 255)} everywhere, so "
+                "it cannot be normalized; give mean and std yourself"
+            )
+        mean.append(m)
+        std.append(s)
+    return tuple(mean), tuple(std)

@@ -1,0 +1,253 @@
+"""Streams ImageNet, or any set of JPEGs in TFDS; the one file that knows Grain.
+
+A batch is a pure function of its step, with the order of `stream`; Grain only computes
+batches ahead in threads or processes and keeps the place. The flip of training images
+is left to `prepare`, on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantnet_jax.data.jpeg import decode_eval, decode_train
+from quantnet_jax.data.stream import eval_batches, eval_steps, train_indices
+from quantnet_jax.data.tfds_source import open_split
+
+_ENDLESS = 2**40  # steps
+
+
+def load_source(
+    name: str = "imagenet2012",
+    split: str = "train",
+    data_dir: str | Path | None = None,
+) -> Any:
+    """Opens a split whose images are handed out as encoded JPEG bytes.
+
+    Args:
+      name: the name of the set in TFDS, with the features "image" and "label".
+      split: "train" or "validation" for ImageNet.
+      data_dir: the data folder of TFDS; None for its default.
+
+    Returns:
+      A sequence of {"image": bytes, "label": int, ...}.
+
+    Raises:
+      ImportError, FileNotFoundError, ValueError: see `open_split`.
+    """
+    return open_split(name, split, data_dir, decode=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatches:
+    """step -> the training batch of this process; pure and picklable.
+
+    Attributes:
+      source: of `load_source`.
+      batch_size: examples in a global batch.
+      seed: of order and crops.
+      size: height and width of the images.
+      process_index, process_count: which slice of each batch.
+    """
+
+    source: Any
+    batch_size: int
+    seed: int
+    size: int = 224
+    process_index: int = 0
+    process_count: int = 1
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Returns {"image", "label", "position", "mask"}, see `train_stream`."""
+        plan = train_indices(
+            int(step),
+            size=len(self.source),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            process_index=self.process_index,
+            process_count=self.process_count,
+        )
+
+        def decode(content, i):
+            place = int(plan["position"][i])
+            return decode_train(content, self.size, seed=self.seed, position=place)
+
+        return _fill(self.source, plan, self.size, decode)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches:
+    """step -> the evaluation batch of this process; pure and picklable.
+
+    Attributes:
+      source: of `load_source`.
+      batch_size: examples in a global batch, padding included.
+      size: height and width of the images.
+      resize: length of the shorter side before the centre crop.
+      process_index, process_count: which slice of each batch.
+    """
+
+    source: Any
+    batch_size: int
+    size: int = 224
+    resize: int = 256
+    process_index: int = 0
+    process_count: int = 1
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Returns {"image", "label", "position", "mask"}, see `eval_stream`."""
+        plans = eval_batches(
+            len(self.source),
+            self.batch_size,
+            self.process_index,
+            self.process_count,
+            first=int(step),
+        )
+
+        def decode(content, _):
+            return decode_eval(content, self.size, self.resize)
+
+        return _fill(self.source, next(plans), self.size, decode)
+
+
+def _fill(source, plan, size, decode) -> dict[str, np.ndarray]:
+    """Reads and decodes the examples of a plan; padding stays black with label 0."""
+    real = np.flatnonzero(plan["mask"])
+    image = np.zeros((plan["mask"].size, size, size, 3), np.uint8)
+    label = np.zeros(plan["mask"].size, np.int32)
+    rows = [int(plan["index"][i]) for i in real]
+    # Not called with an empty list: a batch may hold padding only.
+    examples = source.__getitems__(rows) if rows else []
+    for i, row, example in zip(real, rows, examples, strict=True):
+        try:
+            image[i] = decode(example["image"], i)
+        except OSError as error:
+            raise ValueError(
+                f"example {row}: found {len(example['image'])} bytes that are no "
+                f"readable image ({error}), expected a JPEG; prepare the set again"
+            ) from error
+        label[i] = example["label"]
+    return {
+        "image": image,
+        "label": label,
+        "position": plan["position"],
+        "mask": plan["mask"],
+    }
+
+
+def _iterate(batches, first: int, stop: int, threads: int, workers: int):
+    """A Grain iterator over batches(first), ..., batches(stop - 1)."""
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError(
+            f"streaming needs Grain, which cannot be imported ({error}): "
+            "pip install grain"
+        ) from error
+    if threads < 1 or workers < 0:
+        raise ValueError(
+            f"threads={threads}, workers={workers}, expected threads >= 1, workers >= 0"
+        )
+    # Each element is a whole batch, so neither threads nor workers change the order.
+    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    data = grain.MapDataset.range(first, stop).map(batches).to_iter_dataset(read)
+    if workers:
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(data)
+
+
+def _check(source, size: int, resize: int | None = None) -> None:
+    if len(source) == 0:
+        raise ValueError("source is empty, expected at least one example")
+    if size < 1 or (resize is not None and resize < size):
+        raise ValueError(f"size={size}, resize={resize}, expected 1 <= size <= resize")
+
+
+def train_stream(
+    source: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    size: int = 224,
+    process_index: int = 0,
+    process_count: int = 1,
+    start_step: int = 0,
+    threads: int = 8,
+    workers: int = 0,
+):
+    """Endless training batches from a step on.
+
+    Resume either by `start_step` (no state is needed) or by the iterator's
+    `get_state()` / `set_state(state)`, on an iterator made with the same arguments.
+
+    Args:
+      source: of `load_source`.
+      batch_size: examples in a global batch.
+      seed: of order and crops; the order is that of `train_indices`.
+      size: height and width of the images.
+      process_index: this process.
+      process_count: number of processes; each yields batch_size / process_count.
+      start_step: the first step.
+      threads: batches computed at a time (in each worker), and read ahead.
+      workers: extra processes; 0 works in this one (decoding releases the GIL).
+
+    Returns:
+      A Grain iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B],
+      "position": uint32 [B], "mask": float32 [B], all ones}.
+
+    Raises:
+      ImportError: Grain is not installed.
+      ValueError: an argument is out of range or the batch does not divide.
+    """
+    _check(source, size)
+    # The first plan is made here, so that bad arguments are told before any thread.
+    train_indices(
+        start_step,
+        size=len(source),
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    batches = TrainBatches(source, batch_size, seed, size, process_index, process_count)
+    return _iterate(batches, start_step, _ENDLESS, threads, workers)
+
+
+def eval_stream(
+    source: Any,
+    *,
+    batch_size: int,
+    size: int = 224,
+    resize: int = 256,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 8,
+    workers: int = 0,
+):
+    """Evaluation batches: each example exactly once over all processes.
+
+    Args:
+      source: of `load_source`.
+      batch_size: examples in a global batch, padding included.
+      size: height and width of the images.
+      resize: length of the shorter side before the centre crop, at least `size`.
+      process_index, process_count, threads, workers: see `train_stream`.
+
+    Returns:
+      A Grain iterator of `eval_steps(len(source), batch_size)` batches, on every
+      process, of the form of `train_stream`; padding is black with label 0, mask 0.
+
+    Raises:
+      ImportError: Grain is not installed.
+      ValueError: an argument is out of range or the batch does not divide.
+    """
+    _check(source, size, resize)
+    eval_batches(len(source), batch_size, process_index, process_count)
+    batches = EvalBatches(
+        source, batch_size, size, resize, process_index, process_count
+    )
+    steps = eval_steps(len(source), batch_size)
+    return _iterate(batches, 0, steps, threads, workers)

@@ -1,0 +1,105 @@
+"""From an encoded image to uint8 pixels of one size: random resized or centre crop.
+
+Training: random resized crop ("Going Deeper with Convolutions", arXiv:1409.4842,
+section 6). Evaluation: shorter side to 256, then the centre crop of 224.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+
+_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR; Pillow widens it when it shrinks
+
+
+def random_box(
+    width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random crop: area 8 to 100 %, aspect ratio 3/4 to 4/3 (log-uniform).
+
+    Ten tries; then the largest centred box within the aspect ratios.
+
+    Args:
+      width, height: of the image, at least 1.
+      rng: source of randomness.
+
+    Returns:
+      (left, top, width, height), inside the image.
+    """
+    for _ in range(10):
+        area = width * height * (0.08 + 0.92 * rng.random())
+        ratio = math.exp(math.log(4 / 3) * (2 * rng.random() - 1))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(rng.random() * (width - w + 1))
+            return left, int(rng.random() * (height - h + 1)), w, h
+    w = max(1, min(width, round(height * 4 / 3)))
+    h = max(1, min(height, round(width * 4 / 3)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _open(content: bytes):
+    from PIL import Image  # only streamed sets need Pillow
+
+    return Image.open(io.BytesIO(content))
+
+
+def decode_train(content: bytes, size: int, *, seed: int, position: int) -> np.ndarray:
+    """Decodes, takes a random box and resizes it (bilinear, antialiased).
+
+    Args:
+      content: an encoded image.
+      size: height and width of the result.
+      seed, position: the randomness is a function of these two.
+
+    Returns:
+      uint8 [size, size, 3].
+
+    Raises:
+      OSError: the image is broken.
+    """
+    # The counter keeps these numbers apart from those of `stream.permutation`.
+    bits = np.random.Philox(
+        key=np.array([seed, position], np.uint64),
+        counter=np.array([0, 0, 0, 1], np.uint64),
+    )
+    image = _open(content)
+    width, height = image.size
+    left, top, w, h = random_box(width, height, np.random.Generator(bits))
+    # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size at a fraction of the cost;
+    # only as far as the box keeps `size` pixels on its shorter side.
+    shrink = 1 << min(3, max(1, min(w, h) // size).bit_length() - 1)
+    image.draft("RGB", (width // shrink, height // shrink))
+    fx, fy = image.width / width, image.height / height
+    box = (
+        left * fx,
+        top * fy,
+        min((left + w) * fx, image.width),
+        min((top + h) * fy, image.height),
+    )
+    image = image.convert("RGB").resize((size, size), _BILINEAR, box)
+    return np.asarray(image)
+
+
+def decode_eval(content: bytes, size: int, resize: int) -> np.ndarray:
+    """Decodes at full size, resizes the shorter side to `resize`, crops the centre.
+
+    Args:
+      content: an encoded image.
+      size: height and width of the result, at most `resize`.
+      resize: length of the shorter side before the crop.
+
+    Returns:
+      uint8 [size, size, 3].
+
+    Raises:
+      OSError: the image is broken.
+    """
+    image = _open(content).convert("RGB")
+    short = min(image.size)
+    width, height = (resize * side // short for side in image.size)
+    image = image.resize((width, height), _BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -1,0 +1,202 @@
+"""Loads an in-memory image set by name; knows class names and channel statistics."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+
+from quantnet_jax.data.dataset import Dataset, check, statistics
+from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx_set
+from quantnet_jax.data.tfds_source import load_tfds
+
+NAMES = ("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "synthetic")
+
+BUNDLED_FILE = Path(__file__).parent / "bundled" / "fashion_mnist_12k.tar.xz"
+
+_FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+CLASSES: dict[str, tuple[str, ...]] = {
+    "bundled": _FASHION,
+    "fashion_mnist": _FASHION,
+    "mnist": tuple("0123456789"),
+    "cifar10": tuple(
+        "airplane automobile bird cat deer dog frog horse ship truck".split()
+    ),
+    "cifar100": tuple(
+        """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
+        bridge bus butterfly camel can castle caterpillar cattle chair
+        chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+        dolphin elephant flatfish forest fox girl hamster house kangaroo
+        keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+        motorcycle mountain mouse mushroom oak_tree orange orchid otter
+        palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+        possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+        skyscraper snail snake spider squirrel streetcar sunflower
+        sweet_pepper table tank telephone television tiger tractor train
+        trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
+    ),
+}
+
+# Mean and standard deviation per channel of the training images / 255.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.13066048,), (0.30810781,)),
+    "fashion_mnist": ((0.28604060,), (0.35302424,)),
+    "cifar10": (
+        (0.49139968, 0.48215841, 0.44653091),
+        (0.24703223, 0.24348513, 0.26158784),
+    ),
+    "cifar100": (
+        (0.50707516, 0.48654887, 0.44091784),
+        (0.26733429, 0.25643846, 0.27615047),
+    ),
+    # Of a sample of ImageNet, the constants that the field uses.
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def load(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    tfds_dir: str | Path | None = None,
+    download: bool = False,
+    **sizes: int,
+) -> Dataset:
+    """Loads a set.
+
+    Args:
+      name: "bundled" (a 10,000 + 2,000 part of Fashion-MNIST, no download),
+        "synthetic", or "cifar10", "cifar100", "fashion_mnist", "mnist".
+      folder: holds the original files: for the CIFAR sets the *binary* version (the
+        .bin files, or the archive cifar-10-binary / cifar-100-binary as .tar.gz,
+        .tar.xz or .tar; unpacked files load faster), for the others the four idx
+        files, with or without .gz. None: the set is taken by name from
+        `tfds.data_source` (same images and labels, in the order of TFDS).
+      tfds_dir: the data folder of TFDS; None for its default.
+      download: let TFDS download and prepare the set if it is not there (most sets
+        need TensorFlow for that).
+      **sizes: of "synthetic" only, see `synthetic`.
+
+    Returns:
+      The set, checked.
+
+    Raises:
+      FileNotFoundError: the folder or a file is missing.
+      ValueError: the name is unknown, or a file is truncated, of another format, or
+        has a label out of range.
+      ImportError: TFDS is needed and not installed.
+
+    Example:
+      >>> load("bundled").train_image.shape
+      (10000, 28, 28, 1)
+    """
+    folder = folder or None
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name), NAMES, 1, 0)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name={name!r} is no known data set{hint} (known: {NAMES})")
+    if sizes and name != "synthetic":
+        raise ValueError(
+            f"{sorted(sizes)} are arguments of 'synthetic', not of {name!r}; take a "
+            "part with subset()"
+        )
+    if name in ("bundled", "synthetic") and folder is not None:
+        raise ValueError(
+            f"folder={str(folder)!r}: {name!r} is not read from a folder; leave it "
+            f"out, or name one of {NAMES[1:-1]}"
+        )
+    if name == "synthetic":
+        return synthetic(**sizes)
+    if name == "bundled":
+        arrays = read_idx_set(BUNDLED_FILE, len(CLASSES[name]))
+    elif folder is None:
+        return load_tfds(name, tfds_dir, download=download)
+    elif name in ("mnist", "fashion_mnist"):
+        arrays = read_idx_set(folder, len(CLASSES[name]))
+    else:
+        form = CIFAR10 if name == "cifar10" else CIFAR100
+        arrays = read_cifar(folder, form)
+    return check(Dataset(*arrays, classes=CLASSES[name], name=name))
+
+
+def normalization(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) to normalize a set with, each one float per channel.
+
+    The published constants of the full training set where `STATISTICS` has them (also
+    for a subset of it), else computed from the training images.
+
+    Args:
+      dataset: the set.
+
+    Returns:
+      (mean, std).
+
+    Example:
+      >>> [round(v[0], 3) for v in normalization(load("bundled"))]
+      [0.287, 0.354]
+    """
+    if dataset.name in STATISTICS:
+        return STATISTICS[dataset.name]
+    return statistics(dataset.train_image)
+
+
+def synthetic(
+    *,
+    train: int = 256,
+    test: int = 64,
+    size: int = 8,
+    channels: int = 3,
+    classes: int = 4,
+    seed: int = 0,
+) -> Dataset:
+    """Small images that can be learned: a smooth pattern per class, and noise.
+
+    Patterns are symmetric, so that a flip does not change the class.
+
+    Args:
+      train, test: numbers of images; labels are balanced.
+      size: height and width, a multiple of 4.
+      channels: number of channels.
+      classes: number of classes.
+      seed: of patterns, order and noise.
+
+    Returns:
+      The set.
+
+    Raises:
+      ValueError: a size is below 1 or `size` is no multiple of 4.
+
+    Example:
+      >>> synthetic(size=8, classes=2).test_image.shape
+      (64, 8, 8, 3)
+    """
+    given = dict(train=train, test=test, size=size, channels=channels, classes=classes)
+    for key, value in given.items():
+        if value < 1:
+            raise ValueError(f"{key}={value}, expected at least 1")
+    if size % 4:
+        raise ValueError(f"size={size}, expected a multiple of 4, as 8, 16 or 32")
+    rng = np.random.default_rng(seed)
+    pattern = rng.uniform(40, 215, (classes, 4, 4, channels))
+    pattern = (pattern + pattern[:, :, ::-1]) / 2
+    pattern = pattern.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+
+    def part(count):
+        label = rng.permutation(np.arange(count, dtype=np.int32) % classes)
+        noise = rng.normal(0, 30, (count, size, size, channels))
+        return np.clip(pattern[label] + noise, 0, 255).astype(np.uint8), label
+
+    names = tuple(f"class_{c}" for c in range(classes))
+    return check(Dataset(*part(train), *part(test), classes=names, name="synthetic"))

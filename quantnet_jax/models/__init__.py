@@ -1,0 +1,102 @@
+"""The list of the shipped networks: `create(name, ...)` and `names()`."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from quantnet_jax.models.layers import KERNELS, kernel_rule
+from quantnet_jax.models.resnet import ResNet, cifar_resnet, imagenet_resnet
+from quantnet_jax.models.small import Small
+
+__all__ = ["KERNELS", "ResNet", "Small", "create", "kernel_rule", "names"]
+
+_MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
+    "small": (Small, Small),
+    "resnet8": (ResNet, partial(cifar_resnet, 8)),
+    "resnet14": (ResNet, partial(cifar_resnet, 14)),
+    "resnet20": (ResNet, partial(cifar_resnet, 20)),
+    "resnet32": (ResNet, partial(cifar_resnet, 32)),
+    "resnet44": (ResNet, partial(cifar_resnet, 44)),
+    "resnet56": (ResNet, partial(cifar_resnet, 56)),
+    "resnet110": (ResNet, partial(cifar_resnet, 110)),
+    "resnet18": (ResNet, partial(imagenet_resnet, 18)),
+    "resnet34": (ResNet, partial(imagenet_resnet, 34)),
+    "resnet50": (ResNet, partial(imagenet_resnet, 50)),
+}
+
+# Decided by the name of the network, or none of the user's business.
+_FIXED = {"blocks", "block", "name", "parent"}
+
+
+def names() -> tuple[str, ...]:
+    """Names that `create` knows."""
+    return tuple(_MODELS)
+
+
+def create(
+    name: str,
+    *,
+    classes: int,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """The network of a given name.
+
+    Args:
+      name: one of `names()`.
+      classes: outputs of the head, at least 1.
+      dtype: floating compute dtype, or its name; parameters and logits are float32.
+      axis_name: mapped axis over which BatchNorm averages its statistics, or None.
+      **options: further attributes of the network, such as `width`, `shortcut` ('A' or
+        'B'), `stem_strides`, `act`, `momentum`, `zero_init_last`; see `ResNet`.
+
+    Returns:
+      A linen module; `apply(variables, images, train)` gives float32 logits.
+
+    Raises:
+      ValueError: if the name, an option or a value is not valid.
+
+    Example:
+      >>> create("resnet20", classes=10, width=8).blocks
+      (3, 3, 3)
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, _MODELS)}")
+    cls, make = _MODELS[name]
+    known = [f.name for f in dataclasses.fields(cls) if f.name not in _FIXED]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"model {name!r} has no option {option!r}{_nearest(option, known)}"
+            )
+    counts = {"classes": classes} | {
+        k: options[k] for k in ("width", "stem_size", "stem_strides") if k in options
+    }
+    for option, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{option}` is {value!r}, expected a positive integer")
+    return make(classes=classes, dtype=_dtype(dtype), axis_name=axis_name, **options)
+
+
+def _dtype(dtype: Any) -> Any:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(
+            f"`dtype` is {dtype!r}, expected a floating one: float32, bfloat16, float16"
+        )
+    return found
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.0)
+    return f"; did you mean {close[0]!r}? Valid: {', '.join(choices)}"

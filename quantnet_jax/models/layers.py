@@ -1,0 +1,184 @@
+"""Layers and hooks that the shipped networks share, and the names of their kernels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core import conv
+
+Activation = Callable[[jax.Array], jax.Array]
+ActFactory = Callable[[], Activation]
+
+KERNELS = {
+    # Every convolution and the dense head (the convention of MetaQuant).
+    "all": r"^(.+/)?kernel$",
+    # First and last layer float (the convention of IR-Net, ReCU, AdaBin); the 1x1
+    # convolutions of projection shortcuts are quantized.
+    "inner": r"^(?!(stem|head)/)(.+/)?kernel$",
+    # As 'inner', with the 1x1 convolutions of projection shortcuts float too.
+    "no_shortcut": r"^(?!(stem|head)/)(?!(.+/)?shortcut/)(.+/)?kernel$",
+}
+"""Which kernels are quantized: convention -> pattern over '/'-joined parameter paths.
+
+The patterns are anchored: `re.search` and `re.fullmatch` find the same paths. They hold
+for the networks of this room; a user's own network brings its own pattern.
+"""
+
+# He et al. 2015 (1502.01852): the backward pass keeps its variance.
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def kernel_rule(convention: str) -> str:
+    """The pattern of one of the `KERNELS` conventions.
+
+    Raises:
+      ValueError: if the convention is unknown.
+
+    Example:
+      >>> kernel_rule("all")
+      '^(.+/)?kernel$'
+    """
+    if convention not in KERNELS:
+        raise ValueError(
+            f"`convention` is {convention!r}, expected one of {', '.join(KERNELS)}"
+        )
+    return KERNELS[convention]
+
+
+def relu() -> Activation:
+    """The default activation factory."""
+    return nn.relu
+
+
+class Conv(nn.Module):
+    """Convolution without bias: parameter 'kernel', HWIO, float32.
+
+    A QTensor in the place of the kernel is convolved as it is.
+
+    Attributes:
+      channels: output channels.
+      size: height and width of the kernel.
+      strides: stride of both axes.
+      groups: feature groups.
+    """
+
+    channels: int
+    size: int = 3
+    strides: int = 1
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), channels)."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.channels)
+        kernel = self.param("kernel", kaiming_normal, shape, jnp.float32)
+        # Symmetric, unlike 'SAME' at stride 2: output i is centred on input i * stride,
+        # the pixel that shortcut A keeps.
+        before = (self.size - 1) // 2
+        pad = (before, self.size - 1 - before)
+        return conv.conv2d(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=(pad, pad),
+            groups=self.groups,
+        )
+
+
+class Dense(nn.Module):
+    """Dense layer: parameters 'kernel' (Cin, channels) and 'bias', float32.
+
+    Attributes:
+      channels: output channels.
+    """
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(N, Cin) -> (N, channels), in the dtype of `x`."""
+        shape = (x.shape[-1], self.channels)
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), shape, jnp.float32
+        )
+        bias = self.param(
+            "bias", nn.initializers.zeros, (self.channels,), jnp.float32
+        ).astype(x.dtype)
+        return conv.dense(x, kernel) + bias[None]
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over N, H, W, in float32 whatever the dtype of `x`.
+
+    Running statistics: `momentum * old + (1 - momentum) * batch`, variance biased.
+
+    Attributes:
+      axis_name: mapped axis over which batch statistics are averaged, or None.
+      momentum: share of the old running statistics that is kept; 0.0 stores the
+        statistics of the last batch, for an outside average.
+      epsilon: added to the variance.
+      zero_init: start the scale at zero, so that a residual block starts as identity.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Same shape and dtype as `x`; `train` selects and updates batch statistics."""
+        norm = nn.BatchNorm(
+            use_running_average=not train,
+            axis_name=self.axis_name,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=jnp.float32,
+            scale_init=nn.initializers.zeros
+            if self.zero_init
+            else nn.initializers.ones,
+        )
+        # The inner module owns no name of its own: parameters sit right below this one.
+        nn.share_scope(self, norm)
+        return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def subsample_pad(x: jax.Array, strides: int, channels: int) -> jax.Array:
+    """Shortcut A of He et al. (1512.03385): every `strides`-th pixel, zero channels.
+
+    Args:
+      x: (N, H, W, C).
+      strides: stride of both axes.
+      channels: channels of the result, at least C; the new ones come last.
+
+    Returns:
+      (N, ceil(H / strides), ceil(W / strides), channels).
+
+    Raises:
+      ValueError: if channels would have to be dropped.
+    """
+    extra = channels - x.shape[-1]
+    if extra < 0:
+        raise ValueError(
+            f"shortcut 'A' cannot go from {x.shape[-1]} to {channels} channels; "
+            "use shortcut 'B'"
+        )
+    x = x[:, ::strides, ::strides, :]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
+
+
+def as_images(x: jax.Array, dtype: Any) -> jax.Array:
+    """Checks a batch of images and casts it to the compute dtype.
+
+    Raises:
+      ValueError: if `x` is not a floating (N, H, W, C) array.
+    """
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"images have shape {x.shape} and dtype {x.dtype}, expected floating "
+            "(N, H, W, C)"
+        )
+    return jnp.asarray(x, dtype)

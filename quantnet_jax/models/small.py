@@ -1,0 +1,59 @@
+"""A network of a few hundred parameters, for tests and first steps."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.models.layers import (
+    ActFactory,
+    BatchNorm,
+    Conv,
+    Dense,
+    as_images,
+    relu,
+)
+
+
+class Small(nn.Module):
+    """Three 3x3 convolutions with BatchNorm, global average pool, dense head.
+
+    'conv1' and 'conv2' have kernels of equal shape. With width 4, 10 classes and 3
+    input channels: 470 parameters.
+
+    Attributes:
+      classes: outputs of the head.
+      width: channels of every convolution.
+      stem_strides: stride of the first convolution.
+      act: as in `ResNet`.
+      dtype: as in `ResNet`.
+      axis_name: as in `ResNet`.
+      momentum: as in `ResNet`.
+    """
+
+    classes: int
+    width: int = 4
+    stem_strides: int = 2
+    act: ActFactory = relu
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, *, return_features: bool = False
+    ) -> Any:
+        """Class scores of a batch of images; arguments and result as in `ResNet`."""
+        x = as_images(x, self.dtype)
+        for name, norm, strides in (
+            ("stem", "stem_bn", self.stem_strides),
+            ("conv1", "bn1", 1),
+            ("conv2", "bn2", 1),
+        ):
+            x = Conv(self.width, 3, strides, name=name)(x)
+            x = BatchNorm(self.axis_name, self.momentum, name=norm)(x, train)
+            x = self.act()(x)
+        features = x.astype(jnp.float32).mean((1, 2))
+        logits = Dense(self.classes, name="head")(features)
+        return (logits, features) if return_features else logits

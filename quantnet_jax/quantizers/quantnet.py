@@ -1,0 +1,115 @@
+"""QuantNet (arXiv 2009.04626): a sub-network turns float weights into binary ones.
+
+Jia Liu, Tianyu Chen et al., "QuantNet: Learning to Quantize by Learning within Fully
+Differentiable Framework", ECCV 2020 Workshops. Reconstruction (ours): the paper's
+abstract fixes the properties (a differentiable sub-network puts out the quantized
+weights; no straight-through estimator; no learned gradient estimator; any bit width), not the layers.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core.base import Quantizer, ScalarOrSchedule
+from quantnet_jax.core.combine import (
+    add_penalty,
+    bit_planes,
+    chain,
+    learned_scale,
+    scale_by_mean_abs,
+)
+from quantnet_jax.core.regularizers import orthogonality as orthogonality_distance
+from quantnet_jax.quantizers.sign import RANGES, check_bits, staircase
+from quantnet_jax.quantizers.subnet import normalize, subnet
+
+SCALES = {"none": lambda q: q, "mean_abs": scale_by_mean_abs, "learned": learned_scale}
+
+
+def quantnet(
+    *,
+    bits: int = 1,
+    multibit: str = "staircase",
+    unit: str = "slice",
+    width: int = 64,
+    depth: int = 1,
+    nonlinearity: str = "tanh",
+    skip: bool = True,
+    window: int = 1,
+    norm: str = "rms",
+    sharpness: ScalarOrSchedule = 1.0,
+    penalty: ScalarOrSchedule = 0.0,
+    orthogonality: ScalarOrSchedule = 0.0,
+    scale: str = "none",
+) -> Quantizer:
+    """QuantNet: encode -> compress -> quantize, differentiable from end to end.
+
+    Forward: u = w normalized per output channel; c = normalize(subnet(u)); soft value
+    tanh(v c), v = sharpness(step), or a staircase of 2^bits - 1 such steps, or `bits`
+    binary planes. Deployed: sign(c) or the nearest level; sign(0) = +1. The sub-network
+    is then dropped. Backward: exact autodiff through all of it, to the weights and to
+    the sub-network; no custom rule anywhere. Soft tends to hard as v grows.
+    Learned parameters: the sub-network (starting as the identity if `skip`), and the
+    scale if 'learned'. Penalty: mean of 1 - b^2 over the steps, times its weight.
+
+    Reference: Liu et al., QuantNet, arXiv 2009.04626; reconstruction (ours) of the
+    sub-network, the normalization, the schedule and the penalty.
+
+    Args:
+      bits: 1 to 4.
+      multibit: for bits > 1: 'staircase' (one sub-network) or 'planes' (one for each
+        bit; each sees what the planes above it left over).
+      unit, width, depth, nonlinearity, skip, window: see `subnet`.
+      norm: of the weights and of the compressed output, see `normalize`.
+      sharpness: v, positive; a number or a schedule of the step.
+      penalty: weight of the penalty, non-negative; a number or a schedule.
+      orthogonality: weight of ||A A^T - I||^2 on the encoder, as above.
+      scale: 'none' (BatchNorm absorbs it), 'mean_abs' or 'learned' per output channel.
+
+    Raises:
+      ValueError: for a value that is not in its range.
+
+    Example:
+      >>> q = quantnet(width=8, sharpness=4.0)
+      >>> w = jax.random.normal(jax.random.key(0), (3, 3, 2, 5))
+      >>> qparams = q.init(jax.random.key(1), w)
+      >>> q.soft(qparams, w, step=0).shape, q.hard(qparams, w).levels.tolist()
+      ((3, 3, 2, 5), [-1.0, 1.0])
+    """
+    check_bits(bits)
+    if scale not in SCALES:
+        raise ValueError(f"`scale` is {scale!r}, expected one of {sorted(SCALES)}")
+    if multibit not in ("staircase", "planes"):
+        raise ValueError(
+            f"`multibit` is {multibit!r}, expected 'staircase' or 'planes'"
+        )
+    net = subnet(
+        unit=unit,
+        width=width,
+        depth=depth,
+        nonlinearity=nonlinearity,
+        skip=skip,
+        window=window,
+    )
+
+    def encoded(steps: Quantizer, divisor: float) -> Quantizer:
+        q = chain(net, normalize(norm, divisor=divisor), steps)
+        if not orthogonality:
+            return q
+        return add_penalty(q, _encoder_distance, orthogonality)
+
+    if multibit == "planes" and bits > 1:
+        binary = encoded(staircase(sharpness=sharpness, penalty=penalty), 1.0)
+        quantizer = bit_planes(binary, bits)
+        start = normalize(norm, divisor=RANGES[bits])
+    else:
+        steps = staircase(bits=bits, sharpness=sharpness, penalty=penalty)
+        quantizer = encoded(steps, RANGES[bits])
+        start = normalize(norm)
+    return SCALES[scale](chain(start, quantizer))
+
+
+def _encoder_distance(
+    qparams: tuple, w: jax.Array, *, step: jax.Array
+) -> jax.Array:
+    """Distance of the encoder of `chain(subnet, ...)` from orthonormal rows."""
+    encoder = qparams[0][0]["w"]
+    return orthogonality_distance(encoder.reshape(-1, encoder.shape[-1]))

@@ -1,0 +1,177 @@
+"""QuantNet's differentiable sub-network: encode, nonlinearity, compress.
+
+Reconstruction (ours): the layers of the sub-network of QuantNet (arXiv 2009.04626) are
+not public; that it is differentiable, takes the float weights and puts out the binary
+ones is. Everything here is ordinary smooth arithmetic.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core.base import Reparam, no_params
+
+UNITS = ("weight", "slice", "filter", "conv")
+NONLINEARITIES = {
+    "linear": lambda x: x,
+    "tanh": jnp.tanh,
+    "silu": lambda x: x * jax.lax.logistic(x),
+    "relu": lambda x: jnp.maximum(x, 0.0),
+}
+"""Written out, because those of `jax.nn` carry custom derivative rules."""
+
+
+def normalize(kind: str = "rms", *, divisor: float = 1.0, eps: float = 1e-12) -> Reparam:
+    """Normalizes each output channel (last axis); differentiated through.
+
+    Without it the sub-network could undo the sharpness schedule by growing.
+
+    Args:
+      kind: 'rms' (w / root mean square), 'standard' (zero mean, unit standard
+        deviation) or 'none'.
+      divisor: divides the result; the width of the quantizer's range in units of the
+        root mean square.
+      eps: added to the mean square; all-zero channels stay zero.
+    """
+    if kind not in ("rms", "standard", "none"):
+        raise ValueError(
+            f"`norm` is {kind!r}, expected one of ['none', 'rms', 'standard']"
+        )
+
+    def apply(rparams, w):
+        del rparams
+        if kind == "none":
+            return w / divisor
+        axes = tuple(range(w.ndim - 1))
+        if kind == "standard":
+            w = w - jnp.mean(w, axes, keepdims=True)
+        mean_square = jnp.mean(w * w, axes, keepdims=True)
+        return w * jax.lax.rsqrt(mean_square + eps) / divisor
+
+    return Reparam(no_params, apply)
+
+
+def subnet(
+    *,
+    unit: str = "slice",
+    width: int = 64,
+    depth: int = 1,
+    nonlinearity: str = "tanh",
+    skip: bool = True,
+    window: int = 1,
+) -> Reparam:
+    """The sub-network: unit u -> encode to `width` -> nonlinearity -> compress to u.
+
+    h = phi(A u + a), `depth - 1` hidden layers of the same width, c = B h + b, and with
+    `skip` c + u. With `skip` B starts at zero, so that the map starts as the identity.
+
+    Args:
+      unit: what the sub-network sees at once: 'weight' (one number), 'slice' (the k*k
+        numbers of one input and one output channel), 'filter' (all numbers of one
+        output channel) or 'conv' (a convolution over the kernel's plane with the input
+        channels as features; `width` then multiplies their number, at most 16).
+      width: of the latent space, at least 1.
+      depth: hidden layers, at least 1.
+      nonlinearity: 'tanh', 'silu', 'relu' or 'linear'.
+      skip: whether the unit is added to the compressed output.
+      window: spatial size of the convolutions of unit 'conv', odd.
+
+    Returns:
+      A `Reparam` for kernels of rank 2 (in, out) and up (..., in, out); a dense kernel
+      counts as a 1x1 convolution. Parameters: a tuple of {'w', 'b'}, float32.
+
+    Raises:
+      ValueError: for a value that is not in its range.
+    """
+    _check(unit, width, depth, nonlinearity, window)
+    phi = NONLINEARITIES[nonlinearity]
+
+    def init(key, w):
+        _check_rank(w)
+        size, hidden, taps = _sizes(unit, width, window, w.shape)
+        sizes = [size] + [hidden] * depth + [size]
+        layers = []
+        for n, (k, m) in enumerate(
+            zip(jax.random.split(key, depth + 1), sizes, strict=False)
+        ):
+            last = n == depth
+            spread = 0.0 if last and skip else (m * taps**2) ** -0.5
+            shape = (taps, taps) * (unit == "conv") + (m, sizes[n + 1])
+            weights = spread * jax.random.normal(k, shape, jnp.float32)
+            layers.append({"w": weights, "b": jnp.zeros(sizes[n + 1], jnp.float32)})
+        return tuple(layers)
+
+    def apply(rparams, w):
+        _check_rank(w)
+        forward = _convolve if unit == "conv" else _contract
+        u = _to_units(w, unit)
+        h = u
+        for n, layer in enumerate(rparams):
+            h = forward(layer, h)
+            h = phi(h) if n < depth else h
+        return (h + u if skip else h).reshape(w.shape)
+
+    return Reparam(init, apply)
+
+
+def _sizes(unit: str, width: int, window: int, shape: tuple[int, ...]):
+    """(numbers in a unit, hidden size, spatial taps) for a kernel of `shape`."""
+    *spatial, channels, _ = shape
+    plane = 1
+    for n in spatial:
+        plane *= n
+    if unit == "conv":
+        return channels, width * channels, window
+    size = {"weight": 1, "slice": plane, "filter": plane * channels}[unit]
+    return size, width, 1
+
+
+def _to_units(w: jax.Array, unit: str) -> jax.Array:
+    """(unit size, units); for 'conv' (height, width, channels, filters)."""
+    *spatial, channels, filters = w.shape
+    if unit == "conv":
+        height = spatial[0] if spatial else 1
+        return w.reshape(height, -1, channels, filters)
+    if unit == "weight":
+        return w.reshape(1, -1)
+    if unit == "slice":
+        return w.reshape(-1, channels * filters)
+    return w.reshape(-1, filters)
+
+
+def _contract(layer: dict, h: jax.Array) -> jax.Array:
+    return layer["w"].T @ h + layer["b"][:, None]
+
+
+def _convolve(layer: dict, h: jax.Array) -> jax.Array:
+    out = jax.lax.conv_general_dilated(
+        h, layer["w"], (1, 1), "SAME", dimension_numbers=("HWCN", "HWIO", "HWCN")
+    )
+    return out + layer["b"].reshape(1, 1, -1, 1)
+
+
+def _check(unit, width, depth, nonlinearity, window) -> None:
+    if unit not in UNITS:
+        raise ValueError(f"`unit` is {unit!r}, expected one of {UNITS}")
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(
+            f"`nonlinearity` is {nonlinearity!r}, expected one of "
+            f"{sorted(NONLINEARITIES)}"
+        )
+    if width < 1 or depth < 1:
+        raise ValueError(
+            f"`width` and `depth` must be at least 1, got {width} and {depth}"
+        )
+    if unit == "conv" and width > 16:
+        raise ValueError(
+            f"`width` is {width}; with unit='conv' it multiplies the number of input "
+            "channels and may be at most 16"
+        )
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"`window` is {window}, expected an odd positive number")
+
+
+def _check_rank(w) -> None:
+    if w.ndim < 2:
+        raise ValueError(
+            f"a sub-network quantizes kernels of rank 2 or more, got shape {w.shape}"
+        )

@@ -1,0 +1,350 @@
+"""Pictures of a report: SVG line charts, histograms over time, and their script."""
+
+import base64
+import html
+import json
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+SCORES = {"float": "Float", "soft": "Soft", "hard": "Hard", "hard_bn": "Hard + BN"}
+_COLOURS = 8  # --c0 .. --c7 in the style sheet
+_DASHES = ("", "6 4", "2 3", "9 3 2 3")
+
+SCRIPT = """
+const tip = document.getElementById('tip');
+const show = (event, text, bars) => {
+  tip.textContent = text;
+  if (bars) {
+    const ns = 'http://www.w3.org/2000/svg', svg = document.createElementNS(ns, 'svg');
+    const top = Math.max(...bars, 1e-9), path = document.createElementNS(ns, 'path');
+    svg.setAttribute('viewBox', '0 0 ' + bars.length + ' 1');
+    svg.setAttribute('preserveAspectRatio', 'none');
+    path.setAttribute('d', bars.map((v, i) => `M${i} 1V${1 - v / top}h.85V1z`).join(''));
+    svg.append(path); tip.append(svg);
+  }
+  const box = tip.getBoundingClientRect(), x = event.clientX + 16, y = event.clientY + 14;
+  tip.style.left = Math.max(4, Math.min(x, innerWidth - box.width - 8)) + 'px';
+  tip.style.top = Math.min(y, innerHeight - box.height - 8) + 'px';
+  tip.style.visibility = 'visible';
+};
+const hide = () => { tip.style.visibility = 'hidden'; };
+const hidden = new Set();
+for (const svg of document.querySelectorAll('.chart')) {
+  const d = JSON.parse(svg.dataset.plot), cursor = svg.querySelector('.cur');
+  svg.addEventListener('pointermove', event => {
+    const matrix = svg.getScreenCTM().inverse();
+    const px = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix).x;
+    const at = d.x0 + (px - d.left) / d.width * (d.x1 - d.x0), lines = [];
+    let near = null;
+    const off = p => Math.abs(p[0] - at);
+    for (const s of d.series) if (!hidden.has(s.key)) for (const p of s.points)
+      if (p[1] !== null && (near === null || off(p) < Math.abs(near - at))) near = p[0];
+    if (near === null) return hide();
+    for (const s of d.series) {
+      if (hidden.has(s.key) || !s.points.length) continue;
+      const p = s.points.reduce((a, b) => off(b) < off(a) ? b : a);
+      if (p[1] !== null) lines.push(s.name + '  ' + +p[1].toPrecision(4) + d.unit);
+    }
+    const x = d.left + (near - d.x0) / (d.x1 - d.x0) * d.width;
+    cursor.setAttribute('x1', x); cursor.setAttribute('x2', x);
+    cursor.style.visibility = 'visible';
+    show(event, d.xlabel + ' ' + +near.toPrecision(5) + '\\n' + lines.join('\\n'));
+  });
+  svg.addEventListener('pointerleave', () => { hide(); cursor.style.visibility = ''; });
+}
+for (const button of document.querySelectorAll('.legend button'))
+  button.addEventListener('click', () => {
+    const key = button.dataset.key, on = hidden.delete(key);
+    if (!on) hidden.add(key);
+    for (const b of document.querySelectorAll('.legend button'))
+      if (b.dataset.key === key) b.setAttribute('aria-pressed', on);
+    for (const line of document.querySelectorAll('.s'))
+      if (line.dataset.key === key) line.style.display = on ? '' : 'none';
+  });
+for (const map of document.querySelectorAll('.map')) {
+  const d = JSON.parse(map.dataset.map);
+  map.addEventListener('pointermove', event => {
+    const box = map.getBoundingClientRect(), n = d.times.length;
+    const fx = (event.clientX - box.left) / box.width;
+    const fy = 1 - (event.clientY - box.top) / box.height;
+    const row = d.shares[Math.max(0, Math.min(n - 1, Math.floor(fx * n)))];
+    const t = d.times[d.shares.indexOf(row)], bins = row.length;
+    const bin = Math.max(0, Math.min(bins - 1, Math.floor(fy * bins)));
+    const edge = i => (d.low + (d.high - d.low) * i / bins).toFixed(2);
+    show(event, d.xlabel + ' ' + t + '\\nweight ' + edge(bin) + ' to ' + edge(bin + 1)
+      + '\\n' + (row[bin] / 100).toFixed(2) + ' % of the weights', row);
+  });
+  map.addEventListener('pointerleave', hide);
+}
+document.documentElement.dataset.ready = '1';
+"""
+
+
+def escape(text: Any) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _json(value: Any) -> str:
+    return escape(json.dumps(value, separators=(",", ":"), allow_nan=False))
+
+
+def short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−") if value else "0"
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Returns round numbers inside [low, high], about `count` of them."""
+    raw = (high - low) / count
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _chart(
+    title: str, series: list[dict], *, unit: str, xlabel: str, zero=False, height=230
+) -> str:
+    """Returns a card with one SVG line chart, '' where no series has a value.
+
+    Each series is {"key", "name", "colour", "dash", "points": [[x, y or None], ...]}.
+    """
+    points = [p for s in series for p in s["points"] if p[1] is not None]
+    if not points:
+        return ""
+    wide, left, right, top, bottom = 520, 46, 12, 10, 30
+    width, tall = wide - left - right, height - top - bottom
+    xs, ys = [p[0] for p in points], [p[1] for p in points] + ([0.0] if zero else [])
+    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+    x0, x1 = (x0, x1) if x1 > x0 else (x0 - 0.5, x0 + 0.5)
+    pad = 0.06 * (y1 - y0) or abs(y0) * 0.05 or 0.5
+    # A quantity that is never negative gets no axis below zero.
+    y0, y1 = (max(y0 - pad, 0.0) if y0 >= 0 else y0 - pad), y1 + pad
+
+    def sx(x):
+        return left + (x - x0) / (x1 - x0) * width
+
+    def sy(y):
+        return top + (y1 - y) / (y1 - y0) * tall
+
+    parts = []
+    for y in _ticks(y0, y1, max(2, height // 50)):
+        kind = "z" if zero and abs(y) < 1e-12 else "g"
+        parts.append(
+            f'<line class="{kind}" x1="{left}" x2="{left + width}" y1="{sy(y):.1f}"'
+            f' y2="{sy(y):.1f}"/><text x="{left - 7}" y="{sy(y) + 4:.1f}"'
+            f' text-anchor="end">{short(round(y, 10))}</text>'
+        )
+    for x in _ticks(x0, x1, 6):
+        parts.append(
+            f'<text x="{sx(x):.1f}" y="{height - 12}" text-anchor="middle">'
+            f"{short(x) if x < 1000 else f'{x:g}'}</text>"
+        )
+    for s in series:
+        path, pen = [], "M"
+        for x, y in s["points"]:
+            path.append("" if y is None else f"{pen}{sx(x):.1f} {sy(y):.1f}")
+            pen = "M" if y is None else "L"
+        # A move without a line draws nothing: the round cap makes it a dot.
+        lone = "h0" if sum(map(bool, path)) == 1 else ""
+        parts.append(
+            f'<path class="s" data-key="{escape(s["key"])}" stroke="var({s["colour"]})"'
+            f' stroke-dasharray="{s["dash"]}" d="{"".join(path)}{lone}"/>'
+        )
+    plot = {
+        "x0": x0, "x1": x1, "left": left, "width": width, "unit": unit,
+        "xlabel": xlabel, "series": [
+            {k: s[k] for k in ("key", "name", "points")} for s in series
+        ],
+    }  # fmt: skip
+    return (
+        f"<div><h3>{escape(title)}</h3>"
+        f'<svg class="chart" viewBox="0 0 {wide} {height}" role="img" aria-label='
+        f'"{escape(title)}" data-plot="{_json(plot)}"><rect width="{wide}" '
+        f'height="{height}" fill="transparent"/>{"".join(parts)}<line class="cur" '
+        f'y1="{top}" y2="{top + tall}"/></svg></div>'
+    )
+
+
+def _curve(records: list[dict], key: str, x: str, factor: float = 1.0) -> list[list]:
+    """Returns [[x, y or None], ...]; long curves are averaged down to 300 points."""
+    pairs = [
+        (r[x], factor * r[key] if finite(r.get(key)) else None)
+        for r in records
+        if finite(r.get(x)) and key in r
+    ]
+    size = max(1, -(-len(pairs) // 300))
+    out = []
+    for start in range(0, len(pairs), size):
+        part = pairs[start : start + size]
+        known = [y for _, y in part if y is not None]
+        value = float(f"{sum(known) / len(known):.6g}") if known else None
+        out.append([round(part[-1][0], 4), value])
+    return out
+
+
+def _with_gap(records: list[dict]) -> list[dict]:
+    return [
+        r | {"gap": r["soft"] - r["hard"]}
+        if finite(r.get("soft")) and finite(r.get("hard"))
+        else r
+        for r in records
+    ]
+
+
+def _legend(entries: list[tuple[str, str, str, str]]) -> str:
+    return "".join(
+        f'<button data-key="{escape(key)}" aria-pressed="true"><svg><line x2="24" y1="4" '
+        f'y2="4" stroke="var({colour})" stroke-width="3" stroke-dasharray="{dash}"/>'
+        f"</svg>{escape(name)}</button>"
+        for key, name, colour, dash in entries
+    )
+
+
+def curves(runs: Sequence[Any]) -> str:
+    everything = [
+        r for run in runs for kind in ("train", "eval") for r in run.records[kind]
+    ]
+    x = "epoch" if any(finite(r.get("epoch")) for r in everything) else "step"
+    styles = _run_styles(runs)
+
+    def chart(title, kind, key, factor=1.0, unit="", **options):
+        series = [
+            {"key": f"run{i}", "name": run.name, "colour": colour, "dash": dash,
+             "points": _curve(_with_gap(run.records[kind]), key, x, factor)}
+            for i, (run, (colour, dash)) in enumerate(zip(runs, styles, strict=True))
+        ]  # fmt: skip
+        return _chart(title, series, unit=unit, xlabel=x, **options)
+
+    low = 230 if len(runs) > 1 else 150
+    gap = chart(
+        "Gap: soft − hard, points", "eval", "gap", 100, " pt", zero=True,
+        height=low,
+    )  # fmt: skip
+    others = [
+        chart("Train loss", "train", "loss", height=low),
+        chart("Sharpness", "eval", "sharpness", height=low),
+        chart("Codes flipped, %", "eval", "flips", 100, " %", height=low),
+    ]
+    if len(runs) > 1:
+        legend = [
+            (f"run{i}", run.name, *style)
+            for i, (run, style) in enumerate(zip(runs, styles, strict=True))
+        ]
+        accuracies = [
+            chart(f"{label} accuracy, %", "eval", key, 100, " %")
+            for key, label in SCORES.items()
+        ]
+        cards = [c for c in (*accuracies, gap, *others) if c]
+        top = f'<div class="legend">{_legend(legend)}</div>'
+    else:
+        keys = [("soft", "--c0"), ("hard", "--c1"), ("hard_bn", "--c2")]
+        series = [
+            {"key": k, "name": SCORES[k], "colour": c, "dash": "",
+             "points": _curve(runs[0].records["eval"], k, x, 100)}
+            for k, c in keys
+        ]  # fmt: skip
+        legend = [(s["key"], s["name"], s["colour"], "") for s in series if s["points"]]
+        main = _chart("Test accuracy, %", series, unit=" %", xlabel=x, height=285)
+        legend_row = f'<div class="legend">{_legend(legend)}</div>'
+        main = main and main.replace("</h3>", "</h3>" + legend_row) + gap
+        cards = [c for c in (main, "".join(others)) if c]
+        top = ""
+    if not cards:
+        return '<p class="dim">No evaluation has been recorded yet.</p>'
+    body = "".join(f'<div class="card">{c}</div>' for c in cards)
+    return f'{top}<div class="grid">{body}</div><small>Horizontal axis: {x}.</small>'
+
+
+def _run_styles(runs: Sequence[Any]) -> list[tuple[str, str]]:
+    """One colour per method and one dash per seed; one colour per run if all agree."""
+    methods = list(dict.fromkeys(r.info("method") for r in runs))
+    if len(methods) in (1, len(runs)):
+        return [
+            (f"--c{i % _COLOURS}", _DASHES[i // _COLOURS % len(_DASHES)])
+            for i in range(len(runs))
+        ]
+    seen: dict[str, int] = {}
+    styles = []
+    for run in runs:
+        method = run.info("method")
+        count = seen[method] = seen.get(method, -1) + 1
+        colour = f"--c{methods.index(method) % _COLOURS}"
+        styles.append((colour, _DASHES[count % len(_DASHES)]))
+    return styles
+
+
+def heat_map(path: str, run: Any) -> str:
+    """Returns the histograms of one layer as an image: columns are evaluations."""
+    records = run.records["layers"]
+    epochs = {r["step"]: r["epoch"] for r in run.records["eval"] if "epoch" in r}
+    known = all(finite(epochs.get(r["step"])) for r in records)
+    x, times = ("epoch", epochs) if known else ("step", {})
+    found = [
+        (
+            times.get(r["step"], r["step"]),
+            np.asarray(h["edges"], float),
+            np.asarray(h["counts"], float),
+        )
+        for r in records
+        if (h := r["layers"].get(path, {}).get("histogram")) and sum(h["counts"]) > 0
+    ]
+    if not found:
+        return ""
+    low = min(edges[0] for _, edges, _ in found)
+    high = max(edges[-1] for _, edges, _ in found)
+    bins = max(len(counts) for _, _, counts in found)
+    common = np.linspace(low, high, bins + 1)
+    # Histograms with other edges are rebinned through their cumulative counts.
+    shares = [
+        np.diff(np.interp(common, edges, np.cumsum([0.0, *counts]))) / counts.sum()
+        for _, edges, counts in found
+    ]
+    # The square root keeps the few undecided weights visible beside the peaks.
+    dark = np.stack([np.sqrt(s / s.max()) for s in shares], axis=1)[::-1]
+    data = {
+        "times": [t for t, _, _ in found],
+        "xlabel": x,
+        "low": float(low),
+        "high": float(high),
+        "shares": [np.round(s * 1e4).astype(int).tolist() for s in shares],
+    }
+    first, last = found[0][0], found[-1][0]
+    return (
+        f'<div class="card"><h3 style="overflow-wrap:anywhere">{escape(path)}</h3>'
+        f'<div class="map" data-map="{_json(data)}"><img alt="" src="{_png(dark)}">'
+        f'</div><small class="axis"><span>{x} {first:g}</span><span>weights '
+        f"{short(low)} … {short(high)}</span><span>{last:g}</span></small></div>"
+    )
+
+
+def _png(dark: np.ndarray) -> str:
+    """Encodes [rows, columns] in [0, 1] as an image whose opacity is the value."""
+    level = np.round(dark * 255).astype(np.uint8)
+    # Each row starts with its filter type, 0 = none.
+    rows = np.pad(level, ((0, 0), (1, 0))).tobytes()
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + check
+
+    size = struct.pack(">IIBBBBB", level.shape[1], level.shape[0], 8, 3, 0, 0, 0)
+    # One palette for both colour schemes: a mid tone over the page's own background.
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        [
+            chunk(b"IHDR", size),
+            chunk(b"PLTE", bytes((99, 102, 241)) * 256),
+            chunk(b"tRNS", bytes(range(256))),
+            chunk(b"IDAT", zlib.compress(rows, 9)),
+            chunk(b"IEND", b""),
+        ]
+    )
+    return "data:image/png;base64," + base64.b64encode(data).decode()

@@ -1,0 +1,421 @@
+"""Checkpoints: save, keep latest and best, restore anywhere, warm-start (Orbax).
+
+The only file that knows Orbax. A state is written as flat `{path: array}` items, so the
+file format does not depend on container types (NamedTuples, empty tuples, optax nodes,
+keys that hold a `/`): structure always comes from the state the caller has built.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+FOLDER = "checkpoints"
+# 'weights' is all that evaluation and warm starts read; the optimizer may be larger.
+_WEIGHTS, _REST, _EXTRA = "weights", "optimizer", "extra"
+
+
+class Restored(NamedTuple):
+    """What a restore returns."""
+
+    step: int
+    state: Any
+    extra: dict[str, Any]
+
+
+class WarmStart(NamedTuple):
+    """Which leaves a warm start took over; names are '/'-joined paths."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]  # built here, not in the saved arrays: keep their init
+    unexpected: tuple[str, ...]  # saved, but not built here: ignored
+    mismatched: tuple[str, ...]  # 'name: saved -> built': keep their init
+
+    def __str__(self) -> str:
+        parts = []
+        for field, names in zip(self._fields, self, strict=True):
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            shown = f" ({listed})" if names and field != "matched" else ""
+            parts.append(f"{len(names)} {field}{shown}")
+        return "warm start: " + ", ".join(parts)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns `{'/'-joined path: leaf}` in tree order.
+
+    Raises:
+      ValueError: two leaves have the same path (`{'a/b': x, 'a': {'b': y}}`).
+    """
+    flat: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in flat:
+            raise ValueError(f"state path {name!r} names two leaves; rename one key")
+        flat[name] = leaf
+    return flat
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `workdir/checkpoints`; a context manager.
+
+    Args:
+      workdir: folder of the run; must exist when `read_only`.
+      keep_latest: how many of the newest checkpoints to keep, >= 1.
+      metric: key of `save(metrics=...)` by which the best checkpoint is also kept.
+      asynchronous: write in the background; `wait` or leaving the block finishes it.
+      read_only: never create, delete or rename anything.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep_latest: int = 2,
+        metric: str = "hard",
+        asynchronous: bool = True,
+        read_only: bool = False,
+    ):
+        if keep_latest < 1:
+            raise ValueError(f"keep_latest={keep_latest} must be at least 1")
+        self.directory = os.path.abspath(os.path.join(workdir, FOLDER))
+        self._read_only = read_only
+        self._metric = metric
+        if read_only and not os.path.isdir(self.directory):
+            raise FileNotFoundError(
+                f"no checkpoints in workdir {os.fspath(workdir)!r} (expected the folder"
+                f" {self.directory!r}); give the folder of a run that saved one"
+            )
+        # `best_fn` with `max_to_keep` would delete the newest checkpoint whenever it is
+        # not among the best; a union of policies keeps both. `best_fn` itself is needed
+        # all the same: without it Orbax does not write the metrics to disk.
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep_latest),
+                policies.BestN(
+                    get_metric_fn=lambda m: m[metric],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda m: m[metric],
+            best_mode="max",
+            preservation_policy=keep,
+            step_format_fixed_length=8,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=asynchronous and not read_only,
+            read_only=read_only,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=options,
+                item_handlers={
+                    _WEIGHTS: ocp.StandardCheckpointHandler(),
+                    _REST: ocp.StandardCheckpointHandler(),
+                    _EXTRA: ocp.JsonCheckpointHandler(),
+                },
+            )
+        except Exception as error:
+            raise ValueError(
+                f"cannot open the checkpoints in {self.directory!r} ({_short(error)});"
+                " move the damaged step folder away, or use another workdir"
+            ) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Returns the saved steps, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """Returns the newest step, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Returns the step with the highest metric, or None where none has one."""
+        return self._manager.best_step()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, float] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Starts saving `state`; returns False where this step is saved already.
+
+        Args:
+          step: number of finished steps; above every saved step.
+          state: pytree of JAX or NumPy arrays whose top holds `params`, `batch_stats`
+            (what `restore_params` reads) and others, such as `step`, `opt_state`.
+          metrics: `{'hard': accuracy}`; absent or not finite = never the best.
+          extra: JSON values restored beside the state.
+
+        Raises:
+          ValueError: a leaf is no array, a part is missing, or `step` is below the latest.
+        """
+        latest = self.latest()
+        if latest is not None and step < latest:
+            raise ValueError(
+                f"step={step} is below the latest saved step {latest} in"
+                f" {self.directory!r}; resume from it, or use another workdir"
+            )
+        if step == latest:
+            return False
+        flat = flatten(state)
+        for name, leaf in flat.items():
+            if not isinstance(leaf, jax.Array | np.ndarray):
+                raise ValueError(
+                    f"state leaf {name!r} is {type(leaf).__name__}, expected a JAX or"
+                    " NumPy array"
+                )
+        items: dict[str, Any] = {_EXTRA: ocp.args.JsonSave(dict(extra or {}))}
+        for item, arrays in _split(flat).items():
+            if not arrays:
+                raise ValueError(
+                    f"state has no arrays for the item {item!r} (first leaf:"
+                    f" {next(iter(flat), '-')!r}); expected fields 'params' and 'step'"
+                )
+            items[item] = ocp.args.StandardSave(arrays)
+        scores = {k: float(v) for k, v in (metrics or {}).items()}
+        ranked = np.isfinite(scores.get(self._metric, np.nan))
+        return self._manager.save(
+            step,
+            args=ocp.args.Composite(**items),
+            metrics=scores if ranked else None,
+        )
+
+    def restore(
+        self,
+        like: Any,
+        step: int | str = "latest",
+        *,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> Restored:
+        """Restores a whole state.
+
+        Args:
+          like: the state the config builds: arrays or `jax.ShapeDtypeStruct`s.
+          step: 'latest', 'best' or a number. With 'latest', a damaged checkpoint is
+            renamed to `<step>.damaged` and the one before it is used, with a warning.
+          sharding: where every leaf goes (any device count); by default the leaf's own
+            sharding, else the default device.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: it belongs to another architecture, or it is damaged.
+        """
+        return self._restore(like, step, sharding, (_WEIGHTS, _REST))
+
+    def restore_params(
+        self,
+        like: Any,
+        step: int | str = "latest",
+        *,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> Restored:
+        """Like `restore`, of `{'params', 'batch_stats'}` only: reads no optimizer."""
+        return self._restore(like, step, sharding, (_WEIGHTS,))
+
+    def load_arrays(self, step: int | str = "latest") -> Restored:
+        """Loads params and batch_stats as `{'/'-joined path: NumPy array}`."""
+        number = self._resolve(step)
+        saved = self._metadata(number, (_WEIGHTS,))[_WEIGHTS]
+        like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in saved.items()}
+        restored = self._read(number, like, None, (_WEIGHTS,))
+        return restored._replace(state=jax.tree.map(np.asarray, restored.state))
+
+    def wait(self) -> None:
+        """Blocks until every started save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes the saves and releases the folder."""
+        self.wait()
+        self._manager.close()
+
+    def _folder(self, step: int) -> str:
+        return os.path.join(self.directory, f"{step:08d}")
+
+    def _resolve(self, step: int | str) -> int:
+        self.wait()  # a step still being written counts as saved, but cannot be read
+        steps = self.steps()
+        if step not in ("latest", "best") and not isinstance(step, int):
+            raise ValueError(f"step={step!r} must be 'latest', 'best' or a number")
+        if not isinstance(step, str) and step in steps:
+            return step
+        number = {"latest": self.latest, "best": self.best}.get(str(step), lambda: None)
+        found = number()
+        if found is None:
+            raise FileNotFoundError(
+                f"no checkpoint for step={step!r} in {self.directory!r}; saved steps:"
+                f" {steps if steps else 'none'}"
+            )
+        return found
+
+    def _restore(
+        self,
+        like: Any,
+        step: int | str,
+        sharding: jax.sharding.Sharding | None,
+        items: tuple[str, ...],
+    ) -> Restored:
+        while True:
+            number = self._resolve(step)
+            try:
+                return self._read(number, like, sharding, items)
+            except _Damaged as error:
+                older = [s for s in self.steps() if s < number]
+                # Processes could disagree on which checkpoint is readable, so only a
+                # run of one process falls back by itself.
+                alone = jax.process_count() == 1
+                if step != "latest" or not older or not alone:
+                    raise
+                if self._read_only:
+                    step, moved = older[-1], ""
+                else:
+                    os.rename(self._folder(number), self._folder(number) + ".damaged")
+                    self._manager.reload()
+                    moved = " (renamed to .damaged)"
+                warnings.warn(
+                    f"{error}; falling back to step {older[-1]}{moved}", stacklevel=3
+                )
+
+    def _metadata(self, step: int, items: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        try:
+            metadata = self._manager.item_metadata(step)
+            return {item: dict(metadata[item]) for item in items}
+        except Exception as error:
+            raise _Damaged(
+                f"checkpoint {self._folder(step)!r} is damaged or incomplete"
+                f" ({_short(error)})"
+            ) from error
+
+    def _read(
+        self,
+        step: int,
+        like: Any,
+        sharding: jax.sharding.Sharding | None,
+        items: tuple[str, ...],
+    ) -> Restored:
+        flat = flatten(like)
+        metadata = self._metadata(step, items)
+        saved = {k: v for part in metadata.values() for k, v in part.items()}
+        _check_fits(saved, flat, self._folder(step))
+        targets = {
+            item: {k: _target(v, sharding) for k, v in arrays.items()}
+            for item, arrays in _split(flat).items()
+            if arrays
+        }
+        restores: dict[str, Any] = {
+            item: ocp.args.StandardRestore(arrays) for item, arrays in targets.items()
+        }
+        restores[_EXTRA] = ocp.args.JsonRestore()
+        try:
+            out = self._manager.restore(step, args=ocp.args.Composite(**restores))
+        except Exception as error:
+            raise _Damaged(
+                f"checkpoint {self._folder(step)!r} is damaged or incomplete"
+                f" ({_short(error)})"
+            ) from error
+        arrays = {k: v for item in targets for k, v in out[item].items()}
+        leaves = [
+            arrays[k] if k in arrays else jnp.zeros(v.shape, v.dtype)
+            for k, v in flat.items()
+        ]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return Restored(step, state, out[_EXTRA])
+
+
+class _Damaged(ValueError):
+    """A checkpoint folder that cannot be read."""
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text[:120]}"
+
+
+def _split(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sorts leaves into items; leaves without elements are rebuilt, not stored."""
+    items: dict[str, dict[str, Any]] = {_WEIGHTS: {}, _REST: {}}
+    for name, leaf in flat.items():
+        top = name.split("/", 1)[0]
+        if np.prod(leaf.shape, dtype=np.int64) > 0:
+            items[_WEIGHTS if top in ("params", "batch_stats") else _REST][name] = leaf
+    return items
+
+
+def _target(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
+    # A new scalar lives on the default device, whichever the user made that.
+    place = sharding or getattr(leaf, "sharding", None) or jnp.zeros(()).sharding
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _describe(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _check_fits(saved: Mapping[str, Any], built: Mapping[str, Any], folder: str):
+    stored = {k: v for part in _split(built).values() for k, v in part.items()}
+    for name in [*stored, *(k for k in saved if k not in stored)]:
+        was = _describe(saved[name]) if name in saved else "nothing"
+        now = _describe(stored[name]) if name in stored else "nothing"
+        if was != now:
+            raise ValueError(
+                f"checkpoint {folder!r} is of another architecture: {name!r} was saved"
+                f" as {was}, the config builds {now}; restore with the config of that"
+                " run, or use another workdir"
+            )
+
+
+def warm_start(like: Any, saved: Any) -> tuple[Any, WarmStart]:
+    """Copies the saved arrays whose path, shape and dtype match into `like`.
+
+    Args:
+      like: pytree of arrays as initialized; its structure and placement are kept.
+      saved: pytree of arrays, or the flat dict of `Checkpoints.load_arrays`.
+
+    Returns:
+      The filled tree, and the report of what matched.
+
+    Raises:
+      ValueError: nothing matches.
+    """
+    built, given = flatten(like), flatten(saved)
+    fits = {k: k in given and _describe(given[k]) == _describe(built[k]) for k in built}
+    report = WarmStart(
+        matched=tuple(k for k in built if fits[k]),
+        missing=tuple(k for k in built if k not in given),
+        unexpected=tuple(k for k in given if k not in built),
+        mismatched=tuple(
+            f"{k}: {_describe(given[k])} -> {_describe(built[k])}"
+            for k in built
+            if k in given and not fits[k]
+        ),
+    )
+    if not report.matched:
+        raise ValueError(
+            f"init_from matches none of the {len(built)} arrays built here (first:"
+            f" {next(iter(built), '-')!r}; first saved: {next(iter(given), '-')!r});"
+            " give a run of the same model family"
+        )
+    leaves = [
+        jax.device_put(given[k], getattr(leaf, "sharding", None)) if fits[k] else leaf
+        for k, leaf in built.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), report

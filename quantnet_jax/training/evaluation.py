@@ -1,0 +1,170 @@
+"""Soft against hard: accuracies through one forward pass, and the gap of each layer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantnet_jax.core import tree
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
+from quantnet_jax.training.state import TrainState
+
+PyTree = Any
+BINS = 64
+REACH = 1.25
+"""Histograms cover [-REACH, REACH] times the largest hard value; values beyond it are
+counted in the outermost bins."""
+DECIDED = 0.1
+"""A weight is undecided if soft and hard differ by more than this share of the largest
+hard value; for binary weights: if |soft| < 0.9."""
+
+
+class Realized(NamedTuple):
+    """The two weight trees of a state and how far apart they are.
+
+    Attributes:
+      soft, hard: float32 trees like the model's parameters.
+      codes: {path: uint8 codes} of the quantized tensors.
+      layers: {path: {'distance': mean squared difference of soft and hard relative to
+        the mean square of hard, 'undecided': fraction, 'counts': int32[BINS]}}.
+    """
+
+    soft: PyTree
+    hard: PyTree
+    codes: dict[str, jax.Array]
+    layers: dict[str, dict[str, jax.Array]]
+
+
+def make_realize(quantizer: Quantizer) -> Callable:
+    """Makes `realize(state, axis_name) -> Realized`, for a runner to compile."""
+
+    def realize(state: TrainState, axis_name) -> Realized:
+        del axis_name
+        model, quant = state.params["model"], state.params["quant"]
+        soft = quantizer.soft(quant, model, step=state.step)
+        hard = quantizer.hard(quant, model)
+        soft_leaves = tree.flatten(soft)
+        quantized = {p: x for p, x in tree.flatten(hard).items() if is_qtensor(x)}
+        return Realized(
+            soft=soft,
+            hard=tree.dequantize_tree(hard),
+            codes={path: qt.codes for path, qt in quantized.items()},
+            layers={p: compare(soft_leaves[p], qt) for p, qt in quantized.items()},
+        )
+
+    return realize
+
+
+def compare(soft: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
+    """How far soft weights are from their hard values; see `Realized.layers`."""
+    hard = dequantize(qt)
+    unit = jnp.max(jnp.abs(qt.levels)) * qt.scale
+    unit = jnp.where(unit == 0.0, 1.0, unit)
+    difference = soft - hard
+    scaled = jnp.clip(soft / unit, -REACH, REACH)
+    counts, _ = jnp.histogram(scaled, BINS, (-REACH, REACH))
+    return {
+        "distance": jnp.mean(difference**2) / (jnp.mean(hard**2) + 1e-30),
+        "undecided": jnp.mean((jnp.abs(difference / unit) > DECIDED)),
+        "counts": counts.astype(jnp.int32),
+    }
+
+
+def score(
+    tally: Callable,
+    forward: Callable,
+    realized: Realized,
+    batch_stats: PyTree,
+    hard_stats: PyTree,
+    data: PyTree,
+    batches: Iterable[PyTree],
+) -> dict[str, float]:
+    """Evaluates soft and hard weights on every example once.
+
+    Args:
+      tally, forward: compiled functions of `quantnet_jax.training.steps`.
+      realized: the two weight trees.
+      batch_stats: BatchNorm statistics for soft and for hard.
+      hard_stats: those re-estimated for hard, or None to leave out 'hard_bn'.
+      data: on the devices, or None.
+      batches: sharded, with masks.
+
+    Returns:
+      'soft', 'hard', 'hard_bn' (accuracies, fractions), 'gap' (soft - hard), 'gap_bn'
+      (soft - hard_bn), 'loss_soft', 'loss_hard', 'kl' (means), 'examples' (count).
+    """
+    sums: dict[str, float] = {}
+
+    def add(new, names):
+        for name in names:
+            sums[names[name]] = sums.get(names[name], 0.0) + float(new[name])
+
+    same = {k: k for k in ("examples", "soft", "hard", "loss_soft", "loss_hard", "kl")}
+    for batch in batches:
+        soft = forward(realized.soft, batch_stats, data, batch)
+        hard = forward(realized.hard, batch_stats, data, batch)
+        add(tally(data, batch, soft, hard), same)
+        if hard_stats is not None:
+            hard_bn = forward(realized.hard, hard_stats, data, batch)
+            add(tally(data, batch, soft, hard_bn), {"hard": "hard_bn"})
+    examples = sums.pop("examples")
+    result = {name: value / examples for name, value in sums.items()}
+    result["gap"] = (sums["soft"] - sums["hard"]) / examples
+    if hard_stats is not None:
+        result["gap_bn"] = (sums["soft"] - sums["hard_bn"]) / examples
+    return result | {"examples": int(examples)}
+
+
+def average_statistics(
+    statistics: Callable,
+    weights: PyTree,
+    batch_stats: PyTree,
+    data: PyTree,
+    batches: Iterable[PyTree],
+) -> PyTree:
+    """BatchNorm statistics of given weights: the mean over training batches.
+
+    Running statistics lag behind weights that move with the sharpness, and belong to
+    soft weights; these belong to the weights that are evaluated.
+    """
+    total, count = None, 0
+    for batch in batches:
+        new = statistics(weights, batch_stats, data, batch)
+        total = new if total is None else jax.tree.map(jnp.add, total, new)
+        count += 1
+    if total is None:
+        raise ValueError("batch statistics need at least one batch")
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def layer_report(
+    realized: Realized, previous: dict[str, np.ndarray] | None
+) -> dict[str, dict]:
+    """Plain numbers of every quantized tensor, for the logs and the final table.
+
+    Args:
+      realized: of the current state.
+      previous: codes at the evaluation before, or None.
+
+    Returns:
+      {path: {'shape', 'bits', 'distance', 'undecided', 'flips' (fraction of codes that
+      differ from `previous`, None without it), 'histogram': {'edges', 'counts'}}}.
+    """
+    edges = np.linspace(-REACH, REACH, BINS + 1).round(6).tolist()
+    report = {}
+    for path, layer in jax.device_get(realized.layers).items():
+        codes = np.asarray(realized.codes[path])
+        flips = None
+        if previous is not None:
+            flips = float(np.mean(codes != previous[path]))
+        report[path] = {
+            "shape": list(codes.shape),
+            "distance": float(layer["distance"]),
+            "undecided": float(layer["undecided"]),
+            "flips": flips,
+            "histogram": {"edges": edges, "counts": layer["counts"].tolist()},
+        }
+    return report

@@ -1,0 +1,272 @@
+"""From a configuration to everything that training and evaluation need."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from quantnet_jax import models, quantizers
+from quantnet_jax.core import tree
+from quantnet_jax.data import prepare
+from quantnet_jax.training import config as config_lib
+from quantnet_jax.training import evaluation, optim, parallel, steps
+from quantnet_jax.training.feed import Feed, make_feed
+from quantnet_jax.training.state import TrainState, create_state
+
+PyTree = Any
+
+
+class Experiment(NamedTuple):
+    """A built configuration.
+
+    Attributes:
+      config: as given, checked.
+      runner: that compiled the functions.
+      feed: the data.
+      buckets: which tensors are quantized, by what.
+      steps: of the whole run.
+      epoch_steps: steps of one epoch, a fraction in general.
+      learning_rate: of the weights, a schedule of the step.
+      state: before the first step, replicated.
+      train_data: on the devices, or None.
+      train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
+      train_batches: `first step -> endless iterator` of sharded batches.
+      evaluate: `(state, previous codes) -> (scores, layers, codes)`.
+      codes: `state -> {path: uint8 codes}`, on the host.
+    """
+
+    config: ConfigDict
+    runner: parallel.Runner
+    feed: Feed
+    buckets: tuple[tree.Bucket, ...]
+    steps: int
+    epoch_steps: float
+    learning_rate: Callable
+    state: TrainState
+    train_data: PyTree
+    train_step: Callable
+    train_batches: Callable[[int], Iterator[PyTree]]
+    evaluate: Callable
+    codes: Callable[[TrainState], dict]
+
+
+def build(config: ConfigDict, devices: list | None = None) -> Experiment:
+    """Builds an experiment; nothing is written.
+
+    Args:
+      config: see `quantnet_jax.training.config`.
+      devices: to run on; default all.
+
+    Raises:
+      ValueError, FileNotFoundError: one line that names the key or the file.
+    """
+    config_lib.check(config)
+    runner = parallel.make_runner(config.runner, devices)
+    parallel.check_batch("batch_size", config.batch_size, runner)
+    parallel.check_batch("eval_batch_size", config.eval_batch_size, runner)
+    feed = make_feed(config, runner)
+    epoch_steps = feed.train_size / config.batch_size
+    total = max(1, round(config.epochs * epoch_steps))
+
+    model = make_model(config, len(feed.classes), runner.axis_name)
+    image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    buckets = tree.plan(make_rules(config, total), shapes["params"])
+    quantizer = tree.tree_quantizer(buckets)
+
+    rate = make_rate("weights", config.weights, total)
+    tx = optim.partition(
+        make_optimizer("weights", config.weights, rate),
+        make_optimizer("meta", config.meta, make_rate("meta", config.meta, total)),
+    )
+    meta = make_meta(config, rate, runner)
+
+    data = {
+        name: None if arrays is None else runner.replicate(arrays)
+        for name, arrays in (("train", feed.train_data), ("test", feed.test_data))
+    }
+    constants = {"mean": feed.mean, "std": feed.std, "dtype": jnp.dtype(config.dtype)}
+    augmented = functools.partial(
+        prepare,
+        seed=config.seed,
+        train=True,
+        pad=0 if feed.train_data is None else config.data.pad,
+        flip=config.data.flip,
+        **constants,
+    )
+    plain = functools.partial(
+        prepare, seed=0, train=False, pad=0, flip=False, **constants
+    )
+    train_step = steps.make_train_step(
+        make_apply(model),
+        quantizer,
+        tx,
+        augmented,
+        seed=config.seed,
+        smoothing=config.smoothing,
+        meta=meta,
+    )
+
+    def init():
+        # Not inside jit with the training: two small programs compile faster than one.
+        key = jax.random.key(config.seed)
+        variables = model.init(jax.random.fold_in(key, 0), jnp.zeros(image.shape))
+        return create_state(variables, quantizer, tx, jax.random.fold_in(key, 1))
+
+    def train_batches(first):
+        for batch in feed.train(first):
+            yield runner.shard(batch)
+
+    realize = runner.compile(evaluation.make_realize(quantizer), replicated=1)
+    return Experiment(
+        config=config,
+        runner=runner,
+        feed=feed,
+        buckets=buckets,
+        steps=total,
+        epoch_steps=epoch_steps,
+        learning_rate=rate,
+        state=runner.replicate(jax.device_get(jax.jit(init)())),
+        train_data=data["train"],
+        train_step=runner.compile(train_step, replicated=2, donate=True),
+        train_batches=train_batches,
+        evaluate=make_evaluate(
+            model, realize, config, runner, feed, data, augmented, plain
+        ),
+        codes=lambda state: jax.device_get(realize(state).codes),
+    )
+
+
+def make_evaluate(model, realize, config, runner, feed, data, augmented, plain):
+    """Makes `evaluate(state, previous codes) -> (scores, layers, codes)`.
+
+    `scores` is that of `evaluation.score`, `layers` that of `evaluation.layer_report`;
+    `codes` are for the next call.
+    """
+    forward = runner.compile(
+        steps.make_forward(make_apply(model), plain), replicated=3, sharded_out=True
+    )
+    tally = runner.compile(steps.tally, replicated=1)
+    # With momentum 0 the running statistics are those of the last batch.
+    statistics = runner.compile(
+        steps.make_statistics(make_apply(model.clone(momentum=0.0)), augmented),
+        replicated=3,
+    )
+
+    def evaluate(state, previous=None):
+        realized = realize(state)
+        hard_stats = None
+        if config.bn_batches and jax.tree.leaves(state.batch_stats):
+            stream = feed.train(0)
+            batches = (runner.shard(next(stream)) for _ in range(config.bn_batches))
+            hard_stats = evaluation.average_statistics(
+                statistics, realized.hard, state.batch_stats, data["train"], batches
+            )
+        scores = evaluation.score(
+            tally,
+            forward,
+            realized,
+            state.batch_stats,
+            hard_stats,
+            data["test"],
+            (runner.shard(batch) for batch in feed.test()),
+        )
+        layers = evaluation.layer_report(realized, previous)
+        return scores, layers, jax.device_get(realized.codes)
+
+    return evaluate
+
+
+def make_model(config: ConfigDict, classes: int, axis_name: str | None):
+    """The network of `config.model`."""
+    options = config.model.to_dict()
+    try:
+        return models.create(
+            options.pop("name"),
+            classes=classes,
+            dtype=config.dtype,
+            axis_name=axis_name,
+            **options,
+        )
+    except (ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"config.model: {e}") from None
+
+
+def make_apply(model) -> Callable:
+    """`(variables, image, train) -> logits`, or `(logits, updated)` when training."""
+
+    def apply(variables, image, train):
+        return model.apply(
+            variables, image, train=train, mutable=["batch_stats"] if train else False
+        )
+
+    return apply
+
+
+def make_rules(config: ConfigDict, total_steps: int) -> list[tree.Rule]:
+    """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
+
+    def quantizer(name):
+        if name not in quantizers.names():
+            raise ValueError(
+                f"config.rules: unknown quantizer {name!r}"
+                + quantizers.nearest(name, quantizers.names())
+            )
+        options = config.quantizer.get(name, ConfigDict()).to_dict()
+        return quantizers.create(name, total_steps=total_steps, **options)
+
+    rows = [(config.layers, config.quantizer.name, config.share), *config.rules]
+    rules = []
+    for row in rows:
+        if len(row) != 3:
+            raise ValueError(
+                f"config.rules: {row!r}, expected (pattern, quantizer name, share)"
+            )
+        pattern, name, share = row
+        pattern = models.KERNELS.get(pattern, pattern)
+        rules.append(tree.Rule(pattern, quantizer(name), share))
+    return rules
+
+
+def make_rate(section: str, c: ConfigDict, total_steps: int) -> Callable:
+    """The learning-rate schedule of one section."""
+    try:
+        return optim.learning_rate(
+            c.learning_rate,
+            total_steps,
+            schedule=c.schedule,
+            warmup=c.warmup,
+            milestones=tuple(c.milestones),
+        )
+    except ValueError as e:
+        raise ValueError(f"config.{section}: {e}") from None
+
+
+def make_optimizer(section: str, c: ConfigDict, rate: Callable):
+    """The optimizer of one section."""
+    try:
+        return optim.optimizer(
+            c.optimizer,
+            rate,
+            momentum=c.momentum,
+            weight_decay=c.weight_decay,
+            clip=c.clip,
+        )
+    except ValueError as e:
+        raise ValueError(f"config.{section}: {e}") from None
+
+
+def make_meta(config: ConfigDict, rate: Callable, runner) -> steps.Meta:
+    """How the sub-network is optimized."""
+    if config.meta.mode == "joint":
+        return steps.Meta()
+    every = round(1 / config.meta.holdout)
+    if (config.batch_size // runner.devices) % every:
+        raise ValueError(
+            f"meta.holdout={config.meta.holdout} does not divide the "
+            f"{config.batch_size // runner.devices} examples of a device"
+        )
+    return steps.Meta("bilevel", every, config.meta.exact, rate)

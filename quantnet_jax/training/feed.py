@@ -1,0 +1,139 @@
+"""Where batches come from: sets held on the device, or streamed; one interface."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from quantnet_jax import data as qdata
+from quantnet_jax.training.parallel import Runner
+
+PyTree = Any
+STREAMED = ("imagenet2012",)
+
+
+class Feed(NamedTuple):
+    """The examples of a run.
+
+    Attributes:
+      classes: names of the classes.
+      shape: (H, W, C) of the images.
+      mean, std: of each channel, of pixels scaled to [0, 1].
+      train_size, test_size: numbers of examples.
+      train_data, test_data: {'image', 'label'} as NumPy arrays to be put on every
+        device, or None for a streamed set.
+      train: `first step -> endless iterator` of this process' batches.
+      test: `() -> iterator` over every test example once.
+    """
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_size: int
+    test_size: int
+    train_data: PyTree
+    test_data: PyTree
+    train: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    test: Callable[[], Iterator[dict[str, np.ndarray]]]
+
+
+def make_feed(config: ConfigDict, runner: Runner) -> Feed:
+    """The feed that `config.data` describes, for this process.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing or damaged, or the set does not
+        fit the configuration.
+    """
+    if config.data.name in STREAMED:
+        return _streamed(config, runner)
+    return _in_memory(config, runner)
+
+
+def _in_memory(config: ConfigDict, runner: Runner) -> Feed:
+    c = config.data
+    dataset = qdata.load(c.name, c.folder or None)
+    if c.train_size or c.test_size or c.classes:
+        dataset = qdata.subset(
+            dataset, c.train_size or None, c.test_size or None, c.classes or None
+        )
+    shape = dataset.train_image.shape[1:]
+    if c.image_size and shape[:2] != (c.image_size, c.image_size):
+        raise ValueError(
+            f"data.image_size={c.image_size}, but the images of {c.name!r} are "
+            f"{shape[0]} x {shape[1]} pixels; set it to that or to 0"
+        )
+    if c.pad >= min(shape[:2]):
+        raise ValueError(
+            f"data.pad={c.pad}, expected less than the image size {min(shape[:2])}"
+        )
+    mean, std = qdata.normalization(dataset)
+    process = {
+        "process_index": runner.process_index,
+        "process_count": runner.process_count,
+    }
+    train_size, test_size = len(dataset.train_label), len(dataset.test_label)
+
+    def train(step):
+        while True:
+            yield qdata.train_indices(
+                step,
+                size=train_size,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                **process,
+            )
+            step += 1
+
+    return Feed(
+        classes=dataset.classes,
+        shape=shape,
+        mean=mean,
+        std=std,
+        train_size=train_size,
+        test_size=test_size,
+        train_data=qdata.split(dataset, "train"),
+        test_data=qdata.split(dataset, "test"),
+        train=train,
+        test=lambda: qdata.eval_batches(test_size, config.eval_batch_size, **process),
+    )
+
+
+def _streamed(config: ConfigDict, runner: Runner) -> Feed:
+    c = config.data
+    for key in ("train_size", "test_size", "classes"):
+        if c[key]:
+            raise ValueError(
+                f"data.{key}={c[key]}: {c.name!r} is streamed whole, use 0"
+            )
+    size = c.image_size or 224
+    train_source = qdata.load_source(c.name, "train", c.folder or None)
+    test_source = qdata.load_source(c.name, "validation", c.folder or None)
+    mean, std = qdata.STATISTICS[c.name]
+    common = {
+        "size": size,
+        "process_index": runner.process_index,
+        "process_count": runner.process_count,
+        "workers": c.workers,
+    }
+    return Feed(
+        classes=qdata.class_names(train_source),
+        shape=(size, size, 3),
+        mean=mean,
+        std=std,
+        train_size=len(train_source),
+        test_size=len(test_source),
+        train_data=None,
+        test_data=None,
+        train=lambda step: qdata.train_stream(
+            train_source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=step,
+            **common,
+        ),
+        test=lambda: qdata.eval_stream(
+            test_source, batch_size=config.eval_batch_size, **common
+        ),
+    )

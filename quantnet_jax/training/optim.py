@@ -1,0 +1,113 @@
+"""Optimizers: weights and sub-network are two labels of one `optax.partition`."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+SCHEDULES = ("constant", "cosine", "linear", "steps")
+OPTIMIZERS = ("sgd", "adam")
+
+
+def learning_rate(
+    peak: float,
+    total_steps: int,
+    *,
+    schedule: str = "cosine",
+    warmup: float = 0.0,
+    milestones: tuple[float, ...] = (0.5, 0.75),
+    factor: float = 0.1,
+) -> optax.Schedule:
+    """A learning-rate schedule.
+
+    Args:
+      peak: rate after the warm-up, not negative.
+      total_steps: steps of the whole run.
+      schedule: 'cosine' or 'linear' (to 0 at the end), 'constant', or 'steps' (times
+        `factor` at each milestone).
+      warmup: fraction of training over which the rate rises from 0, in [0, 1).
+      milestones: for 'steps', rising fractions of training.
+      factor: for 'steps'.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r}, expected one of {SCHEDULES}")
+    if peak < 0 or not 0 <= warmup < 1:
+        raise ValueError(
+            f"learning_rate={peak} and warmup={warmup}, expected a rate of at least 0 "
+            "and a warm-up in [0, 1)"
+        )
+    rising = round(warmup * total_steps)
+    rest = max(1, total_steps - rising)
+    if schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, rest)
+    elif schedule == "linear":
+        main = optax.linear_schedule(peak, 0.0, rest)
+    elif schedule == "steps":
+        if not all(0 < m < 1 for m in milestones) or list(milestones) != sorted(
+            set(milestones)
+        ):
+            raise ValueError(
+                f"milestones={tuple(milestones)}, expected rising fractions in (0, 1)"
+            )
+        bounds = {round(m * total_steps) - rising: factor for m in milestones}
+        main = optax.piecewise_constant_schedule(peak, bounds)
+    else:
+        main = optax.constant_schedule(peak)
+    if not rising:
+        return main
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, rising), main], [rising]
+    )
+
+
+def optimizer(
+    name: str,
+    rate: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    clip: float = 0.0,
+) -> optax.GradientTransformation:
+    """An optimizer for one of the two labels.
+
+    Args:
+      name: 'sgd' (Nesterov momentum; decay enters the gradient) or 'adam' (decay apart
+        from the gradient, as in AdamW).
+      rate: learning-rate schedule.
+      momentum: of SGD; the first moment's decay of Adam.
+      weight_decay: on tensors of rank 2 and up; scales and biases are spared.
+      clip: largest global norm of the gradient of this label; 0 for no clipping.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer name={name!r}, expected one of {OPTIMIZERS}")
+    if not 0 <= momentum < 1 or weight_decay < 0 or clip < 0:
+        raise ValueError(
+            f"momentum={momentum}, weight_decay={weight_decay}, clip={clip}: expected "
+            "a momentum in [0, 1) and the others at least 0"
+        )
+    parts = [optax.clip_by_global_norm(clip)] if clip else []
+    decay = [optax.add_decayed_weights(weight_decay, _is_matrix)] * bool(weight_decay)
+    if name == "sgd":
+        parts += [*decay, optax.trace(momentum, nesterov=momentum > 0)]
+    else:
+        parts += [optax.scale_by_adam(b1=momentum), *decay]
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def partition(
+    weights: optax.GradientTransformation, meta: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """One optimizer over {'model', 'quant'}: `weights` for one, `meta` for the other."""
+    return optax.partition(
+        {"weights": weights, "meta": meta}, {"model": "weights", "quant": "meta"}
+    )
+
+
+def _is_matrix(params) -> Callable:
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,0 +1,145 @@
+"""The only file that knows devices and processes: two runners for one pure function."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+PyTree = Any
+AXIS = "batch"
+RUNNERS = ("pmap", "jit")
+
+
+class Runner(NamedTuple):
+    """Compiles functions of replicated values and sharded batches.
+
+    Attributes:
+      kind: 'pmap' or 'jit'.
+      axis_name: what the functions get as `axis_name`: a mapped axis under 'pmap', None
+        under 'jit', where one program sees the global batch.
+      devices: number of devices over all processes.
+      process_index, process_count: of this process.
+      compile: `(fn, replicated, sharded_out=False, donate=False) -> callable`: the
+        first `replicated` arguments of `fn(..., axis_name=...)` are equal on all
+        devices, the others are split along their first axis; so is the result if
+        `sharded_out`, else it is replicated. `donate` gives up the first argument.
+      replicate: puts a tree of host arrays on every device.
+      shard: splits the rows that this process holds over its devices.
+    """
+
+    kind: str
+    axis_name: str | None
+    devices: int
+    process_index: int
+    process_count: int
+    compile: Callable[..., Callable]
+    replicate: Callable[[PyTree], PyTree]
+    shard: Callable[[PyTree], PyTree]
+
+
+def make_runner(kind: str = "pmap", devices: Sequence | None = None) -> Runner:
+    """A runner over `devices` (default: all, of every process).
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    if kind not in RUNNERS:
+        raise ValueError(f"runner={kind!r}, expected one of {RUNNERS}")
+    devices = list(devices or jax.devices())
+    return {"pmap": _pmap_runner, "jit": _jit_runner}[kind](devices)
+
+
+def check_batch(name: str, batch_size: int, runner: Runner) -> None:
+    """Raises ValueError unless `batch_size` is a positive multiple of the devices."""
+    if batch_size < 1 or batch_size % runner.devices:
+        raise ValueError(
+            f"{name}={batch_size} is not a positive multiple of the "
+            f"{runner.devices} devices; choose a multiple of {runner.devices}"
+        )
+
+
+def _pmap_runner(devices: list) -> Runner:
+    local = [d for d in devices if d.process_index == jax.process_index()]
+    mesh = jax.make_mesh((len(local),), (AXIS,), (AxisType.Auto,), devices=local)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    count = len({d.process_index for d in devices})
+
+    def compile(fn, replicated, sharded_out=False, donate=False):
+        def bound(*args):
+            return fn(*args, axis_name=AXIS)
+
+        cache = {}
+
+        def call(*args):
+            n = len(args)
+            if n == replicated:  # nothing to map over
+                cache.setdefault(n, jax.jit(bound))
+            if n not in cache:
+                cache[n] = jax.pmap(
+                    bound,
+                    axis_name=AXIS,
+                    in_axes=(None,) * replicated + (0,) * (n - replicated),
+                    out_axes=0 if sharded_out else None,
+                    devices=devices if count == 1 else None,
+                    donate_argnums=(0,) if donate else (),
+                )
+            return cache[n](*args)
+
+        return call
+
+    def shard(batch):
+        return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
+
+    return Runner(
+        kind="pmap",
+        axis_name=AXIS,
+        devices=len(devices),
+        process_index=jax.process_index(),
+        process_count=count,
+        compile=compile,
+        replicate=lambda tree: jax.device_put(tree, replicated),
+        shard=shard,
+    )
+
+
+def _jit_runner(devices: list) -> Runner:
+    mesh = jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
+    replicated_ = NamedSharding(mesh, PartitionSpec())
+    sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def compile(fn, replicated, sharded_out=False, donate=False):
+        def bound(*args):
+            return fn(*args, axis_name=None)
+
+        return jax.jit(
+            bound,
+            out_shardings=sharded if sharded_out else replicated_,
+            donate_argnums=(0,) if donate else (),
+        )
+
+    def shard(batch):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharded, np.asarray(x)),
+            batch,
+        )
+
+    def replicate(tree):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(
+                replicated_, np.asarray(x)
+            ),
+            tree,
+        )
+
+    return Runner(
+        kind="jit",
+        axis_name=None,
+        devices=len(devices),
+        process_index=jax.process_index(),
+        process_count=len({d.process_index for d in devices}),
+        compile=compile,
+        replicate=replicate,
+        shard=shard,
+    )

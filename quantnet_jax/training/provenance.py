@@ -1,0 +1,41 @@
+"""Where a number comes from: versions, device, commit; for `result.json`."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def provenance() -> dict:
+    """{'versions': {package: version}, 'device': text, 'commit': hash or None}."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        versions[package] = importlib.metadata.version(package)
+    devices = jax.devices()
+    return {
+        "versions": versions,
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that the package runs from, '+' if it was edited."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+
+    def git(*args):
+        command = ["git", "-C", str(root), *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")) != root:
+            return None
+        edited = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if edited else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

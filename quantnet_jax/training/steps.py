@@ -1,0 +1,209 @@
+"""Pure functions of one batch: the training step, the forward pass, the tally.
+
+Each takes `axis_name`, the mapped axis of the devices, or None where one program sees
+the whole batch. A runner of `quantnet_jax.training.parallel` compiles them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.training import losses
+from quantnet_jax.training.state import TrainState
+
+PyTree = Any
+
+
+class Meta(NamedTuple):
+    """How the sub-network is optimized.
+
+    Attributes:
+      mode: 'joint' (one gradient step on weights and sub-network from one batch) or
+        'bilevel' (the sub-network's gradient is that of held-out examples after a
+        look-ahead step of the weights).
+      every: in 'bilevel', each `every`-th example of a batch is held out.
+      exact: in 'bilevel', differentiate through the look-ahead step; else first order.
+      rate: in 'bilevel', learning rate of the look-ahead, a schedule of the step.
+    """
+
+    mode: str = "joint"
+    every: int = 4
+    exact: bool = False
+    rate: optax.Schedule = optax.constant_schedule(0.0)
+
+
+def make_train_step(
+    apply: Callable,
+    quantizer: Quantizer,
+    tx: optax.GradientTransformation,
+    prepare: Callable,
+    *,
+    seed: int,
+    smoothing: float = 0.0,
+    meta: Meta = Meta(),  # noqa: B008 (immutable)
+) -> Callable:
+    """Makes `train_step(state, data, batch, axis_name) -> (state, metrics)`.
+
+    Args:
+      apply: `(variables, image, train) -> logits`, as `model.apply` with
+        `mutable=['batch_stats']` when `train`.
+      quantizer: over the tree of the model's parameters.
+      tx: optimizer over {'model', 'quant'}.
+      prepare: `(data, batch) -> {'image', 'label', 'mask'}`, with augmentation.
+      seed: of the noise of stochastic quantizers.
+      smoothing: of the labels.
+      meta: how the sub-network is optimized.
+
+    The metrics are float32 scalars, equal on all devices: 'loss' (of the task),
+    'accuracy', 'penalty', 'grad_norm' (weights), 'meta_grad_norm'.
+    """
+
+    def loss_fn(model, quant, batch_stats, batch, step, axis_name):
+        params = {"model": model, "quant": quant}
+        # The same on every replica: noise on replicated weights must be equal.
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        weights = quantizer.soft(params["quant"], params["model"], step=step, key=key)
+        logits, updated = apply(
+            {"params": weights, "batch_stats": batch_stats}, batch["image"], train=True
+        )
+        mean = lambda x: losses.masked_mean(x, batch["mask"], axis_name)
+        task = mean(losses.cross_entropy(logits, batch["label"], smoothing))
+        penalty = quantizer.penalty(params["quant"], params["model"], step=step)
+        metrics = {
+            "loss": task,
+            "accuracy": mean(losses.correct(logits, batch["label"])),
+            "penalty": penalty,
+        }
+        return task + penalty, (updated.get("batch_stats", {}), metrics)
+
+    def joint(state, batch, axis_name):
+        def loss(params):
+            return loss_fn(
+                params["model"],
+                params["quant"],
+                state.batch_stats,
+                batch,
+                state.step,
+                axis_name,
+            )
+
+        grads, aux = jax.grad(loss, has_aux=True)(state.params)
+        return pmean(grads, axis_name), aux
+
+    def bilevel(state, batch, axis_name):
+        held_out = jax.tree.map(lambda x: _every(x, meta.every, True), batch)
+        batch = jax.tree.map(lambda x: _every(x, meta.every, False), batch)
+        model, quant = state.params["model"], state.params["quant"]
+
+        def weight_grads(quant):
+            grads, aux = jax.grad(loss_fn, has_aux=True)(
+                model, quant, state.batch_stats, batch, state.step, axis_name
+            )
+            return pmean(grads, axis_name), aux
+
+        def held_out_loss(quant):
+            grads, aux = weight_grads(quant)
+            step_grads = grads if meta.exact else jax.lax.stop_gradient(grads)
+            rate = meta.rate(state.step)
+            ahead = jax.tree.map(lambda w, g: w - rate * g, model, step_grads)
+            loss, _ = loss_fn(
+                ahead, quant, state.batch_stats, held_out, state.step, axis_name
+            )
+            return loss, (grads, aux)
+
+        meta_grads, (grads, aux) = jax.grad(held_out_loss, has_aux=True)(quant)
+        return {"model": grads, "quant": pmean(meta_grads, axis_name)}, aux
+
+    gradients = {"joint": joint, "bilevel": bilevel}[meta.mode]
+
+    def train_step(state: TrainState, data, batch, axis_name):
+        batch = prepare(data, batch)
+        grads, (batch_stats, metrics) = gradients(state, batch, axis_name)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = pmean(metrics, axis_name) | {
+            "grad_norm": optax.tree.norm(grads["model"]),
+            "meta_grad_norm": jnp.asarray(optax.tree.norm(grads["quant"]), jnp.float32),
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            # Equal already where BatchNorm averages over the axis; else made equal.
+            batch_stats=pmean(batch_stats, axis_name),
+            opt_state=opt_state,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def make_forward(apply: Callable, prepare: Callable) -> Callable:
+    """Makes `forward(weights, batch_stats, data, batch, axis_name) -> logits`.
+
+    One function for soft and hard weights: compiled once, it cannot differ between
+    them in anything but the weights.
+    """
+
+    def forward(weights, batch_stats, data, batch, axis_name):
+        del axis_name
+        variables = {"params": weights, "batch_stats": batch_stats}
+        return apply(variables, prepare(data, batch)["image"], train=False)
+
+    return forward
+
+
+def make_statistics(apply: Callable, prepare: Callable) -> Callable:
+    """Makes `statistics(weights, batch_stats, data, batch, axis_name)`.
+
+    Args:
+      apply: of a model whose BatchNorm has momentum 0, so that its updated running
+        statistics are those of the batch.
+      prepare: as in training.
+
+    The result has the structure of `batch_stats`.
+    """
+
+    def statistics(weights, batch_stats, data, batch, axis_name):
+        variables = {"params": weights, "batch_stats": batch_stats}
+        _, updated = apply(variables, prepare(data, batch)["image"], train=True)
+        return pmean(updated.get("batch_stats", {}), axis_name)
+
+    return statistics
+
+
+def tally(data, batch, soft_logits, hard_logits, axis_name) -> dict[str, jax.Array]:
+    """Sums over the real examples of a batch and over devices, float32 scalars.
+
+    Returns:
+      'examples', 'soft' and 'hard' (correct ones), 'loss_soft', 'loss_hard', 'kl'
+      (divergence of the hard from the soft class probabilities).
+    """
+    streamed = "label" in batch
+    label = batch["label"] if streamed else data["label"][batch["index"]]
+    sums = {
+        "examples": jnp.ones_like(batch["mask"]),
+        "soft": losses.correct(soft_logits, label),
+        "hard": losses.correct(hard_logits, label),
+        "loss_soft": losses.cross_entropy(soft_logits, label),
+        "loss_hard": losses.cross_entropy(hard_logits, label),
+        "kl": losses.kl_divergence(soft_logits, hard_logits),
+    }
+    sums = {name: jnp.sum(x * batch["mask"]) for name, x in sums.items()}
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+
+def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Mean over the mapped axis, or the tree itself without one."""
+    if axis_name is None or not jax.tree.leaves(tree):
+        return tree
+    return jax.lax.pmean(tree, axis_name)
+
+
+def _every(x: jax.Array, every: int, kept: bool) -> jax.Array:
+    """Each `every`-th row, or the rest: the same rows however a batch is sharded."""
+    blocks = x.reshape(-1, every, *x.shape[1:])
+    part = blocks[:, -1:] if kept else blocks[:, :-1]
+    return part.reshape(-1, *x.shape[1:])
