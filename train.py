@@ -82,7 +82,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
         metrics.write_json(workdir / "config.json", config.to_dict())
 
     # Resume, or warm-start, or start from scratch -------------------------------------
-    checkpoints = checkpoint.Checkpoints(workdir, keep_latest=config.keep_latest)
+    checkpoints = checkpoint.Checkpoints(
+        workdir, keep_latest=config.keep_latest, processes=runner.process_count
+    )
     seconds, codes, start, notes = 0.0, None, 0, []
     with one_line_errors():
         if checkpoints.latest() is not None:

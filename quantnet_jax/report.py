@@ -70,6 +70,9 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
                 continue  # the line that a running training is just writing
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.get(str(record.get("kind")), []).append(record)
+    records["layers"] = [
+        r for r in records["layers"] if isinstance(r.get("layers"), dict)
+    ]
     for kept in records.values():
         kept.sort(key=lambda record: record["step"])
     return Run(

@@ -1,4 +1,4 @@
-"""Pictures of a report: SVG line charts, histograms over time, and their script."""
+"""Pictures of a report: SVG line charts, histograms over time."""
 
 import base64
 import html
@@ -14,75 +14,6 @@ import numpy as np
 SCORES = {"float": "Float", "soft": "Soft", "hard": "Hard", "hard_bn": "Hard + BN"}
 _COLOURS = 8  # --c0 .. --c7 in the style sheet
 _DASHES = ("", "6 4", "2 3", "9 3 2 3")
-
-SCRIPT = """
-const tip = document.getElementById('tip');
-const show = (event, text, bars) => {
-  tip.textContent = text;
-  if (bars) {
-    const ns = 'http://www.w3.org/2000/svg', svg = document.createElementNS(ns, 'svg');
-    const top = Math.max(...bars, 1e-9), path = document.createElementNS(ns, 'path');
-    svg.setAttribute('viewBox', '0 0 ' + bars.length + ' 1');
-    svg.setAttribute('preserveAspectRatio', 'none');
-    path.setAttribute('d', bars.map((v, i) => `M${i} 1V${1 - v / top}h.85V1z`).join(''));
-    svg.append(path); tip.append(svg);
-  }
-  const box = tip.getBoundingClientRect(), x = event.clientX + 16, y = event.clientY + 14;
-  tip.style.left = Math.max(4, Math.min(x, innerWidth - box.width - 8)) + 'px';
-  tip.style.top = Math.min(y, innerHeight - box.height - 8) + 'px';
-  tip.style.visibility = 'visible';
-};
-const hide = () => { tip.style.visibility = 'hidden'; };
-const hidden = new Set();
-for (const svg of document.querySelectorAll('.chart')) {
-  const d = JSON.parse(svg.dataset.plot), cursor = svg.querySelector('.cur');
-  svg.addEventListener('pointermove', event => {
-    const matrix = svg.getScreenCTM().inverse();
-    const px = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix).x;
-    const at = d.x0 + (px - d.left) / d.width * (d.x1 - d.x0), lines = [];
-    let near = null;
-    const off = p => Math.abs(p[0] - at);
-    for (const s of d.series) if (!hidden.has(s.key)) for (const p of s.points)
-      if (p[1] !== null && (near === null || off(p) < Math.abs(near - at))) near = p[0];
-    if (near === null) return hide();
-    for (const s of d.series) {
-      if (hidden.has(s.key) || !s.points.length) continue;
-      const p = s.points.reduce((a, b) => off(b) < off(a) ? b : a);
-      if (p[1] !== null) lines.push(s.name + '  ' + +p[1].toPrecision(4) + d.unit);
-    }
-    const x = d.left + (near - d.x0) / (d.x1 - d.x0) * d.width;
-    cursor.setAttribute('x1', x); cursor.setAttribute('x2', x);
-    cursor.style.visibility = 'visible';
-    show(event, d.xlabel + ' ' + +near.toPrecision(5) + '\\n' + lines.join('\\n'));
-  });
-  svg.addEventListener('pointerleave', () => { hide(); cursor.style.visibility = ''; });
-}
-for (const button of document.querySelectorAll('.legend button'))
-  button.addEventListener('click', () => {
-    const key = button.dataset.key, on = hidden.delete(key);
-    if (!on) hidden.add(key);
-    for (const b of document.querySelectorAll('.legend button'))
-      if (b.dataset.key === key) b.setAttribute('aria-pressed', on);
-    for (const line of document.querySelectorAll('.s'))
-      if (line.dataset.key === key) line.style.display = on ? '' : 'none';
-  });
-for (const map of document.querySelectorAll('.map')) {
-  const d = JSON.parse(map.dataset.map);
-  map.addEventListener('pointermove', event => {
-    const box = map.getBoundingClientRect(), n = d.times.length;
-    const fx = (event.clientX - box.left) / box.width;
-    const fy = 1 - (event.clientY - box.top) / box.height;
-    const row = d.shares[Math.max(0, Math.min(n - 1, Math.floor(fx * n)))];
-    const t = d.times[d.shares.indexOf(row)], bins = row.length;
-    const bin = Math.max(0, Math.min(bins - 1, Math.floor(fy * bins)));
-    const edge = i => (d.low + (d.high - d.low) * i / bins).toFixed(2);
-    show(event, d.xlabel + ' ' + t + '\\nweight ' + edge(bin) + ' to ' + edge(bin + 1)
-      + '\\n' + (row[bin] / 100).toFixed(2) + ' % of the weights', row);
-  });
-  map.addEventListener('pointerleave', hide);
-}
-document.documentElement.dataset.ready = '1';
-"""
 
 
 def escape(text: Any) -> str:
@@ -202,8 +133,9 @@ def _with_gap(records: list[dict]) -> list[dict]:
 
 def _legend(entries: list[tuple[str, str, str, str]]) -> str:
     return "".join(
-        f'<button data-key="{escape(key)}" aria-pressed="true"><svg><line x2="24" y1="4" '
-        f'y2="4" stroke="var({colour})" stroke-width="3" stroke-dasharray="{dash}"/>'
+        f'<button data-key="{escape(key)}" aria-pressed="true"><svg><line x2="24" '
+        f'y1="4" y2="4" stroke="var({colour})" stroke-width="3" '
+        f'stroke-dasharray="{dash}"/>'
         f"</svg>{escape(name)}</button>"
         for key, name, colour, dash in entries
     )

@@ -127,15 +127,12 @@ def _make_case(
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=shape).astype(np.float32)
     zeros = np.where(rng.random(shape) < 0.2, np.float32(0), normal)
-    key, init_key, noise_key = jax.random.split(jax.random.key(seed), 3)
+    key, init_key = jax.random.split(jax.random.key(seed))
     start = q.init(init_key, jnp.asarray(zeros))
-    leaves, structure = jax.tree.flatten(start)
-    keys = jax.random.split(noise_key, len(leaves) + 1)
-    noisy = [
-        x + perturb * _spread(x) * jax.random.normal(k, x.shape, x.dtype)
-        for x, k in zip(leaves, keys[:-1], strict=True)
-    ]
-    qparams = structure.unflatten(noisy)
+    qparams = jax.tree.map(
+        lambda x: x + perturb * _spread(x) * rng.normal(size=x.shape).astype(x.dtype),
+        start,
+    )
     qt = q.hard(qparams, jnp.asarray(zeros))
     special = np.asarray([-1.0, 1.0, 0.0])
     if is_qtensor(qt):
@@ -163,7 +160,9 @@ def _make_case(
         q=q,
         forward=forward,
         binary=binary,
-        parameter_free=not leaves if parameter_free is None else parameter_free,
+        parameter_free=not jax.tree.leaves(start)
+        if parameter_free is None
+        else parameter_free,
         anneal=anneal,
         key=key,
         start=start,
@@ -176,7 +175,7 @@ def _make_case(
 
 def _spread(x: jax.Array) -> jax.Array:
     rms = jnp.sqrt(jnp.mean(x * x))
-    return jnp.where(rms > 0, rms, 1.0)
+    return jnp.where(rms > 0, rms, jnp.ones_like(rms))
 
 
 def _everything(q, cotangent, qparams, w, step, key) -> dict:
@@ -366,11 +365,15 @@ def _law12(case: Case) -> None:
         lambda _, *args: case.run.__wrapped__(*args), in_axes=(0,) + (None,) * 4
     )
     replicas = replicate(jnp.arange(devices), *args)
-    paths = jax.tree_util.tree_leaves_with_path(replicas)
-    for (path, x), expected in zip(paths, jax.tree.leaves(single), strict=True):
+    for path, x in jax.tree_util.tree_leaves_with_path(replicas):
         for device, replica in enumerate(np.asarray(x)):
-            what = f"{jax.tree_util.keystr(path)} of replica {device} and of one device"
-            _same_bits(replica, expected, what)
+            what = f"{jax.tree_util.keystr(path)} of replicas 0 and {device}"
+            _same_bits(x[0], replica, what)
+    replica = jax.tree.map(lambda x: x[0], replicas)
+    if is_qtensor(single["hard"]):
+        _same_bits(replica["hard"].codes, single["hard"].codes, "codes, pmap and jit")
+    for name in single:
+        _close(replica[name], single[name], f"{name}, pmap and jit")
 
 
 def _law13(case: Case) -> None:

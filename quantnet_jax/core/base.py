@@ -18,7 +18,8 @@ The laws that every member obeys (`quantnet_jax.testing.check_quantizer` checks 
  9. Members without parameters: hard(dequantize(hard(w))) == hard(w).
 10. The penalty is a finite, non-negative float32 scalar.
 11. `per_channel(q)` equals a Python loop over the channels.
-12. Replicas under pmap equal the single-device result, bit for bit.
+12. Replicas under pmap are equal bit for bit, and equal to the result of one device
+    (codes bit for bit, floats to rounding: the compiled programs differ).
 13. A zero weight becomes the positive level of a binary member.
 14. The factory's docstring states forward, backward and reference.
 """

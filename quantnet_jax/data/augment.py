@@ -24,7 +24,7 @@ def draw(position: Array, *, seed: int, pad: int) -> tuple[Array, Array, Array]:
 
     Args:
       position: uint32 [B], running numbers in the training stream.
-      seed: 0 <= seed < 2**63.
+      seed: 0 <= seed < 2**32.
       pad: offsets are uniform on -pad..pad.
 
     Returns:
@@ -133,7 +133,7 @@ def prepare(
         the batch holds no "image" of its own; else None.
       batch: "position" uint32 [B], "mask" float32 [B] and either "index" int32 [B] or
         (streamed) "image" uint8 [B, H, W, C] and "label" int32 [B].
-      seed: of the augmentation, 0 <= seed < 2**63.
+      seed: of the augmentation, 0 <= seed < 2**32.
       train: True augments; False only gathers and normalizes.
       pad: crop offsets are uniform on -pad..pad; 0 for no crop; at least 0.
       flip: mirror left-right with probability 1/2.

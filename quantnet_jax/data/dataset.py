@@ -170,6 +170,44 @@ def subset(
     return Dataset(*arrays, classes=names, name=dataset.name)
 
 
+def hold_out(dataset: Dataset, size: int) -> Dataset:
+    """Replaces the test images by a stratified part of the training images.
+
+    For choosing learning rates and other options without looking at the test set.
+
+    Args:
+      dataset: the set to take from.
+      size: how many training images to hold out, 1 <= size < N.
+
+    Returns:
+      A set of the same `name` with N - size training and `size` test images; of each
+      class the first images in file order stay in training.
+
+    Raises:
+      ValueError: `size` is out of range.
+
+    Example:
+      >>> from quantnet_jax.data import load
+      >>> part = hold_out(load("bundled"), 2000)
+      >>> part.train_label.shape, part.test_label.shape
+      ((8000,), (2000,))
+    """
+    image, label = split(dataset, "train").values()
+    if not 1 <= size < label.size:
+        raise ValueError(
+            f"size={size}: {dataset.name} holds {label.size} training images, "
+            f"expected 1 to {label.size - 1}"
+        )
+    kept = first_of_each_class(label, label.size - size, len(dataset.classes))
+    held = np.setdiff1d(np.arange(label.size), kept)
+    return dataset._replace(
+        train_image=image[kept],
+        train_label=label[kept],
+        test_image=image[held],
+        test_label=label[held],
+    )
+
+
 def _class_labels(dataset, classes) -> list[int]:
     """Labels of the classes to keep, checked."""
     known = dataset.classes

@@ -155,6 +155,14 @@ def _iterate(batches, first: int, stop: int, threads: int, workers: int):
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     data = grain.MapDataset.range(first, stop).map(batches).to_iter_dataset(read)
     if workers:
+        from absl import flags  # Grain's processes read their settings from flags
+
+        if not flags.FLAGS.is_parsed():
+            raise ValueError(
+                f"workers={workers} needs parsed flags, expected a program run by "
+                "absl.app.run; else call absl.flags.FLAGS.mark_as_parsed() first, or "
+                "use workers=0"
+            )
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(data)
 
@@ -192,7 +200,8 @@ def train_stream(
       process_count: number of processes; each yields batch_size / process_count.
       start_step: the first step.
       threads: batches computed at a time (in each worker), and read ahead.
-      workers: extra processes; 0 works in this one (decoding releases the GIL).
+      workers: extra processes; 0 works in this one (decoding releases the GIL). They
+        need a program run by absl.app.run, with the usual __main__ guard.
 
     Returns:
       A Grain iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B],

@@ -62,11 +62,11 @@ def local_batch_size(
             f"{process_count - 1}"
         )
     if batch_size % process_count:
+        share = batch_size // process_count
+        near = [n * process_count for n in (share, share + 1) if n]
         raise ValueError(
             f"batch_size={batch_size} is not divisible by process_count="
-            f"{process_count}; nearest that are: "
-            f"{max(1, batch_size // process_count) * process_count} and "
-            f"{(batch_size // process_count + 1) * process_count}"
+            f"{process_count}; nearest that are: {' and '.join(map(str, near))}"
         )
     return batch_size // process_count
 

@@ -28,8 +28,8 @@ def normalize(kind: str = "rms", *, divisor: float = 1.0, eps: float = 1e-12) ->
     Args:
       kind: 'rms' (w / root mean square), 'standard' (zero mean, unit standard
         deviation) or 'none'.
-      divisor: divides the result; the width of the quantizer's range in units of the
-        root mean square.
+      divisor: divides the normalized result (not that of 'none', which leaves `w` as it
+        is); the width of the quantizer's range in units of the root mean square.
       eps: added to the mean square; all-zero channels stay zero.
     """
     if kind not in ("rms", "standard", "none"):
@@ -40,7 +40,7 @@ def normalize(kind: str = "rms", *, divisor: float = 1.0, eps: float = 1e-12) ->
     def apply(rparams, w):
         del rparams
         if kind == "none":
-            return w / divisor
+            return w
         axes = tuple(range(w.ndim - 1))
         if kind == "standard":
             w = w - jnp.mean(w, axes, keepdims=True)
@@ -108,7 +108,7 @@ def subnet(
         for n, layer in enumerate(rparams):
             h = forward(layer, h)
             h = phi(h) if n < depth else h
-        return (h + u if skip else h).reshape(w.shape)
+        return _from_units(h + u if skip else h, unit, w.shape)
 
     return Reparam(init, apply)
 
@@ -126,20 +126,26 @@ def _sizes(unit: str, width: int, window: int, shape: tuple[int, ...]):
 
 
 def _to_units(w: jax.Array, unit: str) -> jax.Array:
-    """(unit size, units); for 'conv' (height, width, channels, filters)."""
+    """(units, unit size); for 'conv' (height, width, channels, filters)."""
     *spatial, channels, filters = w.shape
     if unit == "conv":
         height = spatial[0] if spatial else 1
         return w.reshape(height, -1, channels, filters)
     if unit == "weight":
-        return w.reshape(1, -1)
+        return w.reshape(-1, 1)
+    # Units as rows: a product with them needs no transpose, whatever is mapped over.
     if unit == "slice":
-        return w.reshape(-1, channels * filters)
-    return w.reshape(-1, filters)
+        return w.reshape(-1, channels * filters).T
+    return w.reshape(-1, filters).T
+
+
+def _from_units(c: jax.Array, unit: str, shape: tuple[int, ...]) -> jax.Array:
+    """Inverse of `_to_units`."""
+    return (c.T if unit in ("slice", "filter") else c).reshape(shape)
 
 
 def _contract(layer: dict, h: jax.Array) -> jax.Array:
-    return layer["w"].T @ h + layer["b"][:, None]
+    return h @ layer["w"] + layer["b"][None]
 
 
 def _convolve(layer: dict, h: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Checkpoints: save, keep latest and best, restore anywhere, warm-start (Orbax).
+"""Checkpoints: save, keep latest and best, restore on any devices (Orbax).
 
 The only file that knows Orbax. A state is written as flat `{path: array}` items, so the
 file format does not depend on container types (NamedTuples, empty tuples, optax nodes,
@@ -16,6 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from quantnet_jax.training.warm_start import WarmStart, check_fits, flatten, warm_start
+
+__all__ = ["FOLDER", "Checkpoints", "Restored", "WarmStart", "flatten", "warm_start"]
+
 FOLDER = "checkpoints"
 # 'weights' is all that evaluation and warm starts read; the optimizer may be larger.
 _WEIGHTS, _REST, _EXTRA = "weights", "optimizer", "extra"
@@ -29,38 +33,6 @@ class Restored(NamedTuple):
     extra: dict[str, Any]
 
 
-class WarmStart(NamedTuple):
-    """Which leaves a warm start took over; names are '/'-joined paths."""
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]  # built here, not in the saved arrays: keep their init
-    unexpected: tuple[str, ...]  # saved, but not built here: ignored
-    mismatched: tuple[str, ...]  # 'name: saved -> built': keep their init
-
-    def __str__(self) -> str:
-        parts = []
-        for field, names in zip(self._fields, self, strict=True):
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            shown = f" ({listed})" if names and field != "matched" else ""
-            parts.append(f"{len(names)} {field}{shown}")
-        return "warm start: " + ", ".join(parts)
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Returns `{'/'-joined path: leaf}` in tree order.
-
-    Raises:
-      ValueError: two leaves have the same path (`{'a/b': x, 'a': {'b': y}}`).
-    """
-    flat: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name in flat:
-            raise ValueError(f"state path {name!r} names two leaves; rename one key")
-        flat[name] = leaf
-    return flat
-
-
 class Checkpoints:
     """The checkpoints of one run, under `workdir/checkpoints`; a context manager.
 
@@ -70,6 +42,8 @@ class Checkpoints:
       metric: key of `save(metrics=...)` by which the best checkpoint is also kept.
       asynchronous: write in the background; `wait` or leaving the block finishes it.
       read_only: never create, delete or rename anything.
+      processes: of the run; several could disagree on which checkpoint is readable, so
+        only a run of one process falls back from a damaged checkpoint by itself.
     """
 
     def __init__(
@@ -80,11 +54,13 @@ class Checkpoints:
         metric: str = "hard",
         asynchronous: bool = True,
         read_only: bool = False,
+        processes: int = 1,
     ):
         if keep_latest < 1:
             raise ValueError(f"keep_latest={keep_latest} must be at least 1")
         self.directory = os.path.abspath(os.path.join(workdir, FOLDER))
         self._read_only = read_only
+        self._falls_back = processes == 1
         self._metric = metric
         if read_only and not os.path.isdir(self.directory):
             raise FileNotFoundError(
@@ -165,7 +141,7 @@ class Checkpoints:
           extra: JSON values restored beside the state.
 
         Raises:
-          ValueError: a leaf is no array, a part is missing, or `step` is below the latest.
+          ValueError: a leaf is no array, a part is missing, `step` is too low.
         """
         latest = self.latest()
         if latest is not None and step < latest:
@@ -279,10 +255,7 @@ class Checkpoints:
                 return self._read(number, like, sharding, items)
             except _Damaged as error:
                 older = [s for s in self.steps() if s < number]
-                # Processes could disagree on which checkpoint is readable, so only a
-                # run of one process falls back by itself.
-                alone = jax.process_count() == 1
-                if step != "latest" or not older or not alone:
+                if step != "latest" or not older or not self._falls_back:
                     raise
                 if self._read_only:
                     step, moved = older[-1], ""
@@ -299,10 +272,7 @@ class Checkpoints:
             metadata = self._manager.item_metadata(step)
             return {item: dict(metadata[item]) for item in items}
         except Exception as error:
-            raise _Damaged(
-                f"checkpoint {self._folder(step)!r} is damaged or incomplete"
-                f" ({_short(error)})"
-            ) from error
+            raise _Damaged(self._folder(step), error) from error
 
     def _read(
         self,
@@ -314,7 +284,8 @@ class Checkpoints:
         flat = flatten(like)
         metadata = self._metadata(step, items)
         saved = {k: v for part in metadata.values() for k, v in part.items()}
-        _check_fits(saved, flat, self._folder(step))
+        stored = {k: v for part in _split(flat).values() for k, v in part.items()}
+        check_fits(saved, stored, self._folder(step))
         targets = {
             item: {k: _target(v, sharding) for k, v in arrays.items()}
             for item, arrays in _split(flat).items()
@@ -327,10 +298,7 @@ class Checkpoints:
         try:
             out = self._manager.restore(step, args=ocp.args.Composite(**restores))
         except Exception as error:
-            raise _Damaged(
-                f"checkpoint {self._folder(step)!r} is damaged or incomplete"
-                f" ({_short(error)})"
-            ) from error
+            raise _Damaged(self._folder(step), error) from error
         arrays = {k: v for item in targets for k, v in out[item].items()}
         leaves = [
             arrays[k] if k in arrays else jnp.zeros(v.shape, v.dtype)
@@ -342,6 +310,11 @@ class Checkpoints:
 
 class _Damaged(ValueError):
     """A checkpoint folder that cannot be read."""
+
+    def __init__(self, folder: str, error: Exception):
+        super().__init__(
+            f"checkpoint {folder!r} is damaged or incomplete ({_short(error)})"
+        )
 
 
 def _short(error: Exception) -> str:
@@ -364,58 +337,3 @@ def _target(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtype
     # A new scalar lives on the default device, whichever the user made that.
     place = sharding or getattr(leaf, "sharding", None) or jnp.zeros(()).sharding
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def _describe(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
-
-
-def _check_fits(saved: Mapping[str, Any], built: Mapping[str, Any], folder: str):
-    stored = {k: v for part in _split(built).values() for k, v in part.items()}
-    for name in [*stored, *(k for k in saved if k not in stored)]:
-        was = _describe(saved[name]) if name in saved else "nothing"
-        now = _describe(stored[name]) if name in stored else "nothing"
-        if was != now:
-            raise ValueError(
-                f"checkpoint {folder!r} is of another architecture: {name!r} was saved"
-                f" as {was}, the config builds {now}; restore with the config of that"
-                " run, or use another workdir"
-            )
-
-
-def warm_start(like: Any, saved: Any) -> tuple[Any, WarmStart]:
-    """Copies the saved arrays whose path, shape and dtype match into `like`.
-
-    Args:
-      like: pytree of arrays as initialized; its structure and placement are kept.
-      saved: pytree of arrays, or the flat dict of `Checkpoints.load_arrays`.
-
-    Returns:
-      The filled tree, and the report of what matched.
-
-    Raises:
-      ValueError: nothing matches.
-    """
-    built, given = flatten(like), flatten(saved)
-    fits = {k: k in given and _describe(given[k]) == _describe(built[k]) for k in built}
-    report = WarmStart(
-        matched=tuple(k for k in built if fits[k]),
-        missing=tuple(k for k in built if k not in given),
-        unexpected=tuple(k for k in given if k not in built),
-        mismatched=tuple(
-            f"{k}: {_describe(given[k])} -> {_describe(built[k])}"
-            for k in built
-            if k in given and not fits[k]
-        ),
-    )
-    if not report.matched:
-        raise ValueError(
-            f"init_from matches none of the {len(built)} arrays built here (first:"
-            f" {next(iter(built), '-')!r}; first saved: {next(iter(given), '-')!r});"
-            " give a run of the same model family"
-        )
-    leaves = [
-        jax.device_put(given[k], getattr(leaf, "sharding", None)) if fits[k] else leaf
-        for k, leaf in built.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves), report

@@ -28,6 +28,7 @@ def base() -> ConfigDict:
     c.data.train_size = 0  # a stratified part, 0 for all
     c.data.test_size = 0
     c.data.classes = 0  # the first so many, 0 for all
+    c.data.hold_out = 0  # evaluate on so many training images, not on the test set
     c.data.pad = 2  # random crop out of so many zero pixels around the image
     c.data.flip = True  # random mirror image
     c.data.image_size = 0  # that the set must have, 0 for any; crop size of ImageNet
@@ -91,6 +92,7 @@ NOT_NEGATIVE = (
     "data.train_size",
     "data.test_size",
     "data.classes",
+    "data.hold_out",
     "data.pad",
     "data.image_size",
     "data.workers",

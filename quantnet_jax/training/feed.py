@@ -58,6 +58,8 @@ def _in_memory(config: ConfigDict, runner: Runner) -> Feed:
         dataset = qdata.subset(
             dataset, c.train_size or None, c.test_size or None, c.classes or None
         )
+    if c.hold_out:
+        dataset = qdata.hold_out(dataset, c.hold_out)
     shape = dataset.train_image.shape[1:]
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
         raise ValueError(
@@ -102,7 +104,7 @@ def _in_memory(config: ConfigDict, runner: Runner) -> Feed:
 
 def _streamed(config: ConfigDict, runner: Runner) -> Feed:
     c = config.data
-    for key in ("train_size", "test_size", "classes"):
+    for key in ("train_size", "test_size", "classes", "hold_out"):
         if c[key]:
             raise ValueError(
                 f"data.{key}={c[key]}: {c.name!r} is streamed whole, use 0"

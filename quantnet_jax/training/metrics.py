@@ -1,17 +1,27 @@
-"""Run records: metrics.jsonl, TensorBoard events, progress display, text tables."""
+"""Run records: metrics.jsonl, TensorBoard events, JSON files."""
 
 import json
 import math
 import os
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 import numpy as np
 
+from quantnet_jax.training.progress import (
+    ACCURACIES,
+    Progress,
+    duration,
+    format_metric,
+    table,
+)
+
+__all__ = [
+    "ACCURACIES", "METRICS_FILE", "Progress", "Writer", "duration", "format_metric",
+    "jsonable", "table", "write_json",
+]  # fmt: skip
+
 METRICS_FILE = "metrics.jsonl"
-ACCURACIES = ("soft", "hard", "hard_bn", "accuracy")
 
 
 def jsonable(value: Any) -> Any:
@@ -184,134 +194,3 @@ def _write_events(events: Any, kind: str, step: int, record: Mapping[str, Any]) 
                 bucket_counts=counts.tolist(),
                 global_step=step,
             )
-
-
-class Progress:
-    """Shows how far a run is: a bar on a terminal, else one line per log interval.
-
-    Args:
-      total: steps of the whole run.
-      stream: text stream; standard error by default.
-      start: steps done before this process (a resumed run).
-      active: False on processes other than 0, which print nothing.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        *,
-        stream: TextIO | None = None,
-        start: int = 0,
-        active: bool = True,
-    ):
-        self._total, self._start, self._active = total, start, active
-        self._stream = sys.stderr if stream is None else stream
-        self._began = time.monotonic()
-        self._shown: dict[str, str] = {}
-        self._bar: Any = None
-        if active and self._stream.isatty():
-            import tqdm
-
-            self._bar = tqdm.tqdm(
-                total=total, initial=start, file=self._stream, unit="step", leave=True
-            )
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def update(self, step: int, record: Mapping[str, Any] | None = None) -> None:
-        """Moves to `step`; a record (loss, soft, hard, ...) is shown and remembered.
-
-        Without a terminal only calls with a record print a line.
-        """
-        if not self._active:
-            return
-        if record:
-            self._shown |= {k: format_metric(k, v) for k, v in record.items()}
-            if {"soft", "hard"} <= record.keys():
-                gap = _number(record["soft"]) - _number(record["hard"])
-                self._shown["gap"] = format_metric("gap", gap)
-        text = " ".join(f"{k} {v}" for k, v in self._shown.items())
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-            if record:
-                self._bar.refresh()
-        elif record:
-            elapsed = time.monotonic() - self._began
-            left = elapsed / max(step - self._start, 1) * (self._total - step)
-            print(
-                f"step {step}/{self._total} | {text} | {duration(elapsed)} done,"
-                f" {duration(left)} left",
-                file=self._stream,
-                flush=True,
-            )
-
-    def say(self, text: str) -> None:
-        """Prints a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        elif self._active:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def format_metric(name: str, value: Any) -> str:
-    """Returns a short text: accuracies in percent, gaps in points, others 4 digits."""
-    if isinstance(value, str):
-        return value
-    number = _number(value)
-    if not math.isfinite(number):
-        return "-" if value is None else str(number)
-    if name in ACCURACIES:
-        return f"{100 * number:.2f}%"
-    if name == "gap":
-        return f"{100 * number:+.2f}pt"
-    return str(int(number)) if number == int(number) else f"{number:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Returns '42s', '3m07s' or '2h05m'."""
-    whole = max(int(round(seconds)), 0)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
-    """Returns a plain-text table; the first column is aligned left, the rest right.
-
-    Raises:
-      ValueError: a row has another length than the headers.
-    """
-    cells = [[str(h) for h in headers]]
-    for row in rows:
-        if len(row) != len(headers):
-            raise ValueError(
-                f"row {list(row)!r} has {len(row)} cells, expected {len(headers)}"
-            )
-        cells.append(["-" if cell is None else str(cell) for cell in row])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            c.rjust(w) if i else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(lines)

@@ -1,0 +1,355 @@
+"""Tests of the report: content, missing parts, escaping, and a real browser."""
+
+import html.parser
+import json
+import os
+import pathlib
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from quantnet_jax import report
+
+EVIL = "<script>document.documentElement.dataset.evil='1'</script>"
+
+
+def make_run(folder, *, method="quantnet", seed=0, hard=0.9, finished=True, **parts):
+    """Writes the files of a synthetic run: three evaluations of two layers."""
+    os.makedirs(folder)
+    config = {
+        "data": {"name": "fashion_mnist"},
+        "model": {"name": "resnet8"},
+        "quantizer": {"name": method},
+        "seed": seed,
+    }
+    lines, layers = [], {}
+    for step in range(1, 31):
+        train = {"step": step, "kind": "train", "epoch": step / 10, "loss": 3 / step}
+        lines.append(train)
+        if step % 10 == 0:
+            score = hard - 0.1 * (30 - step) / 10
+            lines.append(
+                {"step": step, "kind": "eval", "epoch": step / 10, "soft": score + 0.02,
+                 "hard": score, "hard_bn": score + 0.01, "flips": 0.1,
+                 "sharpness": step}
+            )  # fmt: skip
+            for name in ("block0/conv1/kernel", "head/kernel"):
+                layers[name] = {
+                    "shape": [3, 3, 4, 8], "bits": 1, "distance": 0.125,
+                    "undecided": 0.25, "flips": 0.05,
+                    "histogram": {
+                        "edges": [-1 + i / 32 for i in range(65)],
+                        "counts": [step] * 32 + [0] * 31 + [68 * step],
+                    },
+                }  # fmt: skip
+            lines.append({"step": step, "kind": "layers", "layers": dict(layers)})
+    lines = [x for x in lines if x["kind"] not in parts.get("without", ())]
+    (folder / "config.json").write_text(json.dumps(config))
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + parts.get("tail", ""))
+    if finished:
+        result = {
+            "method": method, "seed": seed, "steps": 30, "seconds": 61.0,
+            "soft": hard + 0.02, "hard": hard, "hard_bn": hard + 0.01,
+            "examples": 2000, "versions": {"jax": "0.10.2"}, "device": "cpu",
+            "commit": "0123456789abcdef", "layers": layers,
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result | parts.get("more", {})))
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes, tables and visible text; checks the nesting."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.tables, self.headings = [], []
+        self.feed(pathlib.Path(path).read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("script", "style"):
+            return
+        self.text.append(data)
+        if "table" in self.open:
+            self.tables[-1][-1][-1] += data
+
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+    def plots(self):
+        """Returns {chart title: {series name: points}}."""
+        out = {}
+        for tag, attrs in self.tags:
+            if tag == "svg" and "data-plot" in attrs:
+                plot = json.loads(attrs["data-plot"])
+                curves = {s["name"]: s["points"] for s in plot["series"]}
+                out[attrs["aria-label"]] = curves
+        return out
+
+
+def write(folders, tmp_path):
+    return Page(report.write_report(folders, tmp_path / "page.html"))
+
+
+def test_one_run_shows_its_numbers(tmp_path):
+    folder = make_run(tmp_path / "run-a", more={"float": 0.95})
+    path = report.write_report([folder])
+    assert path == str(folder / "report.html")
+    assert not os.path.exists(path + ".tmp")
+    page = Page(path)
+    words = page.words()
+    for text in (
+        "run-a", "quantnet", "fashion_mnist", "resnet8", "0123456789", "0.10.2",
+        "Float 95.00 %", "Soft 92.00 %", "Hard 90.00 %", "Hard + BN 91.00 %",
+        "Gap soft − hard +2.00 pt", "Float − hard +5.00 pt", "2000 test examples",
+        "finished, 30 steps",
+    ):  # fmt: skip
+        assert text in words, text
+    plots = page.plots()
+    accuracy = plots["Test accuracy, %"]
+    assert set(accuracy) == {"Soft", "Hard", "Hard + BN"}
+    assert accuracy["Hard"] == [[1, 70], [2, 80], [3, 90]]
+    assert plots["Gap: soft − hard, points"]["run-a"] == [[1, 2], [2, 2], [3, 2]]
+    assert len(plots["Train loss"]["run-a"]) == 30
+    assert plots["Sharpness"]["run-a"] == [[1, 10], [2, 20], [3, 30]]
+    (table,) = page.tables
+    assert table[1] == [
+        "block0/conv1/kernel",
+        "3×3×4×8",
+        "1",
+        "0.125",
+        "25.0 %",
+        "5.0 %",
+    ]
+    assert len(table) == 3
+
+
+def test_the_page_loads_nothing(tmp_path):
+    path = report.write_report([make_run(tmp_path / "run")])
+    for tag, attrs in Page(path).tags:
+        assert tag not in ("link", "iframe", "object", "base")
+        for name in ("src", "href", "action"):
+            assert attrs.get(name, "data:").startswith("data:")
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+    urls = set(re.findall(r"https?://[^'\"\s]+", text))
+    assert urls == {"http://www.w3.org/2000/svg"}  # the SVG name space
+    assert "default-src &#x27;none&#x27;" in text
+
+
+def test_histograms_over_time_hold_the_shares(tmp_path):
+    page = write([make_run(tmp_path / "run")], tmp_path)
+    maps = [json.loads(a["data-map"]) for _, a in page.tags if "data-map" in a]
+    assert len(maps) == 2
+    assert maps[0]["times"] == [1, 2, 3] and maps[0]["xlabel"] == "epoch"
+    assert (maps[0]["low"], maps[0]["high"]) == (-1, 1)
+    # 32 bins hold 1 % each, the last one 68 %, in hundredths of a percent.
+    assert maps[0]["shares"] == [[100] * 32 + [0] * 31 + [6800]] * 3
+
+
+def test_several_runs_are_compared_with_mean_and_deviation(tmp_path):
+    hard = {"quantnet": [0.9, 0.91, 0.935], "binary_ste": [0.85, 0.86]}
+    folders = [
+        make_run(tmp_path / f"{method}-{seed}", method=method, seed=seed, hard=value)
+        for method, values in hard.items()
+        for seed, value in enumerate(values)
+    ]
+    going = make_run(tmp_path / "going", seed=9, hard=0.2, finished=False)
+    page = write([*folders, going], tmp_path)
+    means, runs = page.tables[:2]
+    rows = {row[0]: dict(zip(means[0], row, strict=True)) for row in means[1:]}
+    assert set(rows) == set(hard)
+    for method, values in hard.items():
+        mean, spread = statistics.mean(values), statistics.stdev(values)
+        assert rows[method]["runs"] == str(len(values))
+        assert rows[method]["Hard"] == f"{100 * mean:.2f} ± {100 * spread:.2f}"
+        assert rows[method]["Gap"] == "2.00 ± 0.00"
+    assert len(runs) == 7 and runs[-1][-1] == "in progress, step 30"
+    curves = page.plots()["Hard accuracy, %"]
+    assert len(curves) == 6 and curves["going"][-1] == [3, 20]
+    buttons = [a["data-key"] for tag, a in page.tags if tag == "button"]
+    assert len(buttons) == len(set(buttons)) == 6
+
+
+def test_runs_of_other_data_are_not_averaged(tmp_path):
+    a = make_run(tmp_path / "a")
+    b = make_run(tmp_path / "b", more={"data": "cifar10"})
+    labels = [g.label for g in report.group_runs([report.load_run(f) for f in (a, b)])]
+    assert labels == ["quantnet · data fashion_mnist", "quantnet · data cifar10"]
+
+
+@pytest.mark.parametrize(
+    "without", [("eval",), ("layers",), ("train",), ("train", "eval", "layers")]
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_missing_parts_leave_a_page(tmp_path, without, count):
+    folders = [
+        make_run(tmp_path / str(i), without=without, finished=False, tail='{"step": 31')
+        for i in range(count)
+    ]
+    os.remove(folders[0] / "config.json")
+    words = write(folders, tmp_path).words()
+    assert "in progress" in words
+    assert ("No layer has been recorded" in words) == ("layers" in without)
+    if len(without) == 3:
+        assert "No evaluation has been recorded" in words
+
+
+def test_null_scores_break_the_curve_but_not_the_page(tmp_path):
+    folder = make_run(tmp_path / "run", finished=False)
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for line in (
+            '{"step":40,"kind":"eval","epoch":4,"soft":null,"hard":NaN,"flips":null}',
+            '{"step":40,"kind":"layers","layers":{"head/kernel":{"distance":null}}}',
+            '{"step":40,"kind":"unheard-of"}',
+            "[1]",
+        ):
+            file.write(line + "\n")
+    page = write([folder], tmp_path)
+    assert page.plots()["Test accuracy, %"]["Hard"][-1] == [4, None]
+    assert page.tables[0][1] == ["head/kernel", "–", "–", "–", "–", "–"]
+
+
+def test_long_curves_are_averaged_down(tmp_path):
+    folder = make_run(tmp_path / "run")
+    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+        for step in range(1, 6001):
+            record = {"step": step, "kind": "train", "epoch": step, "loss": step % 2}
+            file.write(json.dumps(record) + "\n")
+    points = write([folder], tmp_path).plots()["Train loss"]["run"]
+    assert len(points) == 300 and {y for _, y in points} == {0.5}
+
+
+def evil_runs(tmp_path):
+    first = make_run(tmp_path / "x<img src=x onerror=alert(1)>", method=EVIL)
+    config = json.loads((first / "config.json").read_text())
+    config["model"]["name"] = "'\"><svg onload=alert(2)>" + EVIL
+    (first / "config.json").write_text(json.dumps(config))
+    text = (first / "metrics.jsonl").read_text()
+    (first / "metrics.jsonl").write_text(text.replace("head/kernel", EVIL))
+    return [first, make_run(tmp_path / "plain")]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_names_from_files_stay_text(tmp_path, count):
+    page = write(evil_runs(tmp_path)[:count], tmp_path)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not any(name.startswith("on") for _, a in page.tags for name in a)
+    sources = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert sources and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert EVIL in page.words()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda p: p / "absent", "absent' is not a folder"),
+        (lambda p: p, "has no metrics.jsonl; give the --workdir"),
+    ],
+)
+def test_bad_folders_are_one_line_and_exit_code_2(tmp_path, capsys, prepare, message):
+    assert report.main(["--workdir", str(prepare(tmp_path))]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_result_is_named(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    (folder / "result.json").write_text("{")
+    assert report.main(["--workdir", str(folder)]) == 2
+    assert "result.json' is not JSON" in capsys.readouterr().err
+    assert not (folder / "report.html").exists()
+    with pytest.raises(ValueError, match="workdirs is empty"):
+        report.write_report([])
+
+
+def test_command_line(tmp_path):
+    folders = [str(make_run(tmp_path / n)) for n in ("a", "b")]
+    out = str(tmp_path / "both.html")
+    command = [sys.executable, "-m", "quantnet_jax.report"]
+    arguments = ["--workdir", *folders, "--out", out]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, out), done.stderr
+    assert "2 runs" in Page(out).words()
+
+
+# A probe put into a copy of the page reports what the real browser did with it.
+PROBE = """
+addEventListener('error', e => { document.documentElement.dataset.error = e.message; });
+addEventListener('load', () => {
+  const root = document.documentElement, tip = document.getElementById('tip');
+  const move = element => {
+    const box = element.getBoundingClientRect(), middle = box.top + box.height / 2;
+    const at = { clientX: box.left + box.width * 0.5, clientY: middle, bubbles: true };
+    element.dispatchEvent(new PointerEvent('pointermove', at));
+    return tip.textContent;
+  };
+  root.dataset.chart = move(document.querySelector('.chart'));
+  root.dataset.map = move(document.querySelector('.map'));
+  const button = document.querySelector('.legend button');
+  button.click();
+  const line = document.querySelector(`.s[data-key="${button.dataset.key}"]`);
+  root.dataset.line = getComputedStyle(line).display;
+  root.dataset.wide = root.scrollWidth > innerWidth;
+});
+"""
+
+
+def test_a_real_browser_runs_the_page(tmp_path):
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip(f"no browser found (looked for {', '.join(names)})")
+    path = report.write_report(evil_runs(tmp_path), tmp_path / "page.html")
+    page = pathlib.Path(path).read_text(encoding="utf-8")
+    meta = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', page)
+    # Without the policy: the escaping must hold by itself.
+    probed = page.replace(meta.group(), "").replace(
+        "<style>", f"<script>{PROBE}</script><style>", 1
+    )
+    roots = []
+    for number, text in enumerate((page, probed)):
+        file = tmp_path / f"{number}.html"
+        file.write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", f"--user-data-dir={tmp_path / f'profile{number}'}",
+             "--window-size=500,900", "--dump-dom", file.as_uri()],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        dom = done.stdout
+        assert dom, done.stderr[-500:]
+        roots.append(
+            dict(re.findall(r'data-(\w+)="([^"]*)"', dom[: dom.index("<head")]))
+        )
+    assert roots[0] == {"ready": "1"}
+    assert roots[1]["ready"] == "1"
+    assert "error" not in roots[1] and "evil" not in roots[1]
+    assert "epoch" in roots[1]["chart"] and "plain" in roots[1]["chart"]
+    assert "% of the weights" in roots[1]["map"]
+    assert roots[1]["line"] == "none"
+    assert roots[1]["wide"] == "false"

@@ -1,0 +1,85 @@
+"""Helpers that several test files share: weights, loops, and a walk over jaxprs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def normal(seed, shape):
+    """float32 NumPy array of standard normal numbers."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def with_zeros(seed, shape):
+    """The same with exact zeros, ones and minus ones among them."""
+    w = normal(seed, shape)
+    w.flat[::5] = 0.0
+    w.flat[1::7] = 1.0
+    w.flat[2::11] = -1.0
+    return w
+
+
+def noisy(tree, seed=0, spread=0.3):
+    """The tree with normal noise on every leaf, so that no leaf stays at zero."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: x + jnp.asarray(spread * rng.normal(size=x.shape), x.dtype), tree
+    )
+
+
+def assert_trees_close(x, y, rtol=1e-5, atol=1e-6):
+    """Same structure, and leaves equal within the tolerance."""
+    assert jax.tree.structure(x) == jax.tree.structure(y)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(x), jax.tree.leaves(y), strict=True
+    ):
+        np.testing.assert_allclose(
+            a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def equations(fn, args, constants=()):
+    """Equations of `fn(args, constants)` that the gradient for `args` runs through.
+
+    Walks the jaxpr and every jaxpr inside it (jit, scan, cond, remat, custom rules).
+    An equation counts if one of its inputs depends on a leaf of `args`; what depends on
+    `constants` alone (a schedule of the step, say) does not.
+
+    Returns:
+      A list of jaxpr equations.
+    """
+    closed = jax.make_jaxpr(fn)(args, constants)
+    n = len(jax.tree.leaves(args))
+    marks = [i < n for i in range(len(closed.jaxpr.invars))]
+    found = []
+    _walk(closed.jaxpr, marks, found)
+    return found
+
+
+def _walk(jaxpr, marks, found):
+    """Appends dependent equations to `found`; returns the marks of the outputs."""
+    marked = {v for v, mark in zip(jaxpr.invars, marks, strict=True) if mark}
+    is_marked = lambda v: not hasattr(v, "val") and v in marked
+    for eqn in jaxpr.eqns:
+        inputs = [is_marked(v) for v in eqn.invars]
+        if not any(inputs):
+            continue
+        found.append(eqn)
+        marked |= set(eqn.outvars)
+        for inner in _inner(eqn.params):
+            same = len(inner.invars) == len(inputs)
+            _walk(inner, inputs if same else [True] * len(inner.invars), found)
+
+
+def _inner(value):
+    """Jaxprs in the parameters of an equation."""
+    if isinstance(value, Jaxpr):
+        return [value]
+    if isinstance(value, ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, dict):
+        value = value.values()
+    if isinstance(value, dict | list | tuple) or hasattr(value, "mapping"):
+        return [jaxpr for x in value for jaxpr in _inner(x)]
+    return []
