@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from quantnet_jax import report
-from quantnet_jax.training import checkpoint, experiment, metrics
+from quantnet_jax.training import checkpoint, experiment, metrics, parallel
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training.provenance import provenance
 
@@ -39,13 +39,12 @@ def main(argv):
         sys.exit(f"error: unexpected argument {argv[1]!r}; options start with --")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    if COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    elif DISTRIBUTED.value:
-        jax.distributed.initialize()
     workdir = pathlib.Path(WORKDIR.value)
     with one_line_errors():
         config_lib.check(CONFIG.value)
+        parallel.initialize(
+            DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
+        )
     baseline = None
     if CONFIG.value.float_baseline:
         float_config = ConfigDict(CONFIG.value)
@@ -120,7 +119,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
         for (number, _), value in zip(pending, values, strict=True):
             if not math.isfinite(value["loss"]):
                 last = checkpoints.latest()
-                kept = f"step {last} is kept" if last is not None else "none was written"
+                kept = (
+                    f"step {last} is kept" if last is not None else "none was written"
+                )
                 sys.exit(
                     f"error: the loss is {value['loss']} at step {number}; nothing after "
                     f"it was saved (last good checkpoint: {kept}); lower "
@@ -175,32 +176,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     }
     if writes:
         metrics.write_json(workdir / "result.json", result)
-        print(summary(result))
+        print(metrics.summary(result))
         if config.report:
             page = report.write_report([workdir], workdir / "report.html")
             print(f"\nreport: {page}")
     return result
-
-
-def summary(result: dict) -> str:
-    """The table at the end of a run."""
-    show = metrics.format_metric
-    names = {"float": "float", "soft": "soft", "hard": "hard", "hard_bn": "hard + BN"}
-    rows = [(names[k], show(k, result[k])) for k in names if k in result]
-    rows += [
-        (label, show("gap", result[k]))
-        for k, label in (("gap", "soft - hard"), ("gap_bn", "soft - hard + BN"))
-        if k in result
-    ]
-    text = metrics.table(rows, [f"{result['method']}", "accuracy"])
-    if result["layers"]:
-        layers = [
-            (path, "x".join(map(str, v["shape"])), show("", v["distance"]), show("", v["undecided"]))
-            for path, v in result["layers"].items()
-        ]
-        headers = ["layer", "shape", "soft-hard distance", "undecided"]
-        text += "\n\n" + metrics.table(layers, headers)
-    return f"\n{text}\n({result['examples']} test images, {result['seconds']:.0f} s)"
 
 
 @contextlib.contextmanager

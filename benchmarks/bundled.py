@@ -200,7 +200,9 @@ def table() -> str:
             text += [f"| {method} | not run | | | | |"]
             continue
         rate = runs[0]["overrides"]["weights.learning_rate"]
-        cells = [mean_std([100 * r[k] for r in runs]) for k in ("soft", "hard", "hard_bn")]
+        cells = [
+            mean_std([100 * r[k] for r in runs]) for k in ("soft", "hard", "hard_bn")
+        ]
         gap = mean_std([100 * r["gap_bn"] for r in runs])
         text += [f"| {method} | {rate} | " + " | ".join([*cells, gap]) + " |"]
     return "\n".join(text) + "\n"

@@ -1,0 +1,66 @@
+"""quantnet_jax: 1-bit and low-bit networks in JAX, by pure functions.
+
+import quantnet_jax as qn
+
+q = qn.quantize_tree([qn.Rule(".*/kernel", qn.quantnet(sharpness=10.0))], params)
+qparams = q.init(key, params)
+soft = q.soft(qparams, params, step=0)       # what training differentiates
+hard = q.hard(qparams, params)               # QTensor leaves: what ships
+logits = model.apply({"params": qn.dequantize_tree(hard)}, images)
+"""
+
+from quantnet_jax.core.base import PerTensor, Quantizer, Reparam, identity
+from quantnet_jax.core.combine import (
+    add_penalty,
+    bit_planes,
+    chain,
+    learned_scale,
+    mix,
+    per_channel,
+    scale_by_max,
+    scale_by_mean_abs,
+    straight_through,
+    uniform_levels,
+)
+from quantnet_jax.core.conv import conv2d, dense, quantized_conv2d, realize
+from quantnet_jax.core.qtensor import QTensor, dequantize, encode, pack, unpack
+from quantnet_jax.core.tree import Rule, dequantize_tree, quantize_tree
+from quantnet_jax.quantizers import create, names
+from quantnet_jax.quantizers.quantnet import quantnet
+from quantnet_jax.quantizers.sign import binary_ste, tanh_sign
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PerTensor",
+    "QTensor",
+    "Quantizer",
+    "Reparam",
+    "Rule",
+    "add_penalty",
+    "binary_ste",
+    "bit_planes",
+    "chain",
+    "conv2d",
+    "create",
+    "dense",
+    "dequantize",
+    "dequantize_tree",
+    "encode",
+    "identity",
+    "learned_scale",
+    "mix",
+    "names",
+    "pack",
+    "per_channel",
+    "quantize_tree",
+    "quantized_conv2d",
+    "quantnet",
+    "realize",
+    "scale_by_max",
+    "scale_by_mean_abs",
+    "straight_through",
+    "tanh_sign",
+    "uniform_levels",
+    "unpack",
+]

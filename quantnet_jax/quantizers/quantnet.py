@@ -107,9 +107,7 @@ def quantnet(
     return SCALES[scale](chain(start, quantizer))
 
 
-def _encoder_distance(
-    qparams: tuple, w: jax.Array, *, step: jax.Array
-) -> jax.Array:
+def _encoder_distance(qparams: tuple, w: jax.Array, *, step: jax.Array) -> jax.Array:
     """Distance of the encoder of `chain(subnet, ...)` from orthonormal rows."""
     encoder = qparams[0][0]["w"]
     return orthogonality_distance(encoder.reshape(-1, encoder.shape[-1]))

@@ -20,7 +20,9 @@ NONLINEARITIES = {
 """Written out, because those of `jax.nn` carry custom derivative rules."""
 
 
-def normalize(kind: str = "rms", *, divisor: float = 1.0, eps: float = 1e-12) -> Reparam:
+def normalize(
+    kind: str = "rms", *, divisor: float = 1.0, eps: float = 1e-12
+) -> Reparam:
     """Normalizes each output channel (last axis); differentiated through.
 
     Without it the sub-network could undo the sharpness schedule by growing.

@@ -13,12 +13,13 @@ from quantnet_jax.training.progress import (
     Progress,
     duration,
     format_metric,
+    summary,
     table,
 )
 
 __all__ = [
     "ACCURACIES", "METRICS_FILE", "Progress", "Writer", "duration", "format_metric",
-    "jsonable", "table", "write_json",
+    "jsonable", "summary", "table", "write_json",
 ]  # fmt: skip
 
 METRICS_FILE = "metrics.jsonl"

@@ -39,6 +39,36 @@ class Runner(NamedTuple):
     shard: Callable[[PyTree], PyTree]
 
 
+def initialize(
+    auto: bool = False, coordinator: str = "", processes: int = 1, process: int = 0
+) -> None:
+    """Joins the processes of a run; must come before any other use of JAX.
+
+    Args:
+      auto: let JAX find the other processes (TPU pods, Slurm, GKE).
+      coordinator: else 'HOST:PORT' of process 0; '' for a run of one process.
+      processes: with `coordinator`: how many there are.
+      process: with `coordinator`: which one this is.
+
+    Raises:
+      ValueError: `process` or `processes` is out of range.
+    """
+    if auto:
+        jax.distributed.initialize()
+    elif coordinator:
+        if not 0 <= process < processes:
+            raise ValueError(
+                f"process={process}, expected 0 to processes - 1 = {processes - 1}"
+            )
+        jax.distributed.initialize(coordinator, processes, process)
+
+
+def describe_devices() -> str:
+    """Number and kind of all devices, such as '4 x cpu'."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
 def make_runner(kind: str = "pmap", devices: Sequence | None = None) -> Runner:
     """A runner over `devices` (default: all, of every process).
 

@@ -138,3 +138,29 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
     ]
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
+
+
+def summary(result: dict) -> str:
+    """The table at the end of a run: accuracies, gaps, and the gap of each layer.
+
+    Args:
+      result: as in result.json; 'float' and 'hard_bn' may be absent.
+    """
+    names = {"float": "float", "soft": "soft", "hard": "hard", "hard_bn": "hard + BN"}
+    gaps = {"gap": "soft - hard", "gap_bn": "soft - (hard + BN)"}
+    rows = [(names[k], format_metric(k, result[k])) for k in names if k in result]
+    rows += [(gaps[k], format_metric("gap", result[k])) for k in gaps if k in result]
+    parts = [table(rows, [result["method"], f"{result['examples']} images"])]
+    layers = [
+        (
+            path,
+            "x".join(map(str, layer["shape"])),
+            format_metric("distance", layer["distance"]),
+            format_metric("undecided", layer["undecided"]),
+        )
+        for path, layer in result["layers"].items()
+    ]
+    if layers:
+        headers = ["layer", "shape", "soft-hard distance", "undecided"]
+        parts.append(table(layers, headers))
+    return "\n" + "\n\n".join(parts)

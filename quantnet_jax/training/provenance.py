@@ -5,7 +5,7 @@ import pathlib
 import platform
 import subprocess
 
-import jax
+from quantnet_jax.training.parallel import describe_devices
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -15,10 +15,9 @@ def provenance() -> dict:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         versions[package] = importlib.metadata.version(package)
-    devices = jax.devices()
     return {
         "versions": versions,
-        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "device": describe_devices(),
         "commit": _commit(),
     }
 

@@ -1,0 +1,71 @@
+"""Evaluates a checkpoint: soft, hard, hard with re-estimated BatchNorm, gap by layer.
+
+    python -m quantnet_jax.evaluate --workdir=DIR [--step=latest|best|N] [--out=FILE]
+
+Reproduces the numbers that training printed at that step.
+"""
+
+import argparse
+import sys
+
+import jax
+
+from quantnet_jax.training import checkpoint, experiment, metrics
+from quantnet_jax.training import config as config_lib
+
+
+def evaluate(workdir: str, step: str | int = "latest") -> dict:
+    """Evaluates one checkpoint of a run.
+
+    Args:
+      workdir: folder of the run.
+      step: 'latest', 'best' (highest hard accuracy) or a number.
+
+    Returns:
+      {'step', 'method', 'seed', 'soft', 'hard', 'hard_bn', 'gap', ..., 'layers'}; see
+      `quantnet_jax.training.evaluation`.
+
+    Raises:
+      FileNotFoundError: no such run or checkpoint.
+      ValueError: the run cannot be evaluated with this version.
+    """
+    config = config_lib.load(workdir)
+    exp = experiment.build(config)
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.restore(jax.device_get(exp.state), step)
+    scores, layers, _ = exp.evaluate(exp.runner.replicate(restored.state))
+    return {
+        "step": restored.step,
+        "method": config.quantizer.name,
+        "seed": config.seed,
+        **scores,
+        "layers": layers,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quantnet_jax.evaluate", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument(
+        "--step", default="latest", help="'latest', 'best' or a number of steps"
+    )
+    parser.add_argument("--out", help="also write the numbers to this JSON file")
+    args = parser.parse_args(argv)
+    step = int(args.step) if args.step.isdigit() else args.step
+    try:
+        result = evaluate(args.workdir, step)
+    except (ValueError, FileNotFoundError, ImportError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(f"{args.workdir}, step {result['step']}")
+    print(metrics.summary(result))
+    if args.out:
+        metrics.write_json(args.out, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
