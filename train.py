@@ -114,7 +114,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     scores, layers, pending, began = {}, {}, [], time.monotonic()
 
     def flush(step):
-        """Reads the metrics of the steps since the last call, checks, averages, logs."""
+        """Reads the metrics of the steps since the last call: check, average, log."""
         values = jax.device_get([m for _, m in pending])
         for (number, _), value in zip(pending, values, strict=True):
             if not math.isfinite(value["loss"]):
@@ -123,8 +123,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
                     f"step {last} is kept" if last is not None else "none was written"
                 )
                 sys.exit(
-                    f"error: the loss is {value['loss']} at step {number}; nothing after "
-                    f"it was saved (last good checkpoint: {kept}); lower "
+                    f"error: the loss is {value['loss']} at step {number}; nothing "
+                    f"after it was saved (last good checkpoint: {kept}); lower "
                     "weights.learning_rate or set weights.clip"
                 )
         record = {k: sum(float(v[k]) for v in values) / len(values) for k in values[0]}

@@ -109,9 +109,9 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
     `init(key, params)` gives `{path or shared key: qparams}`. `soft` gives a tree like
     `params` with the claimed tensors replaced; `hard` the same with `QTensor` leaves
     (see `dequantize_tree`); `penalty` the sum over tensors. Tensors of equal shape go
-    through one `vmap`, so the cost does not grow with the number of small kernels. Every
-    tensor gets a key of its own from `key`. Shared parameters are initialized on the
-    first of their tensors in path order.
+    through one `vmap`, so the cost does not grow with the number of small kernels.
+    Every tensor gets a key of its own from `key`. Shared parameters are initialized on
+    the first of their tensors in path order.
     """
     order = sorted(path for bucket in buckets for path in bucket.paths)
     numbers = {path: number for number, path in enumerate(order)}
@@ -199,8 +199,8 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
     for path in paths:
         if path in claims:
             raise ValueError(
-                f"rules {claims[path]!r} and {rule.pattern!r} both claim {path!r}; both "
-                "claim " + ", ".join(p for p in paths if p in claims)
+                f"rules {claims[path]!r} and {rule.pattern!r} both claim {path!r}; "
+                "in all: " + ", ".join(p for p in paths if p in claims)
             )
         if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
             raise ValueError(

@@ -3,11 +3,11 @@
 Jia Liu, Tianyu Chen et al., "QuantNet: Learning to Quantize by Learning within Fully
 Differentiable Framework", ECCV 2020 Workshops. Reconstruction (ours): the paper's
 abstract fixes the properties (a differentiable sub-network puts out the quantized
-weights; no straight-through estimator; no learned gradient estimator; any bit width), not the layers.
+weights; no straight-through estimator; no learned gradient estimator; any bit width),
+not the layers.
 """
 
 import jax
-import jax.numpy as jnp
 
 from quantnet_jax.core.base import Quantizer, ScalarOrSchedule
 from quantnet_jax.core.combine import (

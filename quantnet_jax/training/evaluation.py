@@ -68,7 +68,7 @@ def compare(soft: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
     counts, _ = jnp.histogram(scaled, BINS, (-REACH, REACH))
     return {
         "distance": jnp.mean(difference**2) / (jnp.mean(hard**2) + 1e-30),
-        "undecided": jnp.mean((jnp.abs(difference / unit) > DECIDED)),
+        "undecided": jnp.mean(jnp.abs(difference / unit) > DECIDED),
         "counts": counts.astype(jnp.int32),
     }
 

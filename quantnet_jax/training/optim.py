@@ -103,7 +103,7 @@ def optimizer(
 def partition(
     weights: optax.GradientTransformation, meta: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """One optimizer over {'model', 'quant'}: `weights` for one, `meta` for the other."""
+    """One optimizer over {'model', 'quant'}: `weights` and `meta`, in this order."""
     return optax.partition(
         {"weights": weights, "meta": meta}, {"model": "weights", "quant": "meta"}
     )
