@@ -46,7 +46,7 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.evaluate", description=__doc__.splitlines()[0]
+        prog="python -m quantnet_jax.evaluate", description=str(__doc__).splitlines()[0]
     )
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument(

@@ -16,11 +16,6 @@ FORWARDS = ("soft", "hard", "float")
 ORDER = (7, 1, 2, 8, 13, 10, 6, 4, 3, 5, 9, 11, 12)
 """The laws that `check_quantizer` knows, in the order of checking: what runs eagerly
 comes first, so that a fault is reported under its own number."""
-FLOAT = {"rtol": 2e-5, "atol": 2e-6}
-"""How far two orders of the same float32 arithmetic may part; atol is per unit of the
-largest value."""
-
-
 def check_quantizer(
     q: Quantizer,
     *,
@@ -74,7 +69,7 @@ def check_quantizer(
             f"`anneal` is {anneal!r}; forward='soft' needs two or more steps along the "
             "schedule (or leave 5 out of `laws`)"
         )
-    case: list[Case] = []  # made by the first law, so that its failure has a number
+    case: list[laws.Case] = []  # made by the first law, so that its failure has a number
     for number in sorted(laws | {7}, key=ORDER.index):
         try:
             if not case:
@@ -104,26 +99,9 @@ def check_docstring(factory: Callable[..., Quantizer]) -> None:
             )
 
 
-class Case(NamedTuple):
-    """What the laws are checked on."""
-
-    q: Quantizer
-    forward: str
-    binary: bool | None
-    parameter_free: bool
-    anneal: Sequence[int] | None
-    key: jax.Array
-    start: PyTree  # what init gave for the random weights
-    qparams: PyTree  # the same with noise
-    weights: dict[str, jax.Array]  # family: weights
-    traces: list[None]  # one entry for every trace of `run`
-    run: Callable[..., dict]  # jitted `_everything`
-    tolerance: float = 0.0
-
-
 def _make_case(
     q, forward, binary, parameter_free, anneal, shape, seed, perturb
-) -> Case:
+) -> laws.Case:
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=shape).astype(np.float32)
     zeros = np.where(rng.random(shape) < 0.2, np.float32(0), normal)
@@ -156,7 +134,7 @@ def _make_case(
         traces.append(None)
         return _everything(q, cotangent, qparams, w, step, key)
 
-    return Case(
+    return laws.Case(
         q=q,
         forward=forward,
         binary=binary,
@@ -191,175 +169,11 @@ def _everything(q, cotangent, qparams, w, step, key) -> dict:
     return {"soft": soft, "penalty": penalty, "grads": grads, "hard": hard}
 
 
-def _law1(case: Case) -> None:
-    w = case.weights["random with zeros"]
-    soft = case.q.soft(case.qparams, w, step=_step(0), key=case.key)
-    _like(soft, w, "soft")
-
-
-def _law2(case: Case) -> None:
-    for family, w in case.weights.items():
-        qt = case.q.hard(case.qparams, w)
-        _like(dequantize(qt), w, "dequantize(hard)")
-        assert is_qtensor(qt) == (case.forward != "float"), (
-            f"hard gives a {type(qt).__name__}, forward is {case.forward!r}"
-        )
-        if case.forward == "float":
-            continue
-        validate(qt, f"hard of {family} weights")
-        _like(qt.codes, w, "codes", jnp.uint8)
-        table = np.asarray(qt.levels)
-        table = np.broadcast_to(table, (w.shape[-1], table.shape[-1]))
-        values = np.take_along_axis(
-            table, np.asarray(qt.codes, np.int64).reshape(-1, w.shape[-1]).T, axis=1
-        ).T.reshape(w.shape) * np.asarray(qt.scale)
-        _same_bits(dequantize(qt), values, f"dequantize(hard) of {family} weights")
-
-
-def _law3(case: Case) -> None:
-    for family, w in case.weights.items():
-        grads = case.run(case.qparams, w, _step(1), case.key)["grads"]
-        for path, g in jax.tree_util.tree_leaves_with_path(grads):
-            name = ("qparams", "w")[path[0].idx] + jax.tree_util.keystr(path[1:])
-            bad = int(np.sum(~np.isfinite(g)))
-            assert not bad, (
-                f"{bad} of {g.size} numbers of the gradient for {name} are not finite "
-                f"for {family} weights"
-            )
-
-
-def _law4(case: Case) -> None:
-    if case.forward == "soft":
-        return
-    for family, w in case.weights.items():
-        for step in (0, 3):
-            out = case.run(case.qparams, w, _step(step), case.key)
-            what = f"soft against dequantize(hard) of {family} weights at step {step}"
-            _same_bits(out["soft"], dequantize(out["hard"]), what)
-
-
-def _law5(case: Case) -> None:
-    if case.forward != "soft":
-        return
-    distances, size = [], 1.0
-    for step in case.anneal or ():
-        out = case.run(case.qparams, case.weights["random"], _step(step), case.key)
-        hard = dequantize(out["hard"])
-        size = float(jnp.mean(jnp.abs(hard)))
-        distances.append(float(jnp.mean(jnp.abs(out["soft"] - hard))) / size)
-    seen = f"distances {[round(d, 4) for d in distances]} at steps {case.anneal}"
-    falls = all(b < a for a, b in zip(distances, distances[1:], strict=False))
-    assert falls, f"soft does not approach hard along the schedule: {seen}"
-    assert distances[-1] <= case.tolerance, (
-        f"soft does not reach hard to {case.tolerance}: {seen}"
-    )
-
-
-def _law6(case: Case) -> None:
-    w = case.weights["random with zeros"]
-    jitted = case.run(case.qparams, w, _step(0), case.key)
-    case.run(case.qparams, w, _step(1), case.key)
-    case.run(case.qparams, w, _step(0), jax.random.fold_in(case.key, 1))
-    assert len(case.traces) == 1, (
-        f"{len(case.traces)} traces of one function for two steps and two keys"
-    )
-    q = case.q
-    eager = {
-        "soft": q.soft(case.qparams, w, step=_step(0), key=case.key),
-        "penalty": q.penalty(case.qparams, w, step=_step(0)),
-        "hard": q.hard(case.qparams, w),
-    }
-    if is_qtensor(eager["hard"]):
-        _same_bits(jitted["hard"].codes, eager["hard"].codes, "codes, jit and eager")
-    for name, value in eager.items():
-        _close(dequantize(jitted[name]), dequantize(value), f"{name}, jit and eager")
-
-
-def _law7(case: Case) -> None:
-    w = case.weights["random"]
-    abstract = jax.eval_shape(case.q.init, jax.random.key(0), w)
-    describe = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{x.shape}", tree)
-    assert describe(abstract) == describe(case.start), (
-        f"init gives {describe(case.start)}, under eval_shape {describe(abstract)}"
-    )
-    for x in jax.tree.leaves(case.start):
-        assert x.dtype == jnp.float32, f"init gives {x.dtype}, expected float32"
-
-
-def _law8(case: Case) -> None:
-    for family in ("random with zeros", "on thresholds"):
-        first, second = (
-            case.q.hard(case.qparams, case.weights[family]) for _ in range(2)
-        )
-        for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True):
-            _same_bits(a, b, f"two calls of hard for {family} weights")
-        if is_qtensor(first):
-            codes = unpack(pack(first.codes, first.bits), first.bits, first.shape)
-            _same_bits(codes, first.codes, "unpack(pack(codes))")
-
-
-def _law9(case: Case) -> None:
-    if not case.parameter_free:
-        return
-    hard = lambda w: case.q.hard(case.qparams, w)
-    first = hard(case.weights["random"])
-    second = hard(dequantize(first))
-    if is_qtensor(first):
-        _same_bits(second.codes, first.codes, "codes of hard(dequantize(hard(w)))")
-    _close(dequantize(second), dequantize(first), "hard(dequantize(hard(w)))")
-
-
-def _law10(case: Case) -> None:
-    for family, w in case.weights.items():
-        for step in sorted({0, *(case.anneal or ())}):
-            penalty = case.q.penalty(case.qparams, w, step=_step(step))
-            seen = f"{penalty} for {family} weights at step {step}"
-            assert jnp.shape(penalty) == (), f"penalty of shape {jnp.shape(penalty)}"
-            assert jnp.result_type(penalty) == jnp.float32, (
-                f"penalty of dtype {jnp.result_type(penalty)}, expected float32"
-            )
-            assert np.isfinite(penalty), f"penalty is {seen}"
-            assert penalty >= 0, f"penalty is {seen}, expected at least 0"
-
-
-def _law11(case: Case) -> None:
-    q, w = case.q, case.weights["random with zeros"]
-    whole, step = per_channel(q), _step(1)
-
-    def all_of(q):
-        def run(qparams, w, key):
-            soft = q.soft(qparams, w, step=step, key=key)
-            penalty = q.penalty(qparams, w, step=step)
-            hard = () if case.forward == "float" else q.hard(qparams, w)
-            return {"qparams": qparams, "soft": soft, "penalty": penalty, "hard": hard}
-
-        run = jax.jit(run)
-        return lambda key, w: run(q.init(key, w), w, key)
-
-    got, one = all_of(whole)(case.key, w), all_of(q)
-    keys = jax.random.split(case.key, w.shape[-1])
-    loop = [one(keys[c], w[..., c]) for c in range(w.shape[-1])]
-    stacked = jax.tree.map(lambda *x: np.stack(x), *loop)
-    soft = np.moveaxis(stacked["soft"], 0, -1)
-    what = "per_channel against a loop over channels:"
-    _close(got["qparams"], stacked["qparams"], f"{what} qparams")
-    _close(got["soft"], soft, f"{what} soft")
-    _close(got["penalty"], stacked["penalty"].mean(), f"{what} penalty")
-    if case.forward == "float":
-        return
-    qt, parts = got["hard"], stacked["hard"]
-    _same_bits(qt.codes, np.moveaxis(parts.codes, 0, -1), f"{what} codes")
-    _close(qt.levels, parts.levels, f"{what} levels")
-    values = np.stack([dequantize(x["hard"]) for x in loop], axis=-1)
-    if qt.levels.ndim == 2:
-        _close(dequantize(qt), values, f"{what} dequantize(hard)")
-
-
-def _law12(case: Case) -> None:
+def _law12(case: laws.Case) -> None:
     devices = jax.local_device_count()
     if devices == 1:
         return
-    args = (case.qparams, case.weights["random with zeros"], _step(1), case.key)
+    args = (case.qparams, case.weights["random with zeros"], laws.step(1), case.key)
     single = case.run(*args)
     replicate = jax.pmap(
         lambda _, *args: case.run.__wrapped__(*args), in_axes=(0,) + (None,) * 4
@@ -368,72 +182,28 @@ def _law12(case: Case) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(replicas):
         for device, replica in enumerate(np.asarray(x)):
             what = f"{jax.tree_util.keystr(path)} of replicas 0 and {device}"
-            _same_bits(x[0], replica, what)
+            laws.same_bits(x[0], replica, what)
     replica = jax.tree.map(lambda x: x[0], replicas)
     if is_qtensor(single["hard"]):
-        _same_bits(replica["hard"].codes, single["hard"].codes, "codes, pmap and jit")
+        laws.same_bits(replica["hard"].codes, single["hard"].codes, "codes, pmap and jit")
     for name in single:
-        _close(replica[name], single[name], f"{name}, pmap and jit")
-
-
-def _law13(case: Case) -> None:
-    if not case.binary:
-        return
-    w = case.weights["zero"]
-    qt = case.q.hard(case.start, w)
-    upper = np.asarray(qt.levels.argmax(-1), np.uint8)
-    wrong = int(np.sum(np.asarray(qt.codes) != upper))
-    assert not wrong, f"{wrong} of {w.size} zero weights do not become the upper level"
+        laws.close(replica[name], single[name], f"{name}, pmap and jit")
 
 
 CHECKS = {
-    1: _law1,
-    2: _law2,
-    3: _law3,
-    4: _law4,
-    5: _law5,
-    6: _law6,
-    7: _law7,
-    8: _law8,
-    9: _law9,
-    10: _law10,
-    11: _law11,
+    1: laws.law1,
+    2: laws.law2,
+    3: laws.law3,
+    4: laws.law4,
+    5: laws.law5,
+    6: laws.law6,
+    7: laws.law7,
+    8: laws.law8,
+    9: laws.law9,
+    10: laws.law10,
+    11: laws.law11,
     12: _law12,
-    13: _law13,
+    13: laws.law13,
 }
 
 
-def _step(step: int) -> jax.Array:
-    return jnp.asarray(step, jnp.int32)
-
-
-def _like(x, w, what: str, dtype=None) -> None:
-    dtype = w.dtype if dtype is None else dtype
-    assert (x.shape, x.dtype) == (w.shape, dtype), (
-        f"{what} is {x.dtype}{x.shape}, expected {jnp.dtype(dtype)}{w.shape}"
-    )
-
-
-def _same_bits(x, y, what: str) -> None:
-    x, y = np.asarray(x), np.asarray(y)
-    assert (x.shape, x.dtype) == (y.shape, y.dtype), (
-        f"{what}: {x.dtype}{x.shape} and {y.dtype}{y.shape}"
-    )
-    view = lambda a: a.reshape(-1).view(f"u{a.dtype.itemsize}")
-    differ = np.flatnonzero(view(x) != view(y))
-    assert not differ.size, (
-        f"{what}: {differ.size} of {x.size} numbers differ, the first is "
-        f"{x.flat[differ[0]]!r} and {y.flat[differ[0]]!r}"
-    )
-
-
-def _close(x: PyTree, y: PyTree, what: str) -> None:
-    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert a.shape == b.shape, f"{what}: shapes {a.shape} and {b.shape}"
-        size = np.max(np.abs(b), initial=0.0)
-        far = ~np.isclose(a, b, rtol=FLOAT["rtol"], atol=FLOAT["atol"] * size)
-        assert not far.any(), (
-            f"{what}: {int(far.sum())} of {a.size} numbers differ, the first is "
-            f"{a[far][0]!r} and {b[far][0]!r}"
-        )

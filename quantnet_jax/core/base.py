@@ -55,7 +55,7 @@ class Quantizer(NamedTuple):
 
     init: Callable[..., PyTree]
     soft: Callable[..., jax.Array]
-    hard: Callable[..., QTensor | jax.Array]
+    hard: Callable[..., QTensor]
     penalty: Callable[..., jax.Array]
 
 

@@ -28,8 +28,9 @@ def chain(*parts: Reparam | Quantizer) -> Quantizer:
     Raises:
       ValueError: if the last part is not a Quantizer or an earlier one is.
     """
-    *maps, q = parts
-    if not isinstance(q, Quantizer) or not all(isinstance(m, Reparam) for m in maps):
+    maps = [part for part in parts[:-1] if isinstance(part, Reparam)]
+    q = parts[-1]
+    if not isinstance(q, Quantizer) or len(maps) != len(parts) - 1:
         raise ValueError(
             "chain takes Reparams and, at the end, one Quantizer; got "
             + ", ".join(type(p).__name__ for p in parts)
@@ -113,12 +114,10 @@ def per_channel(q: Quantizer) -> Quantizer:
     def hard(qparams, w):
         def one(p, v):
             qt = q.hard(p, v)
-            return QTensor(
-                qt.codes, qt.levels, jnp.broadcast_to(qt.scale, _scale_shape(qt))
-            )
+            return qt.codes, qt.levels, jnp.broadcast_to(qt.scale, _scale_shape(qt))
 
-        out = QTensor(codes=-1, levels=0, scale=-1)
-        return jax.vmap(one, in_axes=(0, -1), out_axes=out)(qparams, w)
+        codes, levels, scale = jax.vmap(one, (0, -1), (-1, 0, -1))(qparams, w)
+        return QTensor(codes, levels, scale)
 
     def penalty(qparams, w, *, step):
         one = lambda p, v: q.penalty(p, v, step=step)

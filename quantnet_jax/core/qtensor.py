@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def code_bits(levels: int) -> int:
     return max(1, math.ceil(math.log2(levels)))
 
 
-def is_qtensor(x: object) -> bool:
+def is_qtensor(x: object) -> TypeGuard[QTensor]:
     """True for a QTensor; the `is_leaf` of `jax.tree.map` over quantized trees."""
     return isinstance(x, QTensor)
 
@@ -71,9 +72,7 @@ def encode(x: jax.Array, levels: jax.Array) -> jax.Array:
 
 def dequantize(qt: QTensor | jax.Array) -> jax.Array:
     """Float32 values of a QTensor; a float array (identity) passes through."""
-    if not is_qtensor(qt):
-        return qt
-    return lookup(qt) * qt.scale
+    return lookup(qt) * qt.scale if isinstance(qt, QTensor) else qt
 
 
 def lookup(qt: QTensor) -> jax.Array:

@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 
 from quantnet_jax import quantizers
 
+Config = Any
+"""An `ml_collections.ConfigDict`, whose attributes no type checker can know."""
 
-def base() -> ConfigDict:
+
+def base() -> Config:
     """All keys, with the defaults that the files under `configs/` start from.
 
     Fractions 'until', 'warmup' and 'milestones' are of the whole training.
@@ -70,7 +73,7 @@ def base() -> ConfigDict:
     return c
 
 
-def _optimizer(name: str, learning_rate: float, weight_decay: float) -> ConfigDict:
+def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
     c = ConfigDict()
     c.optimizer = name  # 'sgd' or 'adam'
     c.learning_rate = learning_rate
@@ -100,7 +103,7 @@ NOT_NEGATIVE = (
 )
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Refuses a configuration with an unknown key, a wrong type or an impossible value.
 
     What needs the data or the model (rules, class counts, divisibility by devices) is
@@ -140,7 +143,7 @@ def check(config: ConfigDict) -> None:
             )
 
 
-def load(workdir: str | pathlib.Path) -> ConfigDict:
+def load(workdir: str | pathlib.Path) -> Config:
     """The configuration of a run, from its `config.json`.
 
     Raises:
@@ -161,7 +164,7 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
     return config
 
 
-def check_same_run(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
     """Refuses a workdir whose run has another configuration.
 
     Raises:

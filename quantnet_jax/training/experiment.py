@@ -13,6 +13,7 @@ from quantnet_jax.core import tree
 from quantnet_jax.data import prepare
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import evaluation, optim, parallel, steps
+from quantnet_jax.training.config import Config
 from quantnet_jax.training.feed import Feed, make_feed
 from quantnet_jax.training.state import TrainState, create_state
 
@@ -38,7 +39,7 @@ class Experiment(NamedTuple):
       codes: `state -> {path: uint8 codes}`, on the host.
     """
 
-    config: ConfigDict
+    config: Config
     runner: parallel.Runner
     feed: Feed
     buckets: tuple[tree.Bucket, ...]
@@ -53,7 +54,7 @@ class Experiment(NamedTuple):
     codes: Callable[[TrainState], dict]
 
 
-def build(config: ConfigDict, devices: list | None = None) -> Experiment:
+def build(config: Config, devices: list | None = None) -> Experiment:
     """Builds an experiment; nothing is written.
 
     Args:
@@ -180,7 +181,7 @@ def make_evaluate(model, realize, config, runner, feed, data, augmented, plain):
     return evaluate
 
 
-def make_model(config: ConfigDict, classes: int, axis_name: str | None):
+def make_model(config: Config, classes: int, axis_name: str | None):
     """The network of `config.model`."""
     options = config.model.to_dict()
     try:
@@ -206,7 +207,7 @@ def make_apply(model) -> Callable:
     return apply
 
 
-def make_rules(config: ConfigDict, total_steps: int) -> list[tree.Rule]:
+def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
 
     def quantizer(name):
@@ -226,12 +227,12 @@ def make_rules(config: ConfigDict, total_steps: int) -> list[tree.Rule]:
                 f"config.rules: {row!r}, expected (pattern, quantizer name, share)"
             )
         pattern, name, share = row
-        pattern = models.KERNELS.get(pattern, pattern)
+        pattern = str(models.KERNELS.get(pattern, pattern))
         rules.append(tree.Rule(pattern, quantizer(name), share))
     return rules
 
 
-def make_rate(section: str, c: ConfigDict, total_steps: int) -> Callable:
+def make_rate(section: str, c: Config, total_steps: int) -> Callable:
     """The learning-rate schedule of one section."""
     try:
         return optim.learning_rate(
@@ -245,7 +246,7 @@ def make_rate(section: str, c: ConfigDict, total_steps: int) -> Callable:
         raise ValueError(f"config.{section}: {e}") from None
 
 
-def make_optimizer(section: str, c: ConfigDict, rate: Callable):
+def make_optimizer(section: str, c: Config, rate: Callable):
     """The optimizer of one section."""
     try:
         return optim.optimizer(
@@ -259,7 +260,7 @@ def make_optimizer(section: str, c: ConfigDict, rate: Callable):
         raise ValueError(f"config.{section}: {e}") from None
 
 
-def make_meta(config: ConfigDict, rate: Callable, runner) -> steps.Meta:
+def make_meta(config: Config, rate: Callable, runner) -> steps.Meta:
     """How the sub-network is optimized."""
     if config.meta.mode == "joint":
         return steps.Meta()

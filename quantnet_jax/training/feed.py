@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from quantnet_jax import data as qdata
+from quantnet_jax.training.config import Config
 from quantnet_jax.training.parallel import Runner
 
 PyTree = Any
@@ -39,7 +39,7 @@ class Feed(NamedTuple):
     test: Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
-def make_feed(config: ConfigDict, runner: Runner) -> Feed:
+def make_feed(config: Config, runner: Runner) -> Feed:
     """The feed that `config.data` describes, for this process.
 
     Raises:
@@ -51,7 +51,7 @@ def make_feed(config: ConfigDict, runner: Runner) -> Feed:
     return _in_memory(config, runner)
 
 
-def _in_memory(config: ConfigDict, runner: Runner) -> Feed:
+def _in_memory(config: Config, runner: Runner) -> Feed:
     c = config.data
     dataset = qdata.load(c.name, c.folder or None)
     if c.train_size or c.test_size or c.classes:
@@ -102,7 +102,7 @@ def _in_memory(config: ConfigDict, runner: Runner) -> Feed:
     )
 
 
-def _streamed(config: ConfigDict, runner: Runner) -> Feed:
+def _streamed(config: Config, runner: Runner) -> Feed:
     c = config.data
     for key in ("train_size", "test_size", "classes", "hold_out"):
         if c[key]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = ("constant", "cosine", "linear", "steps")
@@ -56,11 +57,11 @@ def learning_rate(
         main = optax.piecewise_constant_schedule(peak, bounds)
     else:
         main = optax.constant_schedule(peak)
-    if not rising:
-        return main
-    return optax.join_schedules(
-        [optax.linear_schedule(0.0, peak, rising), main], [rising]
-    )
+    if rising:
+        warming = optax.linear_schedule(0.0, peak, rising)
+        main = optax.join_schedules([warming, main], [rising])
+    # Not all of optax's schedules take an integer step under strict promotion.
+    return lambda step: main(jnp.asarray(step, jnp.float32))
 
 
 def optimizer(
@@ -104,9 +105,16 @@ def partition(
     weights: optax.GradientTransformation, meta: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """One optimizer over {'model', 'quant'}: `weights` and `meta`, in this order."""
-    return optax.partition(
+    tx = optax.partition(
         {"weights": weights, "meta": meta}, {"model": "weights", "quant": "meta"}
     )
+
+    def update(updates, state, params=None):
+        # Adam's bias correction does not trace under strict promotion.
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def _is_matrix(params) -> Callable:

@@ -5,7 +5,7 @@ the whole batch. A runner of `quantnet_jax.training.parallel` compiles them.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ def make_train_step(
         }
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=cast(dict, optax.apply_updates(state.params, updates)),
             # Equal already where BatchNorm averages over the axis; else made equal.
             batch_stats=pmean(batch_stats, axis_name),
             opt_state=opt_state,

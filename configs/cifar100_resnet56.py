@@ -1,0 +1,38 @@
+"""QuantNet on CIFAR-100: ResNet-56, all layers binary, from a float network.
+
+Command:   python train.py --config=configs/cifar100_resnet56.py:float \
+               --workdir=runs/cifar100_resnet56_float --config.data.folder=FOLDER
+           python train.py --config=configs/cifar100_resnet56.py \
+               --workdir=runs/cifar100_resnet56 --config.data.folder=FOLDER
+           FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
+Hardware:  one GPU.
+Expected:  not run yet.
+
+The protocol of MetaQuant (NeurIPS 2019): every layer, first and last too, has 1 bit;
+100 epochs from a float checkpoint, batch 128; five seeds, and the mean test accuracy of
+the last 10 epochs (in metrics.jsonl). The optimizer is ours; theirs for comparison:
+--config.weights.optimizer=adam --config.weights.learning_rate=1e-3
+--config.weights.schedule=steps --config.weights.milestones="(0.3,0.6,0.9)".
+"""
+
+from configs import common
+from quantnet_jax.training.config import base
+
+
+def get_config(variant: str = ""):
+    c = base()
+    common.cifar(c, "cifar100", "resnet56")
+    c.layers = "all"
+    c.weights.weight_decay = 5e-4
+    if variant == "float":  # the network to start from
+        common.methods(c, "identity")
+        return c
+    c.epochs = 100.0
+    c.init_from = "runs/cifar100_resnet56_float"
+    common.methods(c)
+    return common.variant_of(c, variant, shrink)
+
+
+def shrink(c):
+    c.model.name = "resnet8"
+    c.init_from = ""

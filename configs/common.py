@@ -1,0 +1,76 @@
+"""What the experiments share: options of the methods, the CIFAR recipe, the shrinking.
+
+`train.py` and pytest put the root of the repository on the path, so a configuration
+finds this file as `configs.common` from any working directory.
+"""
+
+SHARPNESS = {"schedule": "exponential", "start": 0.3, "end": 50.0, "until": 0.9}
+PENALTY = {"schedule": "linear", "start": 0.0, "end": 0.5, "until": 0.9}
+
+
+def methods(c, name: str = "quantnet"):
+    """The options of every method, and the one to use: only `name` differs in a run."""
+    c.quantizer.name = name
+    c.quantizer.quantnet = {
+        "bits": 1,
+        "multibit": "staircase",
+        "unit": "slice",
+        "width": 64,
+        "depth": 1,
+        "nonlinearity": "tanh",
+        "skip": True,
+        "norm": "rms",
+        "scale": "none",
+        "sharpness": SHARPNESS,
+        "penalty": PENALTY,
+        "orthogonality": 0.0,
+    }
+    c.quantizer.tanh_sign = {
+        "bits": 1,
+        "norm": "rms",
+        "sharpness": SHARPNESS,
+        "penalty": PENALTY,
+    }
+    c.quantizer.binary_ste = {"per": "channel"}
+
+
+def cifar(c, name: str, model: str):
+    """SGD 0.1 with a cosine, batch 128, crops out of 4 pixels of padding, flips."""
+    c.epochs = 200.0
+    c.batch_size = 128
+    c.eval_batch_size = 1000
+    c.data.name = name
+    c.data.image_size = 32
+    c.data.pad = 4
+    c.model.name = model
+    c.model.width = 16
+    c.model.shortcut = "A"
+    c.weights.learning_rate = 0.1
+    c.weights.weight_decay = 1e-4
+    c.meta.learning_rate = 1e-2
+
+
+def variant_of(c, variant: str, shrink=None):
+    """Returns `c`, or with 'runlocal' a run of seconds on made-up images.
+
+    Args:
+      c: the configuration.
+      variant: '' or 'runlocal'.
+      shrink: `shrink(c)` makes the changes that only this configuration needs.
+
+    Raises:
+      ValueError: for another variant.
+    """
+    if variant == "runlocal":
+        c.epochs = 2.0
+        c.batch_size, c.eval_batch_size = 32, 64
+        c.data.name, c.data.folder = "synthetic", ""
+        c.data.image_size, c.data.train_size, c.data.test_size = 16, 256, 64
+        c.model.width = 4
+        c.bn_batches = 2
+        c.log_every = 4
+        if shrink:
+            shrink(c)
+    elif variant:
+        raise ValueError(f"unknown variant {variant!r}, expected '' or 'runlocal'")
+    return c
