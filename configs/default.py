@@ -16,8 +16,8 @@ def get_config(variant: str = ""):
     c.model.stem_strides = 2
 
     c.quantizer.name = "quantnet"
-    sharpness = {"schedule": "exponential", "start": 0.3, "end": 50.0, "until": 0.9}
-    penalty = {"schedule": "linear", "start": 0.0, "end": 0.5, "until": 0.9}
+    sharpness = {"schedule": "exponential", "start": 0.3, "end": 10.0, "until": 0.9}
+    penalty = {"schedule": "linear", "start": 0.0, "end": 0.0, "until": 0.9}
     c.quantizer.quantnet = {
         "bits": 1,
         "multibit": "staircase",
@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
         "penalty": penalty,
     }
     c.quantizer.binary_ste = {"per": "channel"}
-    c.weights.learning_rate = 0.1
+    c.weights.learning_rate = 0.3
     c.meta.learning_rate = 1e-2
 
     if variant == "runlocal":  # seconds instead of minutes, to try things out
