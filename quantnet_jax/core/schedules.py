@@ -7,7 +7,7 @@ and so that a configuration can name a schedule as plain data.
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Schedule
+from quantnet_jax.core.base import ScalarOrSchedule, Schedule
 
 
 def linear(start: float, end: float, steps: float) -> Schedule:
@@ -32,7 +32,7 @@ def exponential(start: float, end: float, steps: float) -> Schedule:
 KINDS = {"linear": linear, "exponential": exponential}
 
 
-def from_spec(spec: dict, total_steps: int) -> Schedule:
+def from_spec(spec: dict, total_steps: int) -> ScalarOrSchedule:
     """Makes the schedule that plain data describes.
 
     Args:
@@ -40,6 +40,10 @@ def from_spec(spec: dict, total_steps: int) -> Schedule:
         "until": f}`; `f` in (0, 1] is the fraction of training at which `end` is
         reached.
       total_steps: optimizer steps of the whole run.
+
+    Returns:
+      A schedule; or the number itself where start and end are equal, so that a penalty
+      of weight 0 is not computed at all.
 
     Raises:
       ValueError: for an unknown kind, a missing or unknown key, or `until` outside
@@ -55,6 +59,8 @@ def from_spec(spec: dict, total_steps: int) -> Schedule:
         )
     if not 0 < spec["until"] <= 1:
         raise ValueError(f"schedule until={spec['until']}, expected a value in (0, 1]")
+    if spec["start"] == spec["end"]:
+        return float(spec["end"])
     return KINDS[kind](spec["start"], spec["end"], spec["until"] * total_steps)
 
 
