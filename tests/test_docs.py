@@ -11,7 +11,11 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
@@ -77,10 +81,30 @@ def blocks(text, languages):
     return found
 
 
+def indented(text):
+    """The blocks of a page that are code by four spaces: here they are all commands."""
+    found, fenced, in_list, previous = [], False, False, ""
+    for line in text.splitlines():
+        if re.match(r"\s*```", line):
+            fenced = not fenced
+        elif not fenced and re.match(r"\S", line):
+            in_list = re.match(r"([-*+]|\d+[.)]) ", line) is not None
+        elif not (fenced or in_list) and re.match(r" {4}\S", line):
+            if previous is None:
+                found[-1] += "\n" + line[4:]
+                continue
+            if not previous:
+                found.append(line[4:])
+                previous = None  # the lines right after belong to this block
+                continue
+        previous = line.strip()
+    return found
+
+
 def commands(text):
     """The shell commands of a page, words split, `$` prompts and settings taken off."""
     found = []
-    for _, block in blocks(text, SHELL):
+    for block in [block for _, block in blocks(text, SHELL)] + indented(text):
         lines = block.replace("\\\n", " ").splitlines()
         if any(line.startswith("$ ") for line in lines):
             lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -185,9 +209,14 @@ def test_shell_commands_exist(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    # The blocks of a page are one program, run in a folder of its own.
+    # The blocks of a page are one program, run in a folder of its own, for a reader
+    # who has a network, its parameters, a key and some images.
     monkeypatch.chdir(tmp_path)
-    space = {"__name__": "page"}
+    key, images = jax.random.key(0), jnp.ones((2, 8, 8, 3))
+    model = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(4, (3, 3))])
+    space = {"__name__": "page", "NamedTuple": NamedTuple, "key": key}
+    space |= {"model": model, "images": images}
+    space["params"] = model.init(key, images)["params"]
     found = blocks((ROOT / page).read_text(encoding="utf-8"), ("python", "py"))
     assert found or page != "README.md", "README.md shows no Python example"
     for line, text in found:
@@ -217,7 +246,19 @@ output that is no command
 ```
 ```python
 make nothing
+    make this_neither
 ```
+Or, after an ordinary line:
+
+    make lint  # another remark
+    make clean
+
+- a list
+
+    make no_command_of_a_list
+
+The end, and a paragraph
+    make nothing_either
 """
 
 
@@ -229,6 +270,8 @@ def test_commands_of_a_page():
         ["make", "test", "ARGS=-x"],
         ["python", "-m", "quantnet_jax.data.make_bundled", "folder"],
         ["pip", "install", "-r", "requirements.txt"],
+        ["make", "lint"],
+        ["make", "clean"],
     ]
     assert not [args for args in commands(PAGE) if problems(args)]
 

@@ -1,0 +1,1 @@
+"""The core: quantizers as pure functions, deployed tensors, rules over trees."""

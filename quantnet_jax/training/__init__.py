@@ -1,0 +1,1 @@
+"""Training: state, steps, optimizers, runners, evaluation, checkpoints, logs."""
