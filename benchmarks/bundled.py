@@ -36,29 +36,26 @@ SEEDS = (0, 1, 2)
 Q = "quantizer.quantnet."
 ABLATION = {
     "default": {},
-    "penalty=0.02": {Q + "penalty.end": 0.02},
+    "unit=weight, width=16": {Q + "unit": "weight", Q + "width": 16},
+    "unit=filter": {Q + "unit": "filter", "share": "shape"},
+    "unit=conv": {Q + "unit": "conv", Q + "width": 2, "share": "shape"},
+    "skip=no": {Q + "skip": False},
     "penalty=0.1": {Q + "penalty.end": 0.1},
     "penalty=0.5": {Q + "penalty.end": 0.5},
     "sharpness to 5": {Q + "sharpness.end": 5.0},
     "sharpness to 20": {Q + "sharpness.end": 20.0},
-    "sharpness to 50": {Q + "sharpness.end": 50.0},
     "sharpness from 0.1": {Q + "sharpness.start": 0.1},
     "sharpness from 1": {Q + "sharpness.start": 1.0},
-    "skip=no": {Q + "skip": False},
-    "unit=weight, width=16": {Q + "unit": "weight", Q + "width": 16},
-    "unit=filter": {Q + "unit": "filter", "share": "shape"},
-    "unit=conv": {Q + "unit": "conv", Q + "width": 2, "share": "shape"},
-    "width=16": {Q + "width": 16},
     "meta rate=1e-3": {"meta.learning_rate": 1e-3},
+    "meta rate=1e-2": {"meta.learning_rate": 1e-2},
+    "width=16": {Q + "width": 16},
 }
 # The annealed baseline gets the same search over its schedule.
 T = "quantizer.tanh_sign."
 BASELINE = {
-    "tanh_sign: default": {},
     "tanh_sign: penalty=0.1": {T + "penalty.end": 0.1},
     "tanh_sign: sharpness to 5": {T + "sharpness.end": 5.0},
     "tanh_sign: sharpness to 20": {T + "sharpness.end": 20.0},
-    "tanh_sign: sharpness from 0.1": {T + "sharpness.start": 0.1},
     "tanh_sign: sharpness from 1": {T + "sharpness.start": 1.0},
 }
 HELD_OUT = {"data.hold_out": 2000, "eval_every": 10.0}

@@ -39,8 +39,8 @@ def get_config(variant: str = ""):
         "penalty": penalty,
     }
     c.quantizer.binary_ste = {"per": "channel"}
-    c.weights.learning_rate = 0.3
-    c.meta.learning_rate = 1e-2
+    c.weights.learning_rate = 0.1
+    c.meta.learning_rate = 3e-4
 
     if variant == "runlocal":  # seconds instead of minutes, to try things out
         c.epochs = 2.0
