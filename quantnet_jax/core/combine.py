@@ -29,7 +29,7 @@ def chain(*parts: Reparam | Quantizer) -> Quantizer:
       ValueError: if the last part is not a Quantizer or an earlier one is.
     """
     maps = [part for part in parts[:-1] if isinstance(part, Reparam)]
-    q = parts[-1]
+    q = parts[-1] if parts else None
     if not isinstance(q, Quantizer) or len(maps) != len(parts) - 1:
         raise ValueError(
             "chain takes Reparams and, at the end, one Quantizer; got "

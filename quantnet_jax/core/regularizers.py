@@ -45,4 +45,5 @@ def kurtosis(w: jax.Array, eps: float = 1e-12) -> jax.Array:
     """
     centred = w - jnp.mean(w)
     variance = jnp.mean(centred**2) + eps
-    return jnp.mean(centred**4) / variance**2
+    # Not mean(centred^4) / variance^2: its gradient would divide by eps^4, which is 0.
+    return jnp.mean((centred * jax.lax.rsqrt(variance)) ** 4)

@@ -29,7 +29,8 @@ class Realized(NamedTuple):
       soft, hard: float32 trees like the model's parameters.
       codes: {path: uint8 codes} of the quantized tensors.
       layers: {path: {'distance': mean squared difference of soft and hard relative to
-        the mean square of hard, 'undecided': fraction, 'counts': int32[BINS]}}.
+        the mean square of hard, 'undecided': fraction, 'counts': int32[BINS], 'bits':
+        of a code}}.
     """
 
     soft: PyTree
@@ -70,6 +71,7 @@ def compare(soft: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
         "distance": jnp.mean(difference**2) / (jnp.mean(hard**2) + 1e-30),
         "undecided": jnp.mean(jnp.abs(difference / unit) > DECIDED),
         "counts": counts.astype(jnp.int32),
+        "bits": jnp.asarray(qt.bits, jnp.int32),
     }
 
 
@@ -162,6 +164,7 @@ def layer_report(
             flips = float(np.mean(codes != previous[path]))
         report[path] = {
             "shape": list(codes.shape),
+            "bits": int(layer["bits"]),
             "distance": float(layer["distance"]),
             "undecided": float(layer["undecided"]),
             "flips": flips,
