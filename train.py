@@ -5,8 +5,10 @@ command line, as in `--config.quantizer.name=binary_ste --config.seed=1`.
 """
 
 import contextlib
+import difflib
 import math
 import pathlib
+import re
 import sys
 import time
 
@@ -19,9 +21,11 @@ from quantnet_jax.training import checkpoint, experiment, metrics, parallel
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training.provenance import provenance
 
-HERE = pathlib.Path(__file__).resolve().parent
+DEFAULT_CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "default.py"
+# Without a default of its own: ml_collections would read it, with the overrides, here
+# and now, where `parse_flags` cannot turn errors into one line.
 CONFIG = config_flags.DEFINE_config_file(
-    "config", str(HERE / "configs" / "default.py"), "the experiment, a Python file"
+    "config", None, "the experiment, FILE.py or FILE.py:VARIANT; configs/default.py"
 )
 WORKDIR = flags.DEFINE_string("workdir", "runs/default", "folder of the run")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -47,11 +51,43 @@ def main(argv):
         )
     baseline = None
     if CONFIG.value.float_baseline:
-        float_config = ConfigDict(CONFIG.value)
+        # A ConfigDict made of another one would share its sections.
+        float_config = CONFIG.value.copy_and_resolve_references()
         float_config.float_baseline = False
         float_config.quantizer.name = "identity"
         baseline = train(float_config, workdir / "float")
     train(CONFIG.value, workdir, baseline)
+
+
+def parse_flags(argv):
+    """Parses the command line; what is wrong with it is told in one line."""
+    if not any(re.match("--?config(=|$)", word) for word in argv):
+        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    try:
+        rest = flags.FLAGS(argv)
+        CONFIG.value.lock()  # fails if the file could not be read
+        return rest
+    except (KeyError, AttributeError) as e:  # of an override
+        reason = e.args[0]
+        while isinstance(reason, Exception):
+            reason = reason.args[0]
+        key, *hint = str(reason).strip().splitlines()
+        if not key.startswith("'"):
+            sys.exit(f"error: {key}")
+        sys.exit(f"error: unknown config key {key}; {(hint or [nearest_key(key)])[-1]}")
+    except (flags.Error, OSError, TypeError, ValueError) as e:
+        sys.exit(f"error: {str(e).strip().splitlines()[-1].strip()}")
+
+
+def nearest_key(word):
+    """Where ml_collections has no near name on that level: the nearest on any."""
+    leaves = jax.tree.leaves_with_path(
+        config_lib.base().to_dict(), is_leaf=lambda x: isinstance(x, tuple)
+    )
+    paths = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
+    names = {path.rsplit(".", 1)[-1]: path for path in paths}
+    (near,) = difflib.get_close_matches(word, list(names), n=1, cutoff=0.0)
+    return f"the nearest known one is {names[near]!r}"
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = None):
@@ -70,33 +106,31 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     with one_line_errors():
         config_lib.check_same_run(config, workdir)
         exp = experiment.build(config)
-        warm_arrays = None
-        if config.init_from:
-            with checkpoint.Checkpoints(config.init_from, read_only=True) as source:
-                warm_arrays = source.load_arrays().state
     runner, state = exp.runner, exp.state
     writes = runner.process_index == 0
-    if writes:
-        workdir.mkdir(parents=True, exist_ok=True)
-        metrics.write_json(workdir / "config.json", config.to_dict())
 
     # Resume, or warm-start, or start from scratch -------------------------------------
-    checkpoints = checkpoint.Checkpoints(
-        workdir, keep_latest=config.keep_latest, processes=runner.process_count
-    )
     seconds, codes, start, notes = 0.0, None, 0, []
     with one_line_errors():
+        checkpoints = checkpoint.Checkpoints(
+            workdir, keep_latest=config.keep_latest, processes=runner.process_count
+        )
         if checkpoints.latest() is not None:
             restored = checkpoints.restore(jax.device_get(state))
             state, start = runner.replicate(restored.state), restored.step
             seconds = restored.extra["seconds"]
             codes = exp.codes(state)
             notes.append(f"resuming {workdir} at step {start}")
-        elif warm_arrays is not None:
+        elif config.init_from:
             like = {"params": state.params, "batch_stats": state.batch_stats}
-            warm, matched = checkpoint.warm_start(jax.device_get(like), warm_arrays)
+            with checkpoint.Checkpoints(config.init_from, read_only=True) as source:
+                saved = source.load_arrays().state
+            warm, matched = checkpoint.warm_start(jax.device_get(like), saved)
             state = state._replace(**runner.replicate(warm))
             notes.append(f"{matched} (from {config.init_from})")
+    # Only now: a run that could not start must not claim the workdir.
+    if writes:
+        metrics.write_json(workdir / "config.json", config.to_dict())
 
     # The loop -------------------------------------------------------------------------
     epoch = lambda step: step / exp.epoch_steps
@@ -113,20 +147,23 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     batches = exp.train_batches(start)
     scores, layers, pending, began = {}, {}, [], time.monotonic()
 
+    def check_finite(step, loss, numbers):
+        """Ends a run that diverged, before anything of it is saved."""
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                last = checkpoints.latest()
+                kept = "none" if last is None else f"step {last}"
+                sys.exit(
+                    f"error: diverged at step {step}: loss {loss:.6g}, {name} "
+                    f"{value:.6g}; nothing of it was saved (last good checkpoint: "
+                    f"{kept}); lower weights.learning_rate or set weights.clip"
+                )
+
     def flush(step):
         """Reads the metrics of the steps since the last call: check, average, log."""
         values = jax.device_get([m for _, m in pending])
         for (number, _), value in zip(pending, values, strict=True):
-            if not math.isfinite(value["loss"]):
-                last = checkpoints.latest()
-                kept = (
-                    f"step {last} is kept" if last is not None else "none was written"
-                )
-                sys.exit(
-                    f"error: the loss is {value['loss']} at step {number}; nothing "
-                    f"after it was saved (last good checkpoint: {kept}); lower "
-                    "weights.learning_rate or set weights.clip"
-                )
+            check_finite(number, value["loss"], value)
         record = {k: sum(float(v[k]) for v in values) / len(values) for k in values[0]}
         record |= {"epoch": epoch(step), "lr": float(exp.learning_rate(step - 1))}
         took = (time.monotonic() - clock) / len(values)
@@ -150,6 +187,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
                 shown = flush(step)
             if step in stops:
                 scores, layers, codes = exp.evaluate(state, codes)
+                # The update of this very step may have been the first bad one.
+                check_finite(step, scores["loss_soft"], scores)
                 writer.write("eval", step, {"epoch": epoch(step), **scores})
                 writer.write("layers", step, {"layers": layers})
                 writer.flush()
@@ -171,7 +210,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
         "seconds": seconds,
         **scores,
         **({"float": baseline["hard"]} if baseline else {}),
-        "layers": {k: {**v, "histogram": None} for k, v in layers.items()},
+        # What belongs to this step alone; 'flips' compares with the one before.
+        "layers": {
+            path: {k: v for k, v in layer.items() if k not in ("histogram", "flips")}
+            for path, layer in layers.items()
+        },
         **provenance(),
     }
     if writes:
@@ -193,4 +236,4 @@ def one_line_errors():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""QuantNet on CIFAR-100: ResNet-56, all layers binary, from a float network.
+r"""QuantNet on CIFAR-100: ResNet-56, all layers binary, from a float network.
 
 Command:   python train.py --config=configs/cifar100_resnet56.py:float \
                --workdir=runs/cifar100_resnet56_float --config.data.folder=FOLDER

@@ -1,4 +1,4 @@
-"""QuantNet on CIFAR-10: ResNet-20, binary but for the first and the last layer.
+r"""QuantNet on CIFAR-10: ResNet-20, binary but for the first and the last layer.
 
 Command:   python train.py --config=configs/cifar10_resnet20.py \
                --workdir=runs/cifar10_resnet20 --config.data.folder=FOLDER

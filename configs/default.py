@@ -7,6 +7,7 @@ Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; results/bundl
 Schedule, unit and rates were chosen on held-out training images; see results/bundled.
 """
 
+from configs import common
 from quantnet_jax.training.config import base
 
 
@@ -19,30 +20,7 @@ def get_config(variant: str = ""):
     c.model.shortcut = "A"
     c.model.stem_strides = 2
 
-    c.quantizer.name = "quantnet"
-    sharpness = {"schedule": "exponential", "start": 0.3, "end": 10.0, "until": 0.9}
-    penalty = {"schedule": "linear", "start": 0.0, "end": 0.0, "until": 0.9}
-    c.quantizer.quantnet = {
-        "bits": 1,
-        "multibit": "staircase",
-        "unit": "slice",
-        "width": 64,
-        "depth": 1,
-        "nonlinearity": "tanh",
-        "skip": True,
-        "norm": "rms",
-        "scale": "none",
-        "sharpness": sharpness,
-        "penalty": penalty,
-        "orthogonality": 0.0,
-    }
-    c.quantizer.tanh_sign = {
-        "bits": 1,
-        "norm": "rms",
-        "sharpness": sharpness,
-        "penalty": penalty,
-    }
-    c.quantizer.binary_ste = {"per": "channel"}
+    common.methods(c)
     c.weights.learning_rate = 0.1
     c.meta.learning_rate = 3e-4
 

@@ -1,4 +1,4 @@
-"""QuantNet on ImageNet: ResNet-18, binary but for the first and the last layer.
+r"""QuantNet on ImageNet: ResNet-18, binary but for the first and the last layer.
 
 Command:   python train.py --config=configs/imagenet_resnet18.py \
                --workdir=runs/imagenet_resnet18 --config.data.folder=FOLDER

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -30,3 +31,14 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"the real data sets are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(data folder of TFDS, {split: {file name: bytes}}) of `jpegs.make_set`."""
+    pytest.importorskip("tensorflow_datasets")
+    import jpegs
+
+    folder = tmp_path_factory.mktemp("builder")
+    yield jpegs.make_set(folder)
+    sys.path.remove(str(folder))

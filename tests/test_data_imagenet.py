@@ -1,7 +1,6 @@
 """Streaming a real TFDS set of JPEGs, packed by the test without TensorFlow."""
 
 import collections
-import importlib
 import io
 import sys
 import zipfile
@@ -9,104 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 from absl import flags
+from jpegs import make_jpeg
 from PIL import Image
 
 from quantnet_jax import data
 from quantnet_jax.data import jpeg, train_indices
-
-BUILDER = '''
-"""A builder as a user would write one: JPEG bytes in, ArrayRecord out."""
-import io
-import pathlib
-import tensorflow_datasets as tfds
-from PIL import Image
-
-FOLDER = pathlib.Path(__file__).parent / "jpegs"
-
-
-class TinyJpegs(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
-                "file_name": tfds.features.Text(),
-            }),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {s: self._generate_examples(s) for s in ("train", "validation")}
-
-    def _generate_examples(self, split):
-        for i, path in enumerate(sorted((FOLDER / split).iterdir())):
-            yield i, {
-                "image": io.BytesIO(path.read_bytes()),
-                "label": i % 3,
-                "file_name": path.name,
-            }
-
-
-class TinyPngs(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(shape=(5, 4, 3)),
-                "label": tfds.features.ClassLabel(names=["x", "y"]),
-            }),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {s: self._generate_examples(s) for s in ("train", "test")}
-
-    def _generate_examples(self, split):
-        for i in range({"train": 6, "test": 3}[split]):
-            stream = io.BytesIO()  # TFDS itself encodes arrays with TensorFlow only
-            Image.new("RGB", (4, 5), (10 * i,) * 3).save(stream, "PNG")
-            stream.seek(0)
-            yield i, {"image": stream, "label": i % 2}
-'''
-
-
-def make_jpeg(width, height, seed, mode="RGB"):
-    """A smooth random picture: JPEG keeps it nearly unchanged."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    image = small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=95)
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """(data folder of TFDS, {split: {file name: bytes}})."""
-    pytest.importorskip("tensorflow_datasets")
-    folder = tmp_path_factory.mktemp("builder")
-    files = {"train": {}, "validation": {}}
-    for i in range(11):
-        mode = "L" if i == 3 else "RGB"
-        files["train"][f"t{i:02}.jpg"] = make_jpeg(60 + 7 * i, 90 - 4 * i, i, mode)
-    for i in range(7):
-        files["validation"][f"v{i}.jpg"] = make_jpeg(50 + 9 * i, 70, 100 + i)
-    for split, contents in files.items():
-        (folder / "jpegs" / split).mkdir(parents=True)
-        for name, content in contents.items():
-            (folder / "jpegs" / split / name).write_bytes(content)
-    (folder / "tiny_jpegs_builder.py").write_text(BUILDER)
-    # Until the last test: worker processes inherit sys.path and import the builder too.
-    sys.path.insert(0, str(folder))
-    module = importlib.import_module("tiny_jpegs_builder")
-    for make in (module.TinyJpegs, module.TinyPngs):
-        builder = make(data_dir=folder / "data", file_format="array_record")
-        builder.download_and_prepare()
-    yield folder / "data", files
-    sys.path.remove(str(folder))
 
 
 @pytest.fixture(scope="module")

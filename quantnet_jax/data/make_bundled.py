@@ -9,6 +9,7 @@ idx files in a tar compressed with xz. The same input and liblzma give the same 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import lzma
@@ -80,9 +81,14 @@ def main(folder: str, output: str | Path = BUNDLED_FILE) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit(
-            "usage: python -m quantnet_jax.data.make_bundled FOLDER [OUTPUT] "
-            "(FOLDER holds the four original Fashion-MNIST idx files)"
-        )
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m quantnet_jax.data.make_bundled",
+        description=str(__doc__).splitlines()[0],
+    )
+    parser.add_argument("folder", help="holds the four original idx files")
+    parser.add_argument("output", nargs="?", default=BUNDLED_FILE)
+    args = parser.parse_args()
+    try:
+        main(args.folder, args.output)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")

@@ -60,7 +60,7 @@ class Checkpoints:
             raise ValueError(f"keep_latest={keep_latest} must be at least 1")
         self.directory = os.path.abspath(os.path.join(workdir, FOLDER))
         self._read_only = read_only
-        self._falls_back = processes == 1
+        self._processes = processes
         self._metric = metric
         if read_only and not os.path.isdir(self.directory):
             raise FileNotFoundError(
@@ -158,6 +158,10 @@ class Checkpoints:
                     f"state leaf {name!r} is {type(leaf).__name__}, expected a JAX or"
                     " NumPy array"
                 )
+        if self._processes > 1:
+            # Orbax refuses arrays that only one process addresses, as those of pmap. A
+            # state is equal everywhere: copied to the host, the first process saves it.
+            flat = {name: np.array(leaf) for name, leaf in flat.items()}
         items: dict[str, Any] = {_EXTRA: ocp.args.JsonSave(dict(extra or {}))}
         for item, arrays in _split(flat).items():
             if not arrays:
@@ -255,7 +259,7 @@ class Checkpoints:
                 return self._read(number, like, sharding, items)
             except _Damaged as error:
                 older = [s for s in self.steps() if s < number]
-                if step != "latest" or not older or not self._falls_back:
+                if step != "latest" or not older or self._processes > 1:
                     raise
                 if self._read_only:
                     step, moved = older[-1], ""

@@ -2,12 +2,13 @@
 
 import difflib
 import json
+import math
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from quantnet_jax import quantizers
+from quantnet_jax import models, quantizers
 
 Config = Any
 """An `ml_collections.ConfigDict`, whose attributes no type checker can know."""
@@ -26,7 +27,9 @@ def base() -> Config:
 
     # Data ------------------------------------------------------------------------
     c.data = ConfigDict()
-    c.data.name = "bundled"  # or cifar10, cifar100, fashion_mnist, mnist, imagenet2012
+    # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, imagenet2012, or
+    # tfds:NAME for another set of pictures that TFDS holds as JPEGs
+    c.data.name = "bundled"
     c.data.folder = ""  # with the original files; '' takes a named set from TFDS
     c.data.train_size = 0  # a stratified part, 0 for all
     c.data.test_size = 0
@@ -120,12 +123,15 @@ def check(config: Config) -> None:
     for key in NOT_NEGATIVE:
         if flat[key] < 0:
             raise ValueError(f"{key}={flat[key]!r}, expected 0 or more")
+    if config.seed >= 2**32:
+        raise ValueError(f"seed={config.seed}, expected less than 2**32")
     if not 0 <= config.smoothing < 1:
         raise ValueError(f"smoothing={config.smoothing}, expected a value in [0, 1)")
     if config.keep_latest < 1:
         raise ValueError(f"keep_latest={config.keep_latest}, expected at least 1")
     _choice("runner", config.runner, ("pmap", "jit"))
     _choice("meta.mode", config.meta.mode, ("joint", "bilevel"))
+    _choice("model.name", config.model.get("name"), models.names())
     _choice("quantizer.name", config.quantizer.get("name"), quantizers.names())
     _choice("dtype", config.dtype, ("float32", "bfloat16", "float16"))
     sections = set(config.quantizer) - {"name"}
@@ -153,10 +159,7 @@ def load(workdir: str | pathlib.Path) -> Config:
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {workdir} holds no run")
-    try:
-        config = ConfigDict(json.loads(path.read_text()))
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged: {e}") from None
+    config = ConfigDict(_read(path))
     try:
         check(config)
     except ValueError as e:
@@ -173,10 +176,7 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         return
-    try:
-        old = _flat(json.loads(path.read_text()))
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged: {e}") from None
+    old = _flat(_read(path))
     new = _flat(json.loads(config.to_json()))
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
@@ -185,6 +185,16 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
                 f"{workdir} belongs to another run: {key} is {a!r} there and {b!r} "
                 "here; choose another --workdir, or the configuration of that run"
             )
+
+
+def _read(path: pathlib.Path) -> dict:
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(config).__name__}")
+    return config
 
 
 def _check_keys(config: dict, known: dict, prefix: str) -> None:
@@ -220,8 +230,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
             f"{key}={value!r} is a {type(value).__name__}, expected a "
             f"{type(default).__name__}"
         )
-    if isinstance(value, float) and value != value:
-        raise ValueError(f"{key}={value!r}, expected a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key}={value!r}, expected a finite number")
 
 
 def _choice(key: str, value: Any, choices) -> None:

@@ -11,6 +11,8 @@ from quantnet_jax.training.parallel import Runner
 
 PyTree = Any
 STREAMED = ("imagenet2012",)
+TFDS = "tfds:"
+"""Before the name of any other TFDS set of pictures that is to be streamed."""
 
 
 class Feed(NamedTuple):
@@ -42,22 +44,37 @@ class Feed(NamedTuple):
 def make_feed(config: Config, runner: Runner) -> Feed:
     """The feed that `config.data` describes, for this process.
 
+    A name of `data.NAMES` is held in memory; 'imagenet2012', and 'tfds:NAME' for any
+    other TFDS set with the features 'image' and 'label', is streamed.
+
     Raises:
       FileNotFoundError, ValueError: a file is missing or damaged, or the set does not
         fit the configuration.
     """
-    if config.data.name in STREAMED:
-        return _streamed(config, runner)
+    name = config.data.name
+    if name in STREAMED or name.startswith(TFDS):
+        return _streamed(config, runner, name.removeprefix(TFDS))
     return _in_memory(config, runner)
 
 
-def _in_memory(config: Config, runner: Runner) -> Feed:
-    c = config.data
+def _load(c: Config) -> qdata.Dataset:
+    """The set in memory, or the wanted part of it."""
+    if c.name == "synthetic":  # made in the wanted size
+        wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
+        wanted |= {"size": c.image_size}
+        sizes = {key: value for key, value in wanted.items() if value}
+        return qdata.load(c.name, c.folder or None, **sizes)
     dataset = qdata.load(c.name, c.folder or None)
     if c.train_size or c.test_size or c.classes:
         dataset = qdata.subset(
             dataset, c.train_size or None, c.test_size or None, c.classes or None
         )
+    return dataset
+
+
+def _in_memory(config: Config, runner: Runner) -> Feed:
+    c = config.data
+    dataset = _load(c)
     if c.hold_out:
         dataset = qdata.hold_out(dataset, c.hold_out)
     shape = dataset.train_image.shape[1:]
@@ -102,7 +119,7 @@ def _in_memory(config: Config, runner: Runner) -> Feed:
     )
 
 
-def _streamed(config: Config, runner: Runner) -> Feed:
+def _streamed(config: Config, runner: Runner, name: str) -> Feed:
     c = config.data
     for key in ("train_size", "test_size", "classes", "hold_out"):
         if c[key]:
@@ -110,9 +127,9 @@ def _streamed(config: Config, runner: Runner) -> Feed:
                 f"data.{key}={c[key]}: {c.name!r} is streamed whole, use 0"
             )
     size = c.image_size or 224
-    train_source = qdata.load_source(c.name, "train", c.folder or None)
-    test_source = qdata.load_source(c.name, "validation", c.folder or None)
-    mean, std = qdata.STATISTICS[c.name]
+    train_source = qdata.load_source(name, "train", c.folder or None)
+    test_source = qdata.load_source(name, "validation", c.folder or None)
+    mean, std = qdata.STATISTICS["imagenet2012"]  # of photographs in general
     common = {
         "size": size,
         "process_index": runner.process_index,
@@ -136,6 +153,9 @@ def _streamed(config: Config, runner: Runner) -> Feed:
             **common,
         ),
         test=lambda: qdata.eval_stream(
-            test_source, batch_size=config.eval_batch_size, **common
+            test_source,
+            batch_size=config.eval_batch_size,
+            resize=round(size * 256 / 224),  # the same part of the picture at any size
+            **common,
         ),
     )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 PyTree = Any
@@ -61,6 +62,10 @@ def initialize(
                 f"process={process}, expected 0 to processes - 1 = {processes - 1}"
             )
         jax.distributed.initialize(coordinator, processes, process)
+    if jax.process_count() > 1:
+        # Connected while all are in step: on a CPU the first collective waits for half
+        # a minute only, less than processes may differ in compiling.
+        multihost_utils.sync_global_devices("start")
 
 
 def describe_devices() -> str:

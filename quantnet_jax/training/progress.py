@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-ACCURACIES = ("soft", "hard", "hard_bn", "accuracy")
+ACCURACIES = ("soft", "hard", "hard_bn", "float", "accuracy")
 
 
 class Progress:

@@ -1,0 +1,102 @@
+"""The benchmarks' programs on tiny settings and made-up results, not their numbers."""
+
+import json
+
+import pytest
+
+from benchmarks import bundled, step_time
+
+
+def test_step_time_measures_and_writes(tmp_path, capsys):
+    out = tmp_path / "results" / "step_time.json"
+    options = "--model=small --batch=8 --image-size=8 --repeats=3 --methods quantnet"
+    assert step_time.main([*options.split(), f"--out={out}"]) == 0
+    result, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert list(result["methods"]) == ["identity", "quantnet"]
+    for name, row in result["methods"].items():
+        assert 0 < row["fastest"] <= row["median"] <= row["slowest"]
+        reference = result["methods"]["identity"]["median"]
+        assert row["over_float"] == pytest.approx(row["median"] / reference)
+        assert f"{1e3 * row['median']:.1f}" in printed and name in printed
+    assert result["methods"]["identity"]["over_float_paired"] == 1.0
+    assert {"versions", "device", "commit", "cores", "load"} <= result.keys()
+    assert result["command"].startswith("python benchmarks/step_time.py --model=small")
+    assert list(out.parent.iterdir()) == [out]  # written whole, nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--devices=99"], "--devices=99"),
+        (["--methods", "bread"], "nothing to compare"),
+        (["--methods", "identity"], "expected some of quantnet"),
+        (["--repeats=0"], "--repeats=0"),
+        (["--model=bread"], "model.name='bread'"),
+        (["--batch=0"], "batch_size=0"),
+    ],
+)
+def test_step_time_refuses_what_matches_nothing(tmp_path, capsys, options, message):
+    out = tmp_path / "no.json"
+    assert step_time.main([*options, f"--out={out}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not out.exists()
+
+
+def test_step_times_differ_in_the_method_alone():
+    args = type("Args", (), {"batch": 8, "model": "small", "image_size": 8})
+    a, b = (step_time.settings(m, args).to_dict() for m in ("identity", "quantnet"))
+    assert a["quantizer"].pop("name") != b["quantizer"].pop("name")
+    assert a == b
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """`save(name, hard, **more)` writes a made-up result file."""
+    monkeypatch.setattr(bundled, "RESULTS", tmp_path)
+
+    def save(name, hard, **more):
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores = {"soft": hard, "hard": hard, "hard_bn": hard, "gap_bn": 0.0}
+        path.write_text(json.dumps(scores | more))
+
+    return save
+
+
+def rates(save, method, scores):
+    for rate, score in zip(bundled.RATES, scores, strict=True):
+        save(f"search/{method}-lr{rate}", score)
+
+
+def test_best_rate_is_the_lower_one_of_two(results):
+    count = len(bundled.RATES)
+    rates(results, "quantnet", [0.5, 0.7, 0.7, *[0.6] * (count - 3)])
+    assert bundled.best_rate("quantnet") == {"weights.learning_rate": bundled.RATES[1]}
+    rates(results, "identity", [*[0.1] * (count - 1), 0.2])
+    assert bundled.best_rate("identity") == {"weights.learning_rate": bundled.RATES[-1]}
+
+
+def test_table_says_what_was_not_run(results):
+    assert bundled.table().count("not run") > len(bundled.ABLATION)
+    rates(results, "quantnet", [0.1234] * len(bundled.RATES))
+    changed = list(bundled.ABLATION)[1]
+    results(f"ablation/{bundled.slug(changed)}", 0.4321)
+    text = bundled.table()
+    assert "| quantnet |" + " 12.34 |" * len(bundled.RATES) in text
+    assert f"| {changed} | 43.21 | 43.21 | 43.21 |" in text
+
+
+def test_final_table_is_mean_and_deviation(results):
+    for seed, hard in zip(bundled.SEEDS, (0.80, 0.82, 0.84), strict=True):
+        chosen = {"weights.learning_rate": 0.3}
+        results(f"final/quantnet-seed{seed}", hard, overrides=chosen, gap_bn=0.01)
+    text = bundled.table()
+    wanted = "| quantnet | 0.3 |" + " 82.00 ± 2.00 |" * 3 + " 1.00 ± 0.00 |"
+    assert wanted in text
+    assert "| identity | not run" in text
+
+
+def test_names_of_results_are_distinct():
+    names = [bundled.slug(name) for name in (*bundled.ABLATION, *bundled.BASELINE)]
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if set(name) & set(" :=/")]

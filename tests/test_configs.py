@@ -1,0 +1,140 @@
+"""Every file under configs/ builds, keeps to the known keys, and takes a step."""
+
+import importlib
+import math
+import pathlib
+import sys
+
+import jax
+import pytest
+
+from configs import common
+from quantnet_jax import models, quantizers
+from quantnet_jax.training import config as config_lib
+from quantnet_jax.training import experiment
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("*.py")
+    if path.stem not in ("__init__", "common")
+)
+
+
+def get(name, variant=""):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+def take_steps(exp, count):
+    """Trains `count` steps; returns the state and the metrics of the last one."""
+    state, batches = exp.state, exp.train_batches(0)
+    for _ in range(count):
+        state, metrics = exp.train_step(state, exp.train_data, next(batches))
+    return state, jax.device_get(metrics)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_variant_is_valid(name):
+    config = get(name)
+    config_lib.check(config)
+    total = 1000
+    for method in quantizers.names():
+        # The options of every method are options of its factory, schedules included.
+        config.quantizer.name = method
+        assert experiment.make_rules(config, total)
+    for section in ("weights", "meta"):
+        rate = experiment.make_rate(section, config[section], total)
+        experiment.make_optimizer(section, config[section], rate)
+    assert experiment.make_model(config, 10, None).classes == 10
+    assert config.model.name in models.names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_variant_takes_a_step(name):
+    config = get(name, "runlocal")
+    config_lib.check(config)
+    exp = experiment.build(config, jax.devices()[:1])
+    before = jax.device_get(exp.state.params)
+    state, metrics = take_steps(exp, 1)
+    assert all(math.isfinite(v) for v in metrics.values()), metrics
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+    # The very first step of a warm-up has rate 0.
+    assert any(jax.tree.leaves(moved)) == (config.weights.warmup == 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_variant(name):
+    with pytest.raises(ValueError, match="unknown variant 'bread'"):
+        get(name, "bread")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_is_honest(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text(encoding="utf-8")
+    assert "Command:" in text
+    if name not in ("default",):
+        assert "Hardware:" in text and "Expected:" in text
+
+
+def test_methods_do_not_share_their_schedules():
+    config = get("smoke")
+    config.quantizer.quantnet.sharpness.end = 7.0
+    assert config.quantizer.tanh_sign.sharpness.end == common.SHARPNESS["end"] == 50.0
+    assert get("smoke").quantizer.quantnet.sharpness.end == 50.0
+
+
+def test_conventions_of_the_literature():
+    assert get("cifar10_resnet20").layers == get("cifar100_resnet20").layers == "inner"
+    assert get("cifar100_resnet56").layers == "all"
+    pretraining, binary = get("cifar100_resnet56", "float"), get("cifar100_resnet56")
+    config_lib.check(pretraining)
+    assert pretraining.quantizer.name == "identity" and not pretraining.init_from
+    assert pretraining.model == binary.model and pretraining.data == binary.data
+    assert "_float" in binary.init_from
+
+
+def test_streamed_set_trains_and_evaluates(tiny):
+    config = get("imagenet_resnet18")
+    config.data.name, config.data.folder = "tfds:tiny_jpegs", str(tiny[0])
+    config.data.image_size, config.data.workers = 16, 0
+    config.batch_size, config.eval_batch_size = 4, 8
+    config.model.name = "small"
+    config.model.width = 4
+    del config.model.zero_init_last
+    config.weights.warmup = 0.0
+    config.bn_batches = 1
+    exp = experiment.build(config, jax.devices()[:2])
+    assert exp.feed.classes == ("a", "b", "c") and exp.train_data is None
+    assert exp.steps == round(100 * 11 / 4)
+    state, metrics = take_steps(exp, 2)
+    assert all(math.isfinite(v) for v in metrics.values()), metrics
+    scores, layers, _ = exp.evaluate(state)
+    assert scores["examples"] == 7  # each once, in a padded batch of 8
+    assert scores["soft"] in [k / 7 for k in range(8)]
+    assert layers and "tensorflow" not in sys.modules
+    # The same step again, out of order: a batch is a function of its step.
+    again = next(exp.train_batches(1))
+    direct = exp.train_batches(0)
+    next(direct)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(next(direct)), strict=True):
+        assert (a == b).all()
+
+
+def test_streamed_set_that_is_not_there(tmp_path):
+    config = get("imagenet_resnet18")
+    config.data.name, config.data.folder = "tfds:no_such_set", str(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match="no_such_set") as error:
+        experiment.build(config, jax.devices()[:1])
+    assert "\n" not in str(error.value)
+    config.data.classes = 3
+    with pytest.raises(ValueError, match="streamed whole"):
+        experiment.build(config, jax.devices()[:1])
+
+
+def test_made_up_images_come_in_the_wanted_size():
+    config = get("cifar10_resnet20", "runlocal")
+    config.data.image_size, config.data.classes = 12, 3
+    config.data.train_size, config.data.test_size = 70, 20
+    exp = experiment.build(config, jax.devices()[:1])
+    assert exp.feed.shape == (12, 12, 3) and len(exp.feed.classes) == 3
+    assert (exp.feed.train_size, exp.feed.test_size) == (70, 20)

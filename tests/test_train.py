@@ -1,0 +1,358 @@
+"""The training program: stop and resume, warm start, refusals, divergence, results."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from configs import smoke
+from quantnet_jax.training import checkpoint, experiment
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 12  # in three evaluations, each with a checkpoint
+TIMING = ("seconds", "step_time", "examples_per_second")
+BUILT = {}
+
+
+def settings(**changes):
+    """A configuration of 12 steps; `a__b=1` sets `a.b`."""
+    config = smoke.get_config()
+    config.epochs, config.eval_every = 1.5, 0.5
+    config.log_every = 3
+    config.tensorboard = config.report = False
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        setattr(config[section] if section else config, name, value)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def compile_once(monkeypatch):
+    """Builds (and compiles) each configuration once: runs of one test file share it."""
+
+    def build(config):
+        # Without what only the loop in train.py reads.
+        loop = ("keep_latest", "eval_every", "log_every", "init_from")
+        key = str({k: v for k, v in config.to_dict().items() if k not in loop})
+        if key not in BUILT:
+            exp = experiment_build(config)
+            BUILT[key] = exp, jax.device_get(exp.state)
+        exp, state = BUILT[key]
+        return exp._replace(state=exp.runner.replicate(state))  # steps donate theirs
+
+    experiment_build = experiment.build
+    monkeypatch.setattr(train.experiment, "build", build)
+    return build
+
+
+@pytest.fixture
+def whole(tmp_path_factory, compile_once):
+    """(workdir, result) of a run from start to end; a copy of its own for each test."""
+    if "whole" not in BUILT:
+        first = tmp_path_factory.mktemp("whole")
+        BUILT["whole"] = first, train.train(settings(), first / "run")
+    first, result = BUILT["whole"]
+    copy = tmp_path_factory.mktemp("copy") / "run"
+    shutil.copytree(first / "run", copy)
+    return copy, result
+
+
+def without_timing(record):
+    return {k: v for k, v in record.items() if k not in (*TIMING, "commit")}
+
+
+def records(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [without_timing(json.loads(line)) for line in lines]
+
+
+def contents(workdir):
+    """{path: bytes} of every file of a run."""
+    return {p: p.read_bytes() for p in sorted(workdir.rglob("*")) if p.is_file()}
+
+
+def state_of(workdir, config, step="latest"):
+    like = experiment.build(config).state
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        return jax.device_get(saved.restore(jax.device_get(like), step).state)
+
+
+def assert_same_run(workdir, other, config=None):
+    """Parameters, optimizer, BatchNorm, log and result are equal to the last bit."""
+    config = config or settings()
+    a, b = state_of(workdir, config), state_of(other, config)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert len(jax.tree.leaves(a.opt_state)) > 4 and jax.tree.leaves(a.batch_stats)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+    assert records(workdir) == records(other)
+    results = [json.loads((w / "result.json").read_text()) for w in (workdir, other)]
+    assert without_timing(results[0]) == without_timing(results[1])
+
+
+def stop_at(monkeypatch, build, step):
+    """Makes the run end, as by Ctrl-C, instead of taking its `step`-th own step."""
+
+    def build_one(config):
+        exp, taken = build(config), []
+
+        def train_step(*args):
+            taken.append(1)
+            if len(taken) == step:
+                raise KeyboardInterrupt
+            return exp.train_step(*args)
+
+        return exp._replace(train_step=train_step)
+
+    monkeypatch.setattr(train.experiment, "build", build_one)
+
+
+# Stop and resume ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [8, 6], ids=["at a checkpoint", "between two"])
+def test_resumed_run_is_the_uninterrupted_run(
+    whole, tmp_path, monkeypatch, compile_once, capsys, after
+):
+    workdir = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        stop_at(patch, compile_once, after + 1)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(settings(), workdir)
+    assert not (workdir / "result.json").exists()
+    last = after - after % 4
+    result = train.train(settings(), workdir)
+    assert f"resuming {workdir} at step {last}" in capsys.readouterr().err
+    assert_same_run(whole[0], workdir)
+    assert without_timing(result) == without_timing(whole[1])
+    assert len({r["step"] for r in records(workdir) if r["kind"] == "eval"}) == 3
+
+
+def test_killed_run_resumes(whole, tmp_path):
+    # A process of its own that cannot clean up, killed as its checkpoint appears.
+    workdir = tmp_path / "killed"
+    program = (
+        "import jax, sys; jax.config.update('jax_numpy_dtype_promotion', 'strict');"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}];"
+        "import pathlib, train, test_train;"
+        f"train.train(test_train.settings(), pathlib.Path({str(workdir)!r}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True
+    )
+    saved = workdir / checkpoint.FOLDER / "00000004"
+    deadline = time.monotonic() + 300
+    while not saved.exists() and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint in 5 minutes"
+        time.sleep(0.005)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    train.train(settings(), workdir)
+    assert_same_run(whole[0], workdir)
+
+
+def test_damaged_latest_checkpoint_falls_back(whole, tmp_path):
+    workdir, _ = whole
+    reference = tmp_path / "reference"
+    shutil.copytree(workdir, reference)
+    arrays = workdir / checkpoint.FOLDER / f"{STEPS:08d}" / "weights"
+    for path in arrays.rglob("*"):
+        if path.is_file() and path.stat().st_size > 50:
+            path.write_bytes(path.read_bytes()[:50])
+    with pytest.warns(UserWarning, match="damaged.*falling back to step 8"):
+        train.train(settings(), workdir)
+    assert_same_run(reference, workdir)
+
+
+def test_unreadable_folder_of_checkpoints_is_told_in_one_line(whole):
+    workdir, _ = whole
+    for path in (workdir / checkpoint.FOLDER).glob("*/metrics/*"):
+        path.write_text("{")
+    with pytest.raises(
+        SystemExit, match="^error: cannot open the checkpoints"
+    ) as error:
+        train.train(settings(), workdir)
+    assert "\n" not in str(error.value)
+
+
+def test_finished_run_is_not_trained_again(whole, monkeypatch, compile_once, capsys):
+    workdir, result = whole
+    before = contents(workdir)
+    stop_at(monkeypatch, compile_once, 1)
+    again = train.train(settings(), workdir)
+    assert again | {"commit": 0} == result | {"commit": 0}
+    printed = capsys.readouterr()
+    for key in ("soft", "hard", "hard_bn"):
+        assert f"{100 * result[key]:.2f}%" in printed.out
+    after = contents(workdir)
+    after.pop(workdir / "result.json"), before.pop(workdir / "result.json")
+    assert after == before
+
+
+# Warm start ---------------------------------------------------------------------------
+
+
+def test_warm_start_takes_over_what_fits(whole, tmp_path, capsys):
+    source, _ = whole
+    # With all rates 0 the one step changes no parameter: they are those of `source`.
+    frozen = dict(weights__learning_rate=0.0, meta__learning_rate=0.0, epochs=0.125)
+    config = settings(init_from=str(source), data__classes=3, **frozen)
+    train.train(config, tmp_path / "warm")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "warm start" in x]
+    # kernel and bias of the head
+    assert re.search(r"warm start: \d+ matched, 0 missing, 0 unexpected, 2 mism", line)
+    assert "head/kernel: float32[4,4] -> float32[4,3]" in line and str(source) in line
+    assert "head/bias: float32[4] -> float32[3]" in line
+    warm, old = state_of(tmp_path / "warm", config), state_of(source, settings())
+    for name in ("stem", "conv1", "conv2", "bn1"):
+        for a, b in zip(
+            jax.tree.leaves(warm.params["model"][name]),
+            jax.tree.leaves(old.params["model"][name]),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+    assert int(warm.step) == 1
+
+
+def test_warm_start_of_another_method(
+    whole, tmp_path, monkeypatch, compile_once, capsys
+):
+    config = settings(init_from=str(whole[0]), quantizer__name="identity")
+    stop_at(monkeypatch, compile_once, 1)  # what matched is told before
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "warm")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "warm start" in x]
+    assert re.search(r"0 missing, [1-9]\d* unexpected \(params/quant/", line)
+
+
+@pytest.mark.parametrize("fits", [True, False], ids=["no run", "nothing fits"])
+def test_useless_warm_start_claims_no_workdir(whole, tmp_path, fits):
+    changes = {} if fits else dict(model__width=5, data__classes=3)
+    source = tmp_path / "nowhere" if fits else whole[0]
+    message = "no checkpoints in workdir" if fits else "init_from matches none"
+    config = settings(init_from=str(source), quantizer__name="identity", **changes)
+    with pytest.raises(SystemExit, match=f"^error: {message}") as error:
+        train.train(config, tmp_path / "warm")
+    assert "\n" not in str(error.value)
+    # The next try, with the name put right, is not refused.
+    assert not (tmp_path / "warm" / "config.json").exists()
+
+
+# Refusals -----------------------------------------------------------------------------
+
+
+def test_workdir_of_another_configuration(whole):
+    workdir, _ = whole
+    before = contents(workdir)
+    with pytest.raises(SystemExit, match="^error: .*: seed is 0 there and 1 here"):
+        train.train(settings(seed=1), workdir)
+    assert contents(workdir) == before
+
+
+def test_checkpoint_of_another_architecture(whole):
+    workdir, _ = whole
+    wider = settings(model__width=5)
+    (workdir / "config.json").write_text(wider.to_json())
+    before = contents(workdir)
+    with pytest.raises(SystemExit, match="is of another architecture: 'params/"):
+        train.train(wider, workdir)
+    assert contents(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 30}, "batch_size=30 is not a positive multiple of the 4"),
+        ({"layers": "bread"}, "bread"),
+        ({"data__image_size": 28, "data__name": "bundled", "data__pad": 28}, "pad=28"),
+        ({"data__name": "bundled", "data__image_size": 32}, "28 x 28 pixels"),
+        ({"model__name": "resnet9"}, "did you mean 'resnet"),
+        ({"quantizer__name": "quantnte"}, "did you mean 'quantnet'"),
+    ],
+)
+def test_bad_value_writes_nothing(tmp_path, changes, message):
+    with pytest.raises(SystemExit, match="^error: ") as error:
+        train.train(settings(**changes), tmp_path / "run")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+# Divergence ---------------------------------------------------------------------------
+
+
+def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    # The warm-up starts at 0, so the first step is harmless; the next ones are absurd.
+    config = settings(
+        weights__learning_rate=1e38,
+        weights__warmup=0.5,
+        eval_every=0.125,
+        quantizer__name="binary_ste",
+    )
+    with pytest.raises(SystemExit, match=r"^error: diverged at step \d+: loss") as e:
+        train.train(config, tmp_path / "run")
+    text = str(e.value)
+    assert "\n" not in text and "weights.learning_rate" in text
+    step = int(re.search(r"at step (\d+)", text)[1])
+    assert 1 < step < STEPS
+    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+        steps = saved.steps()
+    assert steps and f"step {steps[-1]}" in text and steps[-1] < step
+    for number in steps:
+        state = state_of(tmp_path / "run", config, number)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+# Results ------------------------------------------------------------------------------
+
+
+def test_result_and_log(whole):
+    workdir, result = whole
+    assert json.loads((workdir / "result.json").read_text()) == result
+    keys = {"method", "seed", "steps", "seconds", "soft", "hard", "hard_bn", "examples"}
+    assert keys | {"versions", "device", "commit", "layers"} <= result.keys()
+    assert "float" not in result
+    assert (result["method"], result["seed"]) == ("quantnet", 0)
+    assert result["steps"] == STEPS and result["examples"] == 64
+    assert result["seconds"] > 0 and result["device"].startswith("4 x ")
+    for key in ("soft", "hard", "hard_bn"):
+        assert result[key] * 64 == round(result[key] * 64)
+    assert result["gap"] == result["soft"] - result["hard"]
+    assert set(result["layers"]) == {"conv1/kernel", "conv2/kernel"}
+    log = records(workdir)
+    assert [r["step"] for r in log if r["kind"] == "eval"] == [4, 8, 12]
+    assert [r["step"] for r in log if r["kind"] == "train"] == [3, 4, 6, 8, 9, 12]
+    last = [r for r in log if r["kind"] == "eval"][-1]
+    assert all(last[key] == result[key] for key in ("soft", "hard", "hard_bn", "gap"))
+
+
+def test_best_and_latest_checkpoint_are_kept(tmp_path):
+    config = settings(keep_latest=1, eval_every=0.25)
+    train.train(config, tmp_path / "run")
+    hard = {r["step"]: r["hard"] for r in records(tmp_path / "run") if "hard" in r}
+    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+        assert hard[saved.best()] == max(hard.values())
+        assert set(saved.steps()) == {saved.best(), STEPS}
+        assert saved.latest() == STEPS
+
+
+def test_straight_through_has_no_gap(tmp_path):
+    config = settings(quantizer__name="binary_ste", epochs=0.5)
+    result = train.train(config, tmp_path / "run")
+    assert result["gap"] == 0.0 and result["soft"] == result["hard"]
+    assert result["loss_soft"] == result["loss_hard"]
+    assert result["kl"] == 0.0
+    assert all(v["distance"] == 0.0 for v in result["layers"].values())
