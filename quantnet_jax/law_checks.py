@@ -20,29 +20,31 @@ largest value."""
 
 
 class Case(NamedTuple):
-    """What the laws are checked on."""
+    """A quantizer, what is said of it, and what the laws are checked on."""
 
     q: Quantizer
     forward: str
-    binary: bool | None
+    binary: bool
     parameter_free: bool
     anneal: Sequence[int] | None
     key: jax.Array
-    start: PyTree  # what init gave for the random weights
+    start: PyTree  # what init gave for the random weights with zeros
     qparams: PyTree  # the same with noise
     weights: dict[str, jax.Array]  # family: weights
     traces: list[None]  # one entry for every trace of `run`
-    run: Callable[..., dict]  # jitted `_everything`
-    tolerance: float = 0.0
+    run: Callable[..., dict]  # jitted (qparams, w, step, key) -> soft, hard, grads, ...
+    tolerance: float
 
 
 def law1(case: Case) -> None:
+    """`soft` keeps shape and dtype."""
     w = case.weights["random with zeros"]
-    soft = case.q.soft(case.qparams, w, step=step(0), key=case.key)
+    soft = case.q.soft(case.qparams, w, step=at(0), key=case.key)
     like(soft, w, "soft")
 
 
 def law2(case: Case) -> None:
+    """`dequantize(hard)` is `levels[codes] * scale`, of the shape and dtype of `w`."""
     for family, w in case.weights.items():
         qt = case.q.hard(case.qparams, w)
         like(dequantize(qt), w, "dequantize(hard)")
@@ -62,8 +64,9 @@ def law2(case: Case) -> None:
 
 
 def law3(case: Case) -> None:
+    """Gradients are finite for every family of weights."""
     for family, w in case.weights.items():
-        grads = case.run(case.qparams, w, step(1), case.key)["grads"]
+        grads = case.run(case.qparams, w, at(1), case.key)["grads"]
         for path, g in jax.tree_util.tree_leaves_with_path(grads):
             name = ("qparams", "w")[path[0].idx] + jax.tree_util.keystr(path[1:])
             bad = int(np.sum(~np.isfinite(g)))
@@ -74,21 +77,23 @@ def law3(case: Case) -> None:
 
 
 def law4(case: Case) -> None:
+    """Straight-through members: soft is dequantize(hard), bit for bit."""
     if case.forward == "soft":
         return
     for family, w in case.weights.items():
         for step in (0, 3):
-            out = case.run(case.qparams, w, step(step), case.key)
+            out = case.run(case.qparams, w, at(step), case.key)
             what = f"soft against dequantize(hard) of {family} weights at step {step}"
             same_bits(out["soft"], dequantize(out["hard"]), what)
 
 
 def law5(case: Case) -> None:
+    """Annealed members: soft approaches hard along the schedule, and reaches it."""
     if case.forward != "soft":
         return
     distances, size = [], 1.0
     for step in case.anneal or ():
-        out = case.run(case.qparams, case.weights["random"], step(step), case.key)
+        out = case.run(case.qparams, case.weights["random"], at(step), case.key)
         hard = dequantize(out["hard"])
         size = float(jnp.mean(jnp.abs(hard)))
         distances.append(float(jnp.mean(jnp.abs(out["soft"] - hard))) / size)
@@ -101,17 +106,18 @@ def law5(case: Case) -> None:
 
 
 def law6(case: Case) -> None:
+    """jit equals eager; another step or key does not retrace."""
     w = case.weights["random with zeros"]
-    jitted = case.run(case.qparams, w, step(0), case.key)
-    case.run(case.qparams, w, step(1), case.key)
-    case.run(case.qparams, w, step(0), jax.random.fold_in(case.key, 1))
+    jitted = case.run(case.qparams, w, at(0), case.key)
+    case.run(case.qparams, w, at(1), case.key)
+    case.run(case.qparams, w, at(0), jax.random.fold_in(case.key, 1))
     assert len(case.traces) == 1, (
         f"{len(case.traces)} traces of one function for two steps and two keys"
     )
     q = case.q
     eager = {
-        "soft": q.soft(case.qparams, w, step=step(0), key=case.key),
-        "penalty": q.penalty(case.qparams, w, step=step(0)),
+        "soft": q.soft(case.qparams, w, step=at(0), key=case.key),
+        "penalty": q.penalty(case.qparams, w, step=at(0)),
         "hard": q.hard(case.qparams, w),
     }
     if is_qtensor(eager["hard"]):
@@ -121,6 +127,7 @@ def law6(case: Case) -> None:
 
 
 def law7(case: Case) -> None:
+    """`init` works under `eval_shape`, and gives float32."""
     w = case.weights["random"]
     abstract = jax.eval_shape(case.q.init, jax.random.key(0), w)
     describe = lambda tree: jax.tree.map(lambda x: f"{x.dtype}{x.shape}", tree)
@@ -132,6 +139,7 @@ def law7(case: Case) -> None:
 
 
 def law8(case: Case) -> None:
+    """`hard` is deterministic; packing its codes loses nothing."""
     for family in ("random with zeros", "on thresholds"):
         first, second = (
             case.q.hard(case.qparams, case.weights[family]) for _ in range(2)
@@ -144,6 +152,7 @@ def law8(case: Case) -> None:
 
 
 def law9(case: Case) -> None:
+    """Members without parameters: hard is idempotent."""
     if not case.parameter_free:
         return
     hard = lambda w: case.q.hard(case.qparams, w)
@@ -155,9 +164,10 @@ def law9(case: Case) -> None:
 
 
 def law10(case: Case) -> None:
+    """The penalty is a finite, non-negative float32 scalar."""
     for family, w in case.weights.items():
         for step in sorted({0, *(case.anneal or ())}):
-            penalty = case.q.penalty(case.qparams, w, step=step(step))
+            penalty = case.q.penalty(case.qparams, w, step=at(step))
             seen = f"{penalty} for {family} weights at step {step}"
             assert jnp.shape(penalty) == (), f"penalty of shape {jnp.shape(penalty)}"
             assert jnp.result_type(penalty) == jnp.float32, (
@@ -168,8 +178,9 @@ def law10(case: Case) -> None:
 
 
 def law11(case: Case) -> None:
+    """`per_channel(q)` equals a loop over the channels."""
     q, w = case.q, case.weights["random with zeros"]
-    whole, step = per_channel(q), step(1)
+    whole, step = per_channel(q), at(1)
 
     def all_of(q):
         def run(qparams, w, key):
@@ -201,6 +212,7 @@ def law11(case: Case) -> None:
 
 
 def law13(case: Case) -> None:
+    """Binary members: zeros become the upper level."""
     if not case.binary:
         return
     w = case.weights["zero"]
@@ -210,11 +222,13 @@ def law13(case: Case) -> None:
     assert not wrong, f"{wrong} of {w.size} zero weights do not become the upper level"
 
 
-def step(step: int) -> jax.Array:
+def at(step: int) -> jax.Array:
+    """A step as the optimizer counts it."""
     return jnp.asarray(step, jnp.int32)
 
 
 def like(x, w, what: str, dtype=None) -> None:
+    """Asserts the shape of `w`, and its dtype or the given one."""
     dtype = w.dtype if dtype is None else dtype
     assert (x.shape, x.dtype) == (w.shape, dtype), (
         f"{what} is {x.dtype}{x.shape}, expected {jnp.dtype(dtype)}{w.shape}"
@@ -222,6 +236,7 @@ def like(x, w, what: str, dtype=None) -> None:
 
 
 def same_bits(x, y, what: str) -> None:
+    """Asserts that two arrays are equal bit for bit."""
     x, y = np.asarray(x), np.asarray(y)
     assert (x.shape, x.dtype) == (y.shape, y.dtype), (
         f"{what}: {x.dtype}{x.shape} and {y.dtype}{y.shape}"
@@ -235,6 +250,7 @@ def same_bits(x, y, what: str) -> None:
 
 
 def close(x: PyTree, y: PyTree, what: str) -> None:
+    """Asserts that all leaves of two trees are equal up to `FLOAT`."""
     for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert a.shape == b.shape, f"{what}: shapes {a.shape} and {b.shape}"

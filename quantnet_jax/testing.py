@@ -2,20 +2,22 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.base import PyTree, Quantizer
-from quantnet_jax.core.combine import per_channel
-from quantnet_jax.core.qtensor import dequantize, is_qtensor, pack, unpack, validate
+from quantnet_jax import law_checks
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.qtensor import is_qtensor
+from quantnet_jax.law_checks import Case, at, close, same_bits
 
 FORWARDS = ("soft", "hard", "float")
 ORDER = (7, 1, 2, 8, 13, 10, 6, 4, 3, 5, 9, 11, 12)
 """The laws that `check_quantizer` knows, in the order of checking: what runs eagerly
 comes first, so that a fault is reported under its own number."""
+
+
 def check_quantizer(
     q: Quantizer,
     *,
@@ -69,20 +71,21 @@ def check_quantizer(
             f"`anneal` is {anneal!r}; forward='soft' needs two or more steps along the "
             "schedule (or leave 5 out of `laws`)"
         )
-    case: list[laws.Case] = []  # made by the first law, so that its failure has a number
+    case = None
     for number in sorted(laws | {7}, key=ORDER.index):
         try:
-            if not case:
-                case.append(
-                    _make_case(
-                        q, forward, binary, parameter_free, anneal, shape, seed, perturb
-                    )
+            if case is None:  # by law 7, whose subject is what may go wrong here
+                case = _make_case(q, forward, shape, seed, perturb)._replace(
+                    anneal=anneal, tolerance=tolerance
                 )
-            CHECKS[number](case[0]._replace(tolerance=tolerance))
+                if binary is not None:
+                    case = case._replace(binary=binary)
+                if parameter_free is not None:
+                    case = case._replace(parameter_free=parameter_free)
+            CHECKS[number](case)
         except Exception as e:
             kind = "" if isinstance(e, AssertionError) else f"{type(e).__name__}: "
-            message = f"law {number}: {kind}{str(e).strip()}"
-            raise AssertionError(message) from e
+            raise AssertionError(f"law {number}: {kind}{str(e).strip()}") from e
 
 
 def check_docstring(factory: Callable[..., Quantizer]) -> None:
@@ -99,9 +102,8 @@ def check_docstring(factory: Callable[..., Quantizer]) -> None:
             )
 
 
-def _make_case(
-    q, forward, binary, parameter_free, anneal, shape, seed, perturb
-) -> laws.Case:
+def _make_case(q, forward, shape, seed, perturb) -> Case:
+    """Parameters, weights and the jitted function of a check."""
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=shape).astype(np.float32)
     zeros = np.where(rng.random(shape) < 0.2, np.float32(0), normal)
@@ -111,13 +113,9 @@ def _make_case(
         lambda x: x + perturb * _spread(x) * rng.normal(size=x.shape).astype(x.dtype),
         start,
     )
-    qt = q.hard(qparams, jnp.asarray(zeros))
-    special = np.asarray([-1.0, 1.0, 0.0])
-    if is_qtensor(qt):
-        levels = np.ravel(qt.levels)
-        midpoints = (levels[1:] + levels[:-1]) / 2
-        special = np.concatenate([midpoints, levels, special])
-        binary = qt.levels.shape[-1] == 2 if binary is None else binary
+    levels = _levels(q, qparams, jnp.asarray(zeros))
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    special = np.concatenate([midpoints, levels, np.asarray([-1.0, 1.0, 0.0])])
     families = {
         "random with zeros": zeros,
         "random": normal,
@@ -134,21 +132,31 @@ def _make_case(
         traces.append(None)
         return _everything(q, cotangent, qparams, w, step, key)
 
-    return laws.Case(
+    return Case(
         q=q,
         forward=forward,
-        binary=binary,
-        parameter_free=not jax.tree.leaves(start)
-        if parameter_free is None
-        else parameter_free,
-        anneal=anneal,
+        binary=levels.size == 2,
+        parameter_free=not jax.tree.leaves(start),
+        anneal=None,
         key=key,
         start=start,
         qparams=qparams,
         weights={k: jnp.asarray(w, jnp.float32) for k, w in families.items()},
         traces=traces,
         run=jax.jit(everything),
+        tolerance=0.0,
     )
+
+
+def _levels(q, qparams, w) -> np.ndarray:
+    """Levels of the (first) table of `q`; none if there is none or `hard` fails."""
+    try:
+        qt = q.hard(qparams, w)
+    except Exception:  # law 2 will say so
+        return np.zeros(0)
+    if not is_qtensor(qt):
+        return np.zeros(0)
+    return np.asarray(qt.levels).reshape(-1, qt.levels.shape[-1])[0]
 
 
 def _spread(x: jax.Array) -> jax.Array:
@@ -169,11 +177,12 @@ def _everything(q, cotangent, qparams, w, step, key) -> dict:
     return {"soft": soft, "penalty": penalty, "grads": grads, "hard": hard}
 
 
-def _law12(case: laws.Case) -> None:
+def _law12(case: Case) -> None:
+    """Replicas under pmap are equal, and equal to the result of one device."""
     devices = jax.local_device_count()
     if devices == 1:
         return
-    args = (case.qparams, case.weights["random with zeros"], laws.step(1), case.key)
+    args = (case.qparams, case.weights["random with zeros"], at(1), case.key)
     single = case.run(*args)
     replicate = jax.pmap(
         lambda _, *args: case.run.__wrapped__(*args), in_axes=(0,) + (None,) * 4
@@ -182,28 +191,15 @@ def _law12(case: laws.Case) -> None:
     for path, x in jax.tree_util.tree_leaves_with_path(replicas):
         for device, replica in enumerate(np.asarray(x)):
             what = f"{jax.tree_util.keystr(path)} of replicas 0 and {device}"
-            laws.same_bits(x[0], replica, what)
+            same_bits(x[0], replica, what)
     replica = jax.tree.map(lambda x: x[0], replicas)
     if is_qtensor(single["hard"]):
-        laws.same_bits(replica["hard"].codes, single["hard"].codes, "codes, pmap and jit")
+        same_bits(replica["hard"].codes, single["hard"].codes, "codes, pmap and jit")
     for name in single:
-        laws.close(replica[name], single[name], f"{name}, pmap and jit")
+        close(replica[name], single[name], f"{name}, pmap and jit")
 
 
-CHECKS = {
-    1: laws.law1,
-    2: laws.law2,
-    3: laws.law3,
-    4: laws.law4,
-    5: laws.law5,
-    6: laws.law6,
-    7: laws.law7,
-    8: laws.law8,
-    9: laws.law9,
-    10: laws.law10,
-    11: laws.law11,
-    12: _law12,
-    13: laws.law13,
+CHECKS: dict[int, Callable[[Case], None]] = {
+    number: _law12 if number == 12 else getattr(law_checks, f"law{number}")
+    for number in sorted(ORDER)
 }
-
-

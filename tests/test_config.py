@@ -1,0 +1,266 @@
+"""Tests of the configuration: what is wrong is refused in a line with the key."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+from tiny import tiny_config
+
+from quantnet_jax.training import config as config_lib
+
+
+def leaves(config, prefix=""):
+    """{'a.b': value} of nested dicts; () and {} count as leaves."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def changed(key, value):
+    """The default configuration with one key set, whatever the type."""
+    config = config_lib.base().to_dict()
+    *sections, last = key.split(".")
+    place = config
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[last] = value
+    return ConfigDict(config)
+
+
+def refusal(key, value, check=config_lib.check):
+    """The message with which a value is refused; it must be one line."""
+    with pytest.raises(ValueError) as error:
+        check(changed(key, value))
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 600, message
+    return message
+
+
+# Every key, with values of every other type -------------------------------------------
+VALUES = {
+    "str": "three",
+    "int": 3,
+    "float": 0.125,
+    "bool": True,
+    "None": None,
+    "list": [1, 2],
+    "dict": {"a": 1},
+    "nan": float("nan"),
+}
+FITTING = {
+    str: {"str"},
+    int: {"int"},
+    float: {"int", "float"},
+    bool: {"bool"},
+    tuple: {"list"},
+}
+
+
+def wrong_values():
+    cases = []
+    for key, default in leaves(config_lib.base().to_dict()).items():
+        section = key.split(".")[0]
+        if isinstance(default, dict) or (section in config_lib.OPEN):
+            continue  # checked by the factories that they go to, below
+        for kind, value in VALUES.items():
+            if kind not in FITTING[type(default)]:
+                cases.append(pytest.param(key, value, id=f"{key}-{kind}"))
+    return cases
+
+
+def test_the_sweep_below_sees_all_keys():
+    keys = {case.values[0] for case in wrong_values()}
+    assert {"seed", "data.pad", "weights.milestones", "meta.exact", "rules"} <= keys
+    assert len(keys) > 45
+
+
+@pytest.mark.parametrize(("key", "value"), wrong_values())
+def test_wrong_type_is_refused_with_the_key(key, value):
+    message = refusal(key, value)
+    assert key in message and repr(value)[:20] in message
+
+
+@pytest.mark.parametrize("value", [3, "small", None, [1]])
+@pytest.mark.parametrize("section", ["data", "model", "quantizer", "weights", "meta"])
+def test_a_value_in_the_place_of_a_section(section, value):
+    assert section in refusal(section, value)
+
+
+@pytest.mark.parametrize("key", sorted(leaves(config_lib.base().to_dict())))
+def test_a_missing_key_is_named(key):
+    config = config_lib.base().to_dict()
+    *sections, last = key.split(".")
+    place = config
+    for section in sections:
+        place = place[section]
+    del place[last]
+    if key.startswith("quantizer.") and last != "name":
+        config_lib.check(ConfigDict(config))  # options have defaults of their own
+        return
+    with pytest.raises(ValueError) as error:
+        config_lib.check(ConfigDict(config))
+    assert last in str(error.value) and "\n" not in str(error.value)
+
+
+# Unknown keys and choices -------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("sed", "seed"),
+        ("data.trainsize", "train_size"),
+        ("weights.learning_rte", "learning_rate"),
+        ("meta.hold_out", "holdout"),
+        ("quantizer.quant_net", "quantnet"),
+        ("data.name.x", "data.name"),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, nearest):
+    if key == "data.name.x":
+        message = refusal("data.name", {"x": 1})
+    else:
+        message = refusal(key, 1 if not key.startswith("quantizer") else {})
+        assert "unknown config key" in message
+    assert nearest in message and key.removesuffix(".x") in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("runner", "pmapp", "pmap"),
+        ("meta.mode", "bilvel", "bilevel"),
+        ("quantizer.name", "quantnett", "quantnet"),
+        ("dtype", "float64", "float32"),
+        ("dtype", "int32", "float32"),
+    ],
+)
+def test_unknown_choice_lists_the_known_ones(key, value, expected):
+    message = refusal(key, value)
+    assert key in message and repr(value) in message and expected in message
+
+
+# Ranges -------------------------------------------------------------------------------
+OUT_OF_RANGE = [
+    *((key, 0) for key in config_lib.POSITIVE),
+    *((key, -1) for key in (*config_lib.POSITIVE, *config_lib.NOT_NEGATIVE)),
+    ("epochs", float("inf")),
+    ("eval_every", float("inf")),
+    ("weights.learning_rate", float("inf")),
+    ("seed", 2**32),
+    ("smoothing", 1.0),
+    ("smoothing", -0.1),
+    ("keep_latest", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), OUT_OF_RANGE)
+def test_out_of_range(key, value):
+    message = refusal(key, value)
+    assert key in message and str(value) in message
+
+
+@pytest.mark.parametrize("holdout", [0.0, -0.25, 0.3, 0.75, 1.0, 2])
+def test_hold_out_of_the_bilevel_mode(holdout):
+    config = config_lib.base()
+    config.meta.holdout = holdout
+    config_lib.check(config)  # of no meaning in the joint mode
+    config.meta.mode = "bilevel"
+    with pytest.raises(
+        ValueError, match=f"meta.holdout={float(holdout)}, expected 1/2"
+    ):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize("holdout", [1 / 2, 1 / 3, 0.25, 0.2, 1 / 7, 0.1])
+def test_hold_outs_that_are_fine(holdout):
+    config = tiny_config(meta__mode="bilevel", meta__holdout=holdout)
+    config_lib.check(config)
+
+
+def test_defaults_are_fine():
+    config_lib.check(config_lib.base())
+    config_lib.check(tiny_config())
+
+
+def test_check_changes_nothing():
+    config = config_lib.base()
+    config_lib.check(config)
+    assert config.to_dict() == config_lib.base().to_dict()
+
+
+# A run's own file ---------------------------------------------------------------------
+def write(workdir, config):
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json())
+
+
+def test_round_trip_through_a_file(tmp_path):
+    config = tiny_config(rules=(("head/kernel", "binary_ste", "layer"),))
+    write(tmp_path, config)
+    loaded = config_lib.load(tmp_path)
+    assert json.loads(loaded.to_json()) == json.loads(config.to_json())
+    config_lib.check_same_run(config, tmp_path)
+    config_lib.check_same_run(loaded, tmp_path)
+
+
+def test_workdir_without_a_run(tmp_path):
+    config_lib.check_same_run(tiny_config(), tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="config.json not found"):
+        config_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "first"),
+    [
+        ("weights.learning_rate", 0.2, "weights.learning_rate"),
+        ("seed", 1, "seed"),
+        ("model.width", 8, "model.width"),
+        ("quantizer.quantnet.width", 8, "quantizer.quantnet.width"),
+    ],
+)
+def test_workdir_of_another_run_names_the_first_key(tmp_path, key, value, first):
+    write(tmp_path, tiny_config())
+    other = tiny_config()
+    *sections, last = key.split(".")
+    place = other
+    for section in sections:
+        place = place[section]
+    place[last] = value
+    with pytest.raises(ValueError) as error:
+        config_lib.check_same_run(other, tmp_path)
+    message = str(error.value)
+    assert f"{first} is " in message and str(tmp_path) in message
+    assert repr(value) in message and "\n" not in message
+
+
+def test_workdir_of_an_older_version_without_a_key(tmp_path):
+    old = tiny_config().to_dict()
+    del old["smoothing"]
+    write(tmp_path, ConfigDict(old))
+    with pytest.raises(ValueError, match=r"smoothing is '\(absent\)' there and 0.0"):
+        config_lib.check_same_run(tiny_config(), tmp_path)
+    with pytest.raises(ValueError, match="config.json: config key 'smoothing' is miss"):
+        config_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"seed": ', "[1, 2]", "3", "null", '"x"'])
+def test_damaged_file_is_told_in_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    for call in (
+        lambda: config_lib.load(tmp_path),
+        lambda: config_lib.check_same_run(tiny_config(), tmp_path),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        message = str(error.value)
+        assert "config.json" in message and "damaged" in message
+        assert "\n" not in message
+
+
+def test_file_that_is_no_text(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        config_lib.load(tmp_path)

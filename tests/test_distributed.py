@@ -1,0 +1,205 @@
+"""Tests of two processes over jax.distributed: equal to one process of four devices."""
+
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from tiny import outcome, tiny_config, train
+from two_process import STEPS
+
+from quantnet_jax.training import checkpoint, experiment, parallel
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent
+TIMEOUT = 300  # seconds, of a few seconds' work: slow machines fail late, none hangs
+COUNTS = ("soft", "hard", "hard_bn", "gap", "gap_bn", "examples")
+LOSSES = ("loss_soft", "loss_hard", "kl")
+
+
+def start_two(*command):
+    """Runs a command in two processes of two devices each.
+
+    Args:
+      *command: arguments of Python; {address}, {count} and {number} are filled in.
+
+    Returns:
+      [(standard output, standard error) of each process].
+    """
+    with socket.socket() as s:  # a port that is free now
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        # Little optimization: most of the time is the compiler's.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
+        "--xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    # Only the first process would write to the cache: the other one, compiling all by
+    # itself, could be late by more than the patience of the collectives.
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    processes = [
+        subprocess.Popen(
+            [sys.executable]
+            + [word.format(address=address, count=2, number=i) for word in command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, (out, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, f"{out}\n{err[-4000:]}"
+    return outputs
+
+
+def assert_states_close(got, wanted):
+    assert len(jax.tree.leaves(got)) == len(jax.tree.leaves(wanted))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def assert_scores_agree(got, wanted):
+    """Counts to the last example, losses to rounding."""
+    for name in COUNTS:
+        assert got[name] == wanted[name], name
+    for name in LOSSES:
+        assert got[name] == pytest.approx(wanted[name], rel=1e-5), name
+
+
+# The library --------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """[{runner: outcome} of process 0, of process 1]."""
+    folder = tmp_path_factory.mktemp("two")
+    script = str(HERE / "two_process.py")
+    start_two(script, str(folder), "{address}", "{count}", "{number}")
+    paths = [folder / f"process{i}.pickle" for i in range(2)]
+    return [pickle.loads(path.read_bytes()) for path in paths]
+
+
+@pytest.mark.parametrize("runner", parallel.RUNNERS)
+def test_two_processes_equal_one(outcomes, runner):
+    wanted = outcome(tiny_config(runner=runner), STEPS)
+    assert wanted["devices"] == (4, 4)
+    assert wanted["scores"]["examples"] == 50
+    for process in outcomes:
+        got = process[runner]
+        assert got["devices"] == (2, 4)
+        assert_states_close(got["state"], wanted["state"])
+        assert_scores_agree(got["scores"], wanted["scores"])
+        for name, value in got["metrics"].items():
+            assert value == pytest.approx(wanted["metrics"][name], rel=2e-6), name
+        assert got["layers"].keys() == wanted["layers"].keys()
+        for path, codes in got["codes"].items():
+            assert np.mean(codes != wanted["codes"][path]) < 0.01, path
+
+
+@pytest.mark.parametrize("runner", parallel.RUNNERS)
+def test_both_processes_hold_the_same(outcomes, runner):
+    first, second = (process[runner] for process in outcomes)
+    for a, b in zip(
+        jax.tree.leaves(first["state"]), jax.tree.leaves(second["state"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert first["scores"] == second["scores"]
+    assert first["metrics"] == second["metrics"]
+
+
+# The program --------------------------------------------------------------------------
+CONFIG = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiny import tiny_config
+
+
+def get_config(variant=""):
+    return tiny_config(runner=variant, keep_latest=5)
+"""
+
+
+def run_program(folder, workdir, runner):
+    """Runs train.py in two processes; returns their outputs."""
+    config = folder / "two_process_config.py"
+    config.write_text(CONFIG.format(tests=str(HERE)))
+    return start_two(
+        str(ROOT / "train.py"),
+        f"--config={config}:{runner}",
+        f"--workdir={workdir}",
+        "--coordinator={address}",
+        "--processes={count}",
+        "--process={number}",
+    )
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """(workdir of a whole run under jit, of its second half under pmap, outputs).
+
+    Both runners save and both finish; resuming hands any runner the same arrays.
+    """
+    folder = tmp_path_factory.mktemp("program")
+    whole, resumed = folder / "whole", folder / "resumed"
+    first = run_program(folder, whole, "jit")
+    shutil.copytree(whole, resumed)
+    for step in (4, 6):  # as if the run had been stopped after step 2
+        shutil.rmtree(resumed / "checkpoints" / f"{step:08d}")
+    for name in ("config.json", "result.json", "report.html"):
+        (resumed / name).unlink()
+    second = run_program(folder, resumed, "pmap")
+    return whole, resumed, (first, second)
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    """(state on the host, scores) after a whole run in this process."""
+    exp = experiment.build(tiny_config())
+    state, _ = train(exp, exp.steps)
+    scores, _, _ = exp.evaluate(state)
+    return jax.tree.map(np.array, jax.device_get(state)), scores
+
+
+@pytest.mark.parametrize("which", ["whole", "resumed"])
+def test_program_in_two_processes_equals_one(program, one_process, which):
+    workdir = dict(zip(("whole", "resumed"), program[:2], strict=True))[which]
+    state, scores = one_process
+    result = json.loads((workdir / "result.json").read_text())
+    assert (result["steps"], result["device"]) == (6, "4 x cpu")
+    assert_scores_agree(result, scores)
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 4, 6]
+        restored = checkpoints.restore(state)
+    assert restored.step == 6
+    assert_states_close(restored.state, state)
+
+
+def test_only_the_first_process_speaks_and_writes(program):
+    whole, resumed, outputs = program
+    for (out, err), (other_out, other_err) in outputs:
+        assert "soft - hard" in out and "step 6/6" in err
+        assert "soft - hard" not in other_out and "step " not in other_err
+    assert "resuming" not in outputs[0][0][1] and "at step 2" in outputs[1][0][1]
+    for workdir in (whole, resumed):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        evals = [r["step"] for r in records if r["kind"] == "eval"]
+        assert evals == [2, 4, 6]
+        assert (workdir / "report.html").is_file()
