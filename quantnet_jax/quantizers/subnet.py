@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.base import Reparam, no_params
 
+EXACT = jax.lax.Precision.HIGHEST
+"""Float32 products everywhere: accelerators' default would move weights across zero."""
 UNITS = ("weight", "slice", "filter", "conv")
 NONLINEARITIES = {
     "linear": lambda x: x,
@@ -147,12 +149,17 @@ def _from_units(c: jax.Array, unit: str, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _contract(layer: dict, h: jax.Array) -> jax.Array:
-    return h @ layer["w"] + layer["b"][None]
+    return jnp.matmul(h, layer["w"], precision=EXACT) + layer["b"][None]
 
 
 def _convolve(layer: dict, h: jax.Array) -> jax.Array:
     out = jax.lax.conv_general_dilated(
-        h, layer["w"], (1, 1), "SAME", dimension_numbers=("HWCN", "HWIO", "HWCN")
+        h,
+        layer["w"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("HWCN", "HWIO", "HWCN"),
+        precision=EXACT,
     )
     return out + layer["b"].reshape(1, 1, -1, 1)
 
