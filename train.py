@@ -17,7 +17,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from quantnet_jax import report
-from quantnet_jax.training import checkpoint, experiment, metrics, parallel
+from quantnet_jax.training import (
+    checkpoint,
+    evaluation,
+    experiment,
+    metrics,
+    parallel,
+)
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training.provenance import provenance
 
@@ -189,7 +195,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
                 scores, layers, codes = exp.evaluate(state, codes)
                 # The update of this very step may have been the first bad one.
                 check_finite(step, scores["loss_soft"], scores)
-                writer.write("eval", step, {"epoch": epoch(step), **scores})
+                flips = {"flips": evaluation.flip_rate(layers)}
+                writer.write("eval", step, {"epoch": epoch(step), **scores, **flips})
                 writer.write("layers", step, {"layers": layers})
                 writer.flush()
                 seconds += time.monotonic() - began

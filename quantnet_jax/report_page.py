@@ -48,7 +48,7 @@ def _bar(value: Any, largest: float, text: str) -> str:
 def _layers(run: Any) -> str:
     """Returns the per-layer table and the histograms over time of one run."""
     records = run.records["layers"]
-    layers = run.result.get("layers") or (records[-1]["layers"] if records else {})
+    layers = records[-1]["layers"] if records else run.result.get("layers") or {}
     if not layers:
         return '<p class="dim">No layer has been recorded yet.</p>'
     distances = [v["distance"] for v in layers.values() if finite(v.get("distance"))]

@@ -299,3 +299,14 @@ def test_realized_trees_leave_the_rest_of_the_network_alone():
         for path, value in experiment.tree.flatten(getattr(realized, name)).items():
             same = np.array_equal(value, model[path])
             assert same == (path not in QUANTIZED), (name, path)
+
+
+def test_flip_rate_counts_codes_and_not_layers():
+    layers = {
+        "small": {"shape": [2, 5], "flips": 0.5},
+        "large": {"shape": [3, 30], "flips": 0.1},
+    }
+    assert evaluation.flip_rate(layers) == pytest.approx((5 + 9) / 100)
+    layers["small"]["flips"] = None
+    assert evaluation.flip_rate(layers) is None
+    assert evaluation.flip_rate({}) is None

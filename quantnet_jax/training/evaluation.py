@@ -1,5 +1,6 @@
 """Soft against hard: accuracies through one forward pass, and the gap of each layer."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -171,3 +172,16 @@ def layer_report(
             "histogram": {"edges": edges, "counts": layer["counts"].tolist()},
         }
     return report
+
+
+def flip_rate(layers: dict[str, dict]) -> float | None:
+    """Fraction of all codes that flipped since the evaluation before; None at first.
+
+    Args:
+      layers: of `layer_report`.
+    """
+    sizes = {path: math.prod(layer["shape"]) for path, layer in layers.items()}
+    if not sizes or any(layer["flips"] is None for layer in layers.values()):
+        return None
+    flipped = sum(layers[path]["flips"] * size for path, size in sizes.items())
+    return flipped / sum(sizes.values())
