@@ -167,7 +167,7 @@ def run_one(name: str, method: str, overrides: dict, cores: list[int]):
 
 
 def best_rate(method: str) -> dict:
-    """The learning rate with the best held-out hard accuracy (the lower one of two)."""
+    """The rate with the best held-out hard + BN accuracy (the lower one of two)."""
     scores = {rate: read(f"search/{method}-lr{rate}")["hard_bn"] for rate in RATES}
     return {"weights.learning_rate": max(scores, key=lambda r: (scores[r], -r))}
 
