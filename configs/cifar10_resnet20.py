@@ -12,16 +12,7 @@ there. Other methods: --config.quantizer.name=binary_ste (or tanh_sign, identity
 """
 
 from configs import common
-from quantnet_jax.training.config import base
 
 
 def get_config(variant: str = ""):
-    c = base()
-    common.cifar(c, "cifar10", "resnet20")
-    c.layers = "inner"
-    common.methods(c)
-    return common.variant_of(c, variant, shrink)
-
-
-def shrink(c):
-    c.model.name = "resnet8"
+    return common.cifar_resnet20("cifar10", variant)

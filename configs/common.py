@@ -4,6 +4,8 @@
 finds this file as `configs.common` from any working directory.
 """
 
+from quantnet_jax.training.config import base
+
 # Chosen on the bundled images (results/bundled), not yet on CIFAR or ImageNet.
 SHARPNESS = {"schedule": "exponential", "start": 0.3, "end": 10.0, "until": 0.9}
 PENALTY = {"schedule": "linear", "start": 0.0, "end": 0.0, "until": 0.9}
@@ -49,6 +51,19 @@ def cifar(c, name: str, model: str):
     c.weights.learning_rate = 0.1
     c.weights.weight_decay = 1e-4
     c.meta.learning_rate = 3e-4
+
+
+def cifar_resnet20(name: str, variant: str):
+    """ResNet-20 on CIFAR-10 or CIFAR-100, first and last layer float."""
+    c = base()
+    cifar(c, name, "resnet20")
+    c.layers = "inner"
+    methods(c)
+
+    def shrink(c):
+        c.model.name = "resnet8"
+
+    return variant_of(c, variant, shrink)
 
 
 def variant_of(c, variant: str, shrink=None):

@@ -1,7 +1,7 @@
 """QuantNet on the bundled images: a small ResNet-8, all but stem and head binary.
 
 Command:   python train.py
-Hardware:  2 CPU cores, about 2 minutes; 4 minutes are the bar
+Hardware:  one or two CPU cores, about 2 minutes
 Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; results/bundled)
 
 Schedule, unit and rates were chosen on held-out training images; see results/bundled.

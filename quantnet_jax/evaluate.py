@@ -9,6 +9,7 @@ import argparse
 import sys
 
 import jax
+import numpy as np
 
 from quantnet_jax.training import checkpoint, experiment, metrics
 from quantnet_jax.training import config as config_lib
@@ -32,8 +33,12 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
     config = config_lib.load(workdir)
     exp = experiment.build(config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore(jax.device_get(exp.state), step)
-    scores, layers, _ = exp.evaluate(exp.runner.replicate(restored.state))
+        # Without the optimizer, which may be larger than all else.
+        wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats")}
+        restored = checkpoints.restore_params(jax.device_get(wanted), step)
+    saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
+    state = exp.state._replace(**exp.runner.replicate(saved))
+    scores, layers, _ = exp.evaluate(state)
     return {
         "step": restored.step,
         "method": config.quantizer.name,

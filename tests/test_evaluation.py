@@ -137,16 +137,7 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     totals = {}
     for step in range(exp.config.bn_batches):
         batch = next(exp.feed.train(step))
-        image = prepare(
-            exp.feed.train_data,
-            batch,
-            seed=exp.config.seed,
-            train=True,
-            pad=exp.config.data.pad,
-            flip=exp.config.data.flip,
-            mean=exp.feed.mean,
-            std=exp.feed.std,
-        )["image"]
+        image = prepare_train(exp)(exp.feed.train_data, batch)["image"]
         x = np.asarray(image, np.float64)
         for kernel, norm, strides in (
             ("stem", "stem_bn", 2),
