@@ -37,10 +37,16 @@ class Case(NamedTuple):
 
 
 def law1(case: Case) -> None:
-    """`soft` keeps shape and dtype."""
-    w = case.weights["random with zeros"]
-    soft = case.q.soft(case.qparams, w, step=at(0), key=case.key)
-    like(soft, w, "soft")
+    """`soft`, `gradient` and `project` keep shape and dtype."""
+    w, q = case.weights["random with zeros"], case.q
+    like(q.soft(case.qparams, w, step=at(0), key=case.key), w, "soft")
+    if q.gradient:
+        like(q.gradient(case.qparams, w, w, step=at(0)), w, "gradient")
+    if q.project:
+        qparams, moved = q.project(case.qparams, w, step=at(0))
+        like(moved, w, "project")
+        old, new = (jax.tree.map(jnp.shape, x) for x in (case.qparams, qparams))
+        assert old == new, f"project gives parameters of shapes {new}, expected {old}"
 
 
 def law2(case: Case) -> None:
@@ -64,15 +70,23 @@ def law2(case: Case) -> None:
 
 
 def law3(case: Case) -> None:
-    """Gradients are finite for every family of weights."""
+    """Gradients (and what `project` gives) are finite for every family of weights."""
+    names = (
+        "the gradient for qparams",
+        "the gradient for w",
+        "`gradient`",
+        "`project`",
+    )
     for family, w in case.weights.items():
-        grads = case.run(case.qparams, w, at(1), case.key)["grads"]
-        for path, g in jax.tree_util.tree_leaves_with_path(grads):
-            name = ("qparams", "w")[path[0].idx] + jax.tree_util.keystr(path[1:])
-            bad = int(np.sum(~np.isfinite(g)))
+        out = case.run(case.qparams, w, at(1), case.key)
+        found = dict(zip(names, out["grads"], strict=False))
+        found |= {names[3]: out.get("project", ())}
+        for path, x in jax.tree_util.tree_leaves_with_path(found):
+            name = path[0].key + jax.tree_util.keystr(path[1:])
+            bad = int(np.sum(~np.isfinite(x)))
             assert not bad, (
-                f"{bad} of {g.size} numbers of the gradient for {name} are not finite "
-                f"for {family} weights"
+                f"{bad} of {x.size} numbers of {name} are not finite for {family} "
+                "weights"
             )
 
 
@@ -93,7 +107,10 @@ def law5(case: Case) -> None:
         return
     distances, size = [], 1.0
     for step in case.anneal or ():
-        out = case.run(case.qparams, case.weights["random"], at(step), case.key)
+        w, qparams = case.weights["random"], case.qparams
+        if case.q.project:
+            qparams, w = case.q.project(qparams, w, step=at(step))
+        out = case.run(qparams, w, at(step), case.key)
         hard = dequantize(out["hard"])
         size = float(jnp.mean(jnp.abs(hard)))
         distances.append(float(jnp.mean(jnp.abs(out["soft"] - hard))) / size)

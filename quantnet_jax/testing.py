@@ -174,7 +174,12 @@ def _everything(q, cotangent, qparams, w, step, key) -> dict:
 
     grads, (soft, penalty) = jax.grad(loss, argnums=(0, 1), has_aux=True)(qparams, w)
     hard = q.hard(qparams, w)
-    return {"soft": soft, "penalty": penalty, "grads": grads, "hard": hard}
+    if q.gradient:
+        grads = (*grads, q.gradient(qparams, w, cotangent, step=step))
+    out = {"soft": soft, "penalty": penalty, "grads": grads, "hard": hard}
+    if q.project:
+        out["project"] = q.project(qparams, w, step=step)
+    return out
 
 
 def _law12(case: Case) -> None:

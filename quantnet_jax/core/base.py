@@ -6,12 +6,13 @@ what it *learns* lives in `qparams`, a plain pytree beside the weights.
 
 The laws that every member obeys (`quantnet_jax.testing.check_quantizer` checks them):
 
- 1. `soft` keeps shape and dtype.
+ 1. `soft` (and `gradient`, `project` where there are) keeps shape and dtype.
  2. `dequantize(hard)` takes values in `levels * scale` only, same shape and dtype.
  3. Gradients with respect to `w` and every leaf of `qparams` are finite for random,
     all-zero, constant, huge and tiny weights.
  4. Straight-through members: `soft == dequantize(hard)` bit for bit.
- 5. Annealed members: the distance of soft to hard falls along their schedule.
+ 5. Annealed members: the distance of soft to hard falls along their schedule (with
+    `project`: of the projected weights).
  6. jit equals eager; another step or key does not retrace.
  7. `init` works under `jax.eval_shape`.
  8. `hard` is deterministic, and unpacking its packed codes gives them back.
@@ -51,12 +52,21 @@ class Quantizer(NamedTuple):
       hard: `(qparams, w) -> QTensor`, what is deployed. No step and no key. The
         identity alone returns a float array, which `dequantize` passes through.
       penalty: `(qparams, w, *, step) -> float32 scalar`, added to the loss.
+      gradient: None, or `(qparams, w, g, *, step) -> like w`: what the optimizer of the
+        weights gets for g = d loss / d soft, in place of the VJP of `soft`. Its
+        parameters are trained through the weights' update (MetaQuant).
+      project: None, or `(qparams, w, *, step) -> (qparams, w)`, applied after each
+        update of the optimizer: a projection of the weights (ProxQuant), or a change of
+        parameters without a gradient (LQ-Nets). Keeps what `hard` gives for `w`, or
+        brings it nearer to `w`.
     """
 
     init: Callable[..., PyTree]
     soft: Callable[..., jax.Array]
     hard: Callable[..., QTensor]
     penalty: Callable[..., jax.Array]
+    gradient: Callable[..., jax.Array] | None = None
+    project: Callable[..., tuple[PyTree, jax.Array]] | None = None
 
 
 class Reparam(NamedTuple):

@@ -35,6 +35,7 @@ def chain(*parts: Reparam | Quantizer) -> Quantizer:
             "chain takes Reparams and, at the end, one Quantizer; got "
             + ", ".join(type(p).__name__ for p in parts)
         )
+    _plain(q, "chain")
 
     def init(key, w):
         qparams = []
@@ -101,6 +102,7 @@ def per_channel(q: Quantizer) -> Quantizer:
     Equal to a loop over `w[..., c]`: keys are split, parameters stacked along a new
     first axis, the codes put back along the last one.
     """
+    _plain(q, "per_channel")
 
     def init(key, w):
         keys = jax.random.split(key, w.shape[-1])
@@ -154,6 +156,7 @@ def learned_scale(q: Quantizer, *, per: str = "channel") -> Quantizer:
     The parameter is its logarithm, one per output channel or one per tensor, starting
     from log(mean |w|). Kept per tensor even where a rule shares the rest.
     """
+    _plain(q, "learned_scale")
     mean = _reduction(jnp.mean, per)
 
     def init(key, w):
@@ -203,6 +206,7 @@ def bit_planes(q: Quantizer, bits: int) -> Quantizer:
     """
     if bits not in range(1, 9):
         raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")
+    _plain(q, "bit_planes")
     planes = [(j, 2**j / (2**bits - 1)) for j in reversed(range(bits))]
 
     def init(key, w):
@@ -257,6 +261,13 @@ def uniform_levels(bits: int) -> jax.Array:
     """float32[2**bits]: evenly spaced from -1 to 1."""
     n = 2**bits - 1
     return (2.0 * jnp.arange(n + 1, dtype=jnp.float32) - n) / n
+
+
+def _plain(q: Quantizer, combinator: str) -> None:
+    """Refuses rules for the latent weights: they hold for other weights than `q`'s."""
+    for field in ("gradient", "project"):
+        if getattr(q, field) is not None:
+            raise ValueError(f"{combinator} cannot keep the `{field}` of a quantizer")
 
 
 def _scaled(q: Quantizer, factor: Callable, detach: bool) -> Quantizer:

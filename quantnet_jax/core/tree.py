@@ -111,7 +111,9 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
     (see `dequantize_tree`); `penalty` the sum over tensors. Tensors of equal shape go
     through one `vmap`, so the cost does not grow with the number of small kernels.
     Every tensor gets a key of its own from `key`. Shared parameters are initialized on
-    the first of their tensors in path order.
+    the first of their tensors in path order. `gradient` and `project` are there if one
+    of the quantizers has them; tensors without a rule of their own keep the VJP of
+    `soft`, and their weights.
     """
     order = sorted(path for bucket in buckets for path in bucket.paths)
     numbers = {path: number for number, path in enumerate(order)}
@@ -171,7 +173,42 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
             total = total + jnp.sum(mapped(one, bucket, qparams, leaves))
         return total
 
-    return Quantizer(init, soft, hard, penalty)
+    def gradient(qparams, params, grads, *, step):
+        leaves, flat, new = flatten(params), flatten(grads), {}
+        for bucket in buckets:
+            q = bucket.quantizer
+            rule = q.gradient or _vjp_of(q)
+            one = lambda p, w, g, rule=rule: rule(p, w, g, step=step)
+            g = jnp.stack([flat[path] for path in bucket.paths])
+            out = mapped(one, bucket, qparams, leaves, g)
+            new |= {path: out[i] for i, path in enumerate(bucket.paths)}
+        return _replace(grads, new)
+
+    def project(qparams, params, *, step):
+        leaves, new, own = flatten(params), {}, {}
+        for bucket in buckets:
+            q = bucket.quantizer
+            if q.project is None:
+                continue
+            one = lambda p, w, q=q: q.project(p, w, step=step)
+            moved, out = mapped(one, bucket, qparams, leaves)
+            if bucket.shared is not None:
+                # What tensors share has no tensor to be moved by.
+                _, moved = _split(moved)
+            for i, path in enumerate(bucket.paths):
+                own[path] = jax.tree.map(lambda x, i=i: x[i], moved)
+                new[path] = out[i]
+        return qparams | own, _replace(params, new)
+
+    has = lambda field: any(getattr(b.quantizer, field) for b in buckets)
+    return Quantizer(
+        init,
+        soft,
+        hard,
+        penalty,
+        gradient if has("gradient") else None,
+        project if has("project") else None,
+    )
 
 
 def dequantize_tree(params: PyTree) -> PyTree:
@@ -260,6 +297,16 @@ def _merge(shared: PyTree, own: PyTree) -> PyTree:
 
 def _is_own(x: object) -> bool:
     return isinstance(x, PerTensor)
+
+
+def _vjp_of(q: Quantizer) -> Callable:
+    """The gradient rule of a quantizer that has none of its own."""
+
+    def rule(qparams, w, g, *, step):
+        _, vjp = jax.vjp(lambda w: q.soft(qparams, w, step=step), w)
+        return vjp(g)[0]
+
+    return rule
 
 
 def _replace(params: PyTree, new: dict[str, jax.Array]) -> PyTree:

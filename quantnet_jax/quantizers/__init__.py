@@ -1,54 +1,37 @@
-"""The list of quantizers, from which the law suite, the docs and the configs are made.
+"""From names to quantizers: `create`, `create_activation`, and what they know.
 
-To add one: write its file with a factory, import it here, add one row to MEMBERS.
+To add a quantizer: write its file with a factory, and add one row to
+`quantnet_jax.quantizers.members`.
 """
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from quantnet_jax.core import schedules
-from quantnet_jax.core.base import Quantizer, identity
-from quantnet_jax.quantizers.quantnet import quantnet
-from quantnet_jax.quantizers.sign import binary_ste, tanh_sign
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.quantizers.members import ACTIVATIONS, MEMBERS, Member
 
-
-class Member(NamedTuple):
-    """One quantizer of the library and what the law suite may expect of it.
-
-    Attributes:
-      factory: keyword-only factory with defaults for everything.
-      forward: 'soft' (annealed towards hard), 'hard' (straight-through) or 'float'.
-      bits: widths it offers.
-      learned: what `qparams` holds, '' for nothing.
-      reference: paper, with '(reconstruction)' where we had to fill holes.
-    """
-
-    factory: Callable[..., Quantizer]
-    forward: str
-    bits: tuple[int, ...]
-    learned: str
-    reference: str
-
-
-MEMBERS: dict[str, Member] = {
-    "identity": Member(identity, "float", (), "", "full precision"),
-    "quantnet": Member(
-        quantnet,
-        "soft",
-        (1, 2, 3, 4),
-        "sub-network",
-        "arXiv 2009.04626 (reconstruction)",
-    ),
-    "tanh_sign": Member(tanh_sign, "soft", (1, 2, 3, 4), "", "arXiv 1902.00730"),
-    "binary_ste": Member(binary_ste, "hard", (1,), "", "arXiv 1603.05279"),
-}
+__all__ = [
+    "ACTIVATIONS",
+    "MEMBERS",
+    "Member",
+    "create",
+    "create_activation",
+    "names",
+    "nearest",
+    "recipe",
+]
 
 
 def names() -> list[str]:
     """Names that `create` knows, sorted."""
     return sorted(MEMBERS)
+
+
+def recipe(name: str) -> dict:
+    """Options that a run sets by default, schedules as plain data; a fresh copy."""
+    return _copy(MEMBERS[name].recipe)
 
 
 def create(name: str, *, total_steps: int = 1, **options) -> Quantizer:
@@ -68,24 +51,16 @@ def create(name: str, *, total_steps: int = 1, **options) -> Quantizer:
       >>> sharpness = dict(schedule="exponential", start=0.3, end=50.0, until=0.9)
       >>> q = create("tanh_sign", total_steps=100, sharpness=sharpness)
     """
-    if name not in MEMBERS:
-        raise ValueError(f"unknown quantizer {name!r}{nearest(name, names())}")
-    factory = MEMBERS[name].factory
-    known = list(inspect.signature(factory).parameters)
-    for key in options:
-        if key not in known:
-            raise ValueError(
-                f"quantizer {name!r} has no option {key!r}{nearest(key, known)}"
-            )
-    made = {}
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            try:
-                value = schedules.from_spec(dict(value), total_steps)
-            except ValueError as e:
-                raise ValueError(f"quantizer {name!r}, option {key!r}: {e}") from None
-        made[key] = value
-    return factory(**made)
+    return _make("quantizer", MEMBERS, name, total_steps, options)
+
+
+def create_activation(name: str, **options) -> Quantizer:
+    """Makes a quantizer of activations; arguments and errors as for `create`.
+
+    Example:
+      >>> q = create_activation("dorefa", bits=2)
+    """
+    return _make("activation quantizer", ACTIVATIONS, name, 1, options)
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -93,3 +68,34 @@ def nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known: {', '.join(known) or 'none'})"
+
+
+def _make(
+    kind: str,
+    members: Mapping[str, Member],
+    name: str,
+    total_steps: int,
+    options: Mapping,
+) -> Quantizer:
+    if name not in members:
+        raise ValueError(f"unknown {kind} {name!r}{nearest(name, sorted(members))}")
+    factory = members[name].factory
+    known = list(inspect.signature(factory).parameters)
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"{kind} {name!r} has no option {key!r}{nearest(key, known)}"
+            )
+    made = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            try:
+                value = schedules.from_spec(dict(value), total_steps)
+            except ValueError as e:
+                raise ValueError(f"{kind} {name!r}, option {key!r}: {e}") from None
+        made[key] = value
+    return factory(**made)
+
+
+def _copy(options: Mapping) -> dict:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in options.items()}

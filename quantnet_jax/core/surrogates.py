@@ -1,0 +1,84 @@
+"""Step functions with a stated slope: what straight-through backward passes are of."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def with_slope(value: Callable, slope: Callable) -> Callable:
+    """The elementwise function `value(x)`, whose derivative is said to be `slope`.
+
+    Args:
+      value: `x -> array like x`.
+      slope: `(x, *args) -> array like x`, finite for every x.
+
+    Returns:
+      `fn(x, *args)`; `args` (a schedule's value, say) shape the slope alone and get no
+      gradient.
+
+    Example:
+      >>> fn = with_slope(jnp.floor, lambda x: 3.0 * jnp.ones_like(x))
+      >>> float(fn(1.5)), float(jax.grad(fn)(1.5))
+      (1.0, 3.0)
+    """
+
+    @jax.custom_jvp
+    def fn(x, *args):
+        return value(x)
+
+    @fn.defjvp
+    def jvp(primals, tangents):
+        x, *args = primals
+        return value(x), slope(x, *args) * tangents[0]
+
+    return fn
+
+
+def sign(x: jax.Array) -> jax.Array:
+    """-1.0 or +1.0 of the dtype of `x`; the sign of zero is +1."""
+    return jnp.where(x >= 0, 1.0, -1.0).astype(x.dtype)
+
+
+def half_up(x: jax.Array) -> jax.Array:
+    """The nearest integer; the upper one of two, as `encode` decides on a midpoint."""
+    return jnp.floor(x + 0.5)
+
+
+def identity_slope(x: jax.Array) -> jax.Array:
+    """1 everywhere (Bengio et al., arXiv 1308.3432; BinaryConnect, 1511.00363)."""
+    return jnp.ones_like(x)
+
+
+def clip_slope(x: jax.Array) -> jax.Array:
+    """1 where |x| <= 1, else 0 (Hubara et al., arXiv 1602.02830)."""
+    return (jnp.abs(x) <= 1.0).astype(x.dtype)
+
+
+def approx_slope(x: jax.Array) -> jax.Array:
+    """2 - 2|x| where |x| <= 1, else 0: ApproxSign (Bi-Real, arXiv 1808.00278)."""
+    return jnp.maximum(2.0 - 2.0 * jnp.abs(x), 0.0)
+
+
+def swish_slope(x: jax.Array, beta: jax.Array | float = 5.0) -> jax.Array:
+    """b (2 - b x tanh(b x / 2)) / (1 + cosh(b x)): SwishSign (BNN+, 1812.11800)."""
+    # cosh overflows to infinity at |b x| = 89, where the slope is 0 to every digit.
+    y = jnp.clip(beta * x, -80.0, 80.0)
+    return beta * (2.0 - y * jnp.tanh(y / 2)) / (1.0 + jnp.cosh(y))
+
+
+def ede_slope(x: jax.Array, t: jax.Array | float) -> jax.Array:
+    """k t (1 - tanh^2(t x)), k = max(1/t, 1): EDE (IR-Net, arXiv 1909.10788)."""
+    return jnp.maximum(1.0, t) * (1.0 - jnp.tanh(t * x) ** 2)
+
+
+SLOPES = {
+    "identity": identity_slope,
+    "clip": clip_slope,
+    "approx": approx_slope,
+    "swish": swish_slope,
+}
+"""Slopes of the sign that need nothing but the weight."""
+
+round_ste = with_slope(half_up, identity_slope)
+"""Rounds half up; the gradient passes unchanged."""
