@@ -27,7 +27,8 @@ from quantnet_jax.core.qtensor import QTensor, dequantize, encode, pack, unpack
 from quantnet_jax.core.tree import Rule, dequantize_tree, quantize_tree
 from quantnet_jax.quantizers import create, names
 from quantnet_jax.quantizers.quantnet import quantnet
-from quantnet_jax.quantizers.sign import binary_ste, tanh_sign
+from quantnet_jax.quantizers.sign import tanh_sign
+from quantnet_jax.quantizers.ste import binary_ste
 
 __version__ = "0.1.0"
 

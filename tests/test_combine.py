@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from util import assert_trees_close, normal, with_zeros
+from util import assert_trees_close, clip_sign, normal, with_zeros
 
 from quantnet_jax.core.base import PerTensor, Quantizer, Reparam, identity, no_params
 from quantnet_jax.core.combine import (
@@ -23,7 +23,7 @@ from quantnet_jax.core.combine import (
 )
 from quantnet_jax.core.qtensor import dequantize, validate
 from quantnet_jax.core.schedules import linear
-from quantnet_jax.quantizers.sign import clip_sign, staircase
+from quantnet_jax.quantizers.sign import staircase
 
 SHAPE = (2, 3, 4)
 

@@ -11,7 +11,8 @@ from quantnet_jax.core.regularizers import (
     kurtosis,
     orthogonality,
 )
-from quantnet_jax.quantizers.sign import RANGES, binary_ste, tanh_sign
+from quantnet_jax.quantizers.sign import RANGES, tanh_sign
+from quantnet_jax.quantizers.ste import binary_ste
 
 SHAPE = (3, 2, 2, 4)
 

@@ -13,7 +13,8 @@ from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.schedules import exponential, linear
 from quantnet_jax.core.tree import Rule, quantize_tree
 from quantnet_jax.quantizers.quantnet import quantnet
-from quantnet_jax.quantizers.sign import RANGES, binary_ste, staircase, tanh_sign
+from quantnet_jax.quantizers.sign import RANGES, staircase, tanh_sign
+from quantnet_jax.quantizers.ste import binary_ste
 from quantnet_jax.quantizers.subnet import normalize, subnet
 
 SMOOTH = {

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from util import assert_trees_close, equations, normal
+from util import assert_trees_close, clip_sign, equations, normal
 
 from quantnet_jax.core.base import PerTensor, identity
 from quantnet_jax.core.qtensor import QTensor, dequantize, validate
@@ -19,7 +19,8 @@ from quantnet_jax.core.tree import (
     quantize_tree,
 )
 from quantnet_jax.quantizers.quantnet import quantnet
-from quantnet_jax.quantizers.sign import binary_ste, clip_sign, tanh_sign
+from quantnet_jax.quantizers.sign import tanh_sign
+from quantnet_jax.quantizers.ste import binary_ste
 
 
 class Pair(NamedTuple):

@@ -1,9 +1,12 @@
-"""Helpers that several test files share: weights, loops, and a walk over jaxprs."""
+"""Helpers that several test files share: weights, a quantizer, a walk over jaxprs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from quantnet_jax.core.base import Quantizer, no_params, no_penalty
+from quantnet_jax.quantizers.ste import hard_sign
 
 
 def normal(seed, shape):
@@ -26,6 +29,15 @@ def noisy(tree, seed=0, spread=0.3):
     return jax.tree.map(
         lambda x: x + jnp.asarray(spread * rng.normal(size=x.shape), x.dtype), tree
     )
+
+
+def clip_sign():
+    """soft: clip(w, -1, 1), slope 1 inside and at +-1, 0 outside; hard: sign(w)."""
+
+    def soft(qparams, w, *, step, key=None):
+        return jnp.where(jnp.abs(w) <= 1.0, w, jax.lax.stop_gradient(jnp.sign(w)))
+
+    return Quantizer(no_params, soft, hard_sign, no_penalty)
 
 
 def assert_trees_close(x, y, rtol=1e-5, atol=1e-6):

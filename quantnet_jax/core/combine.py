@@ -102,7 +102,6 @@ def per_channel(q: Quantizer) -> Quantizer:
     Equal to a loop over `w[..., c]`: keys are split, parameters stacked along a new
     first axis, the codes put back along the last one.
     """
-    _plain(q, "per_channel")
 
     def init(key, w):
         keys = jax.random.split(key, w.shape[-1])
@@ -125,7 +124,22 @@ def per_channel(q: Quantizer) -> Quantizer:
         one = lambda p, v: q.penalty(p, v, step=step)
         return jnp.mean(jax.vmap(one, in_axes=(0, -1))(qparams, w))
 
-    return Quantizer(init, soft, hard, penalty)
+    def gradient(qparams, w, g, *, step):
+        one = lambda p, v, g: q.gradient(p, v, g, step=step)  # pyright: ignore
+        return jax.vmap(one, in_axes=(0, -1, -1), out_axes=-1)(qparams, w, g)
+
+    def project(qparams, w, *, step):
+        one = lambda p, v: q.project(p, v, step=step)  # pyright: ignore
+        return jax.vmap(one, in_axes=(0, -1), out_axes=(0, -1))(qparams, w)
+
+    return Quantizer(
+        init,
+        soft,
+        hard,
+        penalty,
+        gradient if q.gradient else None,
+        project if q.project else None,
+    )
 
 
 def scale_by_mean_abs(

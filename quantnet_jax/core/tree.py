@@ -187,10 +187,10 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
     def project(qparams, params, *, step):
         leaves, new, own = flatten(params), {}, {}
         for bucket in buckets:
-            q = bucket.quantizer
-            if q.project is None:
+            rule = bucket.quantizer.project
+            if rule is None:
                 continue
-            one = lambda p, w, q=q: q.project(p, w, step=step)
+            one = lambda p, w, rule=rule: rule(p, w, step=step)
             moved, out = mapped(one, bucket, qparams, leaves)
             if bucket.shared is not None:
                 # What tensors share has no tensor to be moved by.

@@ -1,6 +1,5 @@
-"""Quantizers without a sub-network: tanh steps (self-binarizing) and BWN."""
+"""Tanh steps between levels: self-binarizing weights, and the end of QuantNet."""
 
-import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.base import (
@@ -10,12 +9,7 @@ from quantnet_jax.core.base import (
     no_params,
     no_penalty,
 )
-from quantnet_jax.core.combine import (
-    chain,
-    scale_by_mean_abs,
-    straight_through,
-    uniform_levels,
-)
+from quantnet_jax.core.combine import chain, uniform_levels
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.regularizers import binarization_distance
 from quantnet_jax.quantizers.subnet import normalize
@@ -90,34 +84,6 @@ def tanh_sign(
         normalize(norm, divisor=RANGES[bits]),
         staircase(bits=bits, sharpness=sharpness, penalty=penalty),
     )
-
-
-def clip_sign() -> Quantizer:
-    """soft: clip(w, -1, 1), slope 1 inside and at +-1, 0 outside; hard: sign(w)."""
-
-    def hard(qparams, w):
-        levels = uniform_levels(1)
-        return QTensor(encode(w, levels), levels, jnp.ones((), jnp.float32))
-
-    def soft(qparams, w, *, step, key=None):
-        return jnp.where(jnp.abs(w) <= 1.0, w, jax.lax.stop_gradient(jnp.sign(w)))
-
-    return Quantizer(no_params, soft, hard, no_penalty)
-
-
-def binary_ste(*, per: str = "channel") -> Quantizer:
-    """BWN: mean |w| times sign(w), trained through a clipped straight-through.
-
-    Forward: a sign(w), a = mean |w|, sign(0) = +1. Backward: a * 1[|w| <= 1], with a
-    held constant. Soft equals hard exactly. Learned parameters: none.
-
-    Reference: Rastegari et al., XNOR-Net, arXiv 1603.05279 (a is the least-squares
-    optimum); the clipping is that of Hubara et al., arXiv 1602.02830.
-
-    Args:
-      per: 'channel' (a for every output channel) or 'tensor'.
-    """
-    return straight_through(scale_by_mean_abs(clip_sign(), per=per, detach=True))
 
 
 def check_bits(bits: int) -> None:

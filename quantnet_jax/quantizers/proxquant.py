@@ -1,0 +1,40 @@
+"""ProxQuant: float weights that a proximal step pulls to -1 and +1."""
+
+import jax.numpy as jnp
+
+from quantnet_jax.core.base import (
+    Quantizer,
+    ScalarOrSchedule,
+    as_schedule,
+    no_params,
+    no_penalty,
+)
+from quantnet_jax.core.surrogates import sign
+from quantnet_jax.quantizers.ste import hard_sign
+
+
+def proxquant(*, strength: ScalarOrSchedule = 1e-3) -> Quantizer:
+    """ProxQuant's binary weights: a proximal step, no forward map.
+
+    Forward: w itself; deployed as sign(w), sign(0) = +1. Backward: exact, 1. After each
+    update the proximal map of l R(w), R(w) = sum min(|w - 1|, |w + 1|), l =
+    strength(step): w <- sign(w) (1 + sign(|w| - 1) max(||w| - 1| - l, 0)), which brings
+    every weight nearer to its sign by l, or onto it. Soft tends to hard as the strength
+    grows. Learned parameters: none.
+
+    Reference: Bai et al., ProxQuant, arXiv 1810.00861
+
+    Args:
+      strength: l, at least 0; a number or a schedule of the step.
+    """
+    strength = as_schedule(strength)
+
+    def soft(qparams, w, *, step, key=None):
+        return w
+
+    def project(qparams, w, *, step):
+        over = jnp.abs(w) - 1.0
+        left = jnp.maximum(jnp.abs(over) - strength(step), 0.0)
+        return qparams, sign(w) * (1.0 + jnp.sign(over) * left)
+
+    return Quantizer(no_params, soft, hard_sign, no_penalty, project=project)

@@ -1,0 +1,140 @@
+"""Binary weights by sign with a stated slope: the straight-through family."""
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core import surrogates
+from quantnet_jax.core.base import Quantizer, no_params, no_penalty
+from quantnet_jax.core.combine import (
+    scale_by_mean_abs,
+    straight_through,
+    uniform_levels,
+)
+from quantnet_jax.core.qtensor import QTensor, encode
+
+
+def hard_sign(qparams, w: jax.Array) -> QTensor:
+    """The `hard` of sign(w): levels -1 and +1, scale 1, sign(0) = +1."""
+    levels = uniform_levels(1)
+    return QTensor(encode(w, levels), levels, jnp.ones((), jnp.float32))
+
+
+def sign_ste(slope: str = "clip") -> Quantizer:
+    """sign(w), whose derivative is said to be one of `surrogates.SLOPES`.
+
+    Raises:
+      ValueError: if `slope` is unknown.
+    """
+    if slope not in surrogates.SLOPES:
+        raise ValueError(
+            f"`slope` is {slope!r}, expected one of {sorted(surrogates.SLOPES)}"
+        )
+    return _with_slope(surrogates.SLOPES[slope])
+
+
+def binary_ste(*, per: str = "channel") -> Quantizer:
+    """BWN: mean |w| times sign(w), trained through a clipped straight-through.
+
+    Forward: a sign(w), a = mean |w|, sign(0) = +1. Backward: a * 1[|w| <= 1], with a
+    held constant. Soft equals hard exactly. Learned parameters: none.
+
+    Reference: Rastegari et al., XNOR-Net, arXiv 1603.05279 (a is the least-squares
+    optimum); the clipping is that of Hubara et al., arXiv 1602.02830.
+
+    Args:
+      per: 'channel' (a for every output channel) or 'tensor'.
+    """
+    return straight_through(scale_by_mean_abs(sign_ste("clip"), per=per, detach=True))
+
+
+def clipped_ste() -> Quantizer:
+    """Plain sign with the clipped straight-through gradient.
+
+    Forward: sign(w), sign(0) = +1. Backward: 1[|w| <= 1]. Learned parameters: none.
+
+    Reference: Hubara et al., Binarized Neural Networks, arXiv 1602.02830.
+    """
+    return sign_ste("clip")
+
+
+def approx_sign() -> Quantizer:
+    """Plain sign with the gradient of a piecewise parabola.
+
+    Forward: sign(w), sign(0) = +1. Backward: max(2 - 2|w|, 0). Learned parameters:
+    none.
+
+    Reference: Liu et al., Bi-Real Net, arXiv 1808.00278 (there of activations).
+    """
+    return sign_ste("approx")
+
+
+def swish_sign(*, beta: float = 5.0) -> Quantizer:
+    """Plain sign with the derivative of SignSwish.
+
+    Forward: sign(w), sign(0) = +1. Backward: b (2 - b w tanh(b w / 2)) / (1 + cosh(b
+    w)), which is b at 0 and negative beyond |b w| = 2.4. Learned parameters: none.
+
+    Reference: Darabi et al., BNN+, arXiv 1812.11800.
+
+    Args:
+      beta: positive; how narrow the slope is.
+
+    Raises:
+      ValueError: if `beta` is not positive.
+    """
+    if not beta > 0:
+        raise ValueError(f"`beta` is {beta!r}, expected a positive number")
+    return _with_slope(lambda w: surrogates.swish_slope(w, beta))
+
+
+def magnitude_aware() -> Quantizer:
+    """Magnitude-aware sign: a mean |w| per output channel, held constant.
+
+    Forward: a sign(w), a = mean |w| of the output channel, sign(0) = +1. Backward:
+    a 1[|w| <= 1]. The same function as `binary_ste(per='channel')`, under the name
+    that Bi-Real and larq gave it. Learned parameters: none.
+
+    Reference: Liu et al., Bi-Real Net, arXiv 1808.00278
+    """
+    return binary_ste(per="channel")
+
+
+def xnor(*, per: str = "channel") -> Quantizer:
+    """XNOR-Net's binary weights, the scale differentiated too.
+
+    Forward: a sign(w), a = mean |w|, sign(0) = +1. Backward: a 1[|w| <= 1] for the
+    sign, and sign(w) / n for the scale (n numbers share a): dL/dw_i = a 1[|w_i| <= 1]
+    g_i + sign(w_i) mean_j(g_j sign(w_j)). Learned parameters: none.
+
+    Reference: Rastegari et al., XNOR-Net, arXiv 1603.05279; the paper
+    prints the diagonal of the second term, 1/n.
+
+    Args:
+      per: 'channel' (a for every output channel) or 'tensor'.
+    """
+    return straight_through(scale_by_mean_abs(sign_ste("clip"), per=per))
+
+
+def binaryconnect() -> Quantizer:
+    """BinaryConnect: sign, the gradient passed on, the latent weights kept in [-1, 1].
+
+    Forward: sign(w), sign(0) = +1. Backward: 1. After each update w <- clip(w, -1, 1).
+    Learned parameters: none.
+
+    Reference: Courbariaux et al., BinaryConnect, arXiv 1511.00363
+    (deterministic).
+    """
+
+    def project(qparams, w, *, step):
+        return qparams, jnp.clip(w, -1.0, 1.0)
+
+    return sign_ste("identity")._replace(project=project)
+
+
+def _with_slope(slope) -> Quantizer:
+    fn = surrogates.with_slope(surrogates.sign, slope)
+
+    def soft(qparams, w, *, step, key=None):
+        return fn(w)
+
+    return Quantizer(no_params, soft, hard_sign, no_penalty)
