@@ -61,6 +61,7 @@ def main(argv):
         float_config = CONFIG.value.copy_and_resolve_references()
         float_config.float_baseline = False
         float_config.quantizer.name = "identity"
+        float_config.activation.name = ""
         baseline = train(float_config, workdir / "float")
     train(CONFIG.value, workdir, baseline)
 

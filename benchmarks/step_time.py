@@ -21,7 +21,6 @@ sys.path.insert(0, str(ROOT))  # `python benchmarks/step_time.py` finds only ben
 
 import jax  # noqa: E402
 
-from configs import common  # noqa: E402
 from quantnet_jax.training import config as config_lib  # noqa: E402
 from quantnet_jax.training import experiment, metrics  # noqa: E402
 from quantnet_jax.training.provenance import provenance  # noqa: E402
@@ -86,7 +85,7 @@ def settings(method: str, args):
     c.data.image_size, c.data.classes, c.data.pad = args.image_size, 10, 4
     c.data.train_size = 4 * args.batch
     c.model.name = args.model
-    common.methods(c, method)
+    c.quantizer.name = method
     return c
 
 
@@ -94,13 +93,33 @@ def measure(args) -> dict:
     """Medians, quartiles and ratios of the step time, and all there is to know."""
     methods = [FLOAT, *(m for m in METHODS[1:] if m in args.methods)]
     devices = jax.devices()[: args.devices]
-    load = {"before": os.getloadavg()}
     runs = {m: start(experiment.build(settings(m, args), devices)) for m in methods}
+    return {
+        "benchmark": "seconds of one training step",
+        "model": args.model,
+        "batch": args.batch,
+        "image": [args.image_size, args.image_size, 3],
+        "repeats": args.repeats,
+        **take_turns(runs, args.repeats),
+        **provenance(),
+        "devices_used": args.devices,
+    }
+
+
+def take_turns(runs: dict, repeats: int) -> dict:
+    """Times of all runs, one step each in a rotating order, and the machine's load.
+
+    Args:
+      runs: name -> `step()`, one training step to its end; the first is the reference.
+      repeats: rounds.
+    """
+    load = {"before": os.getloadavg()}
+    methods = list(runs)
     for _ in range(WARM_UP):
         for name in methods:
             runs[name]()
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in range(args.repeats):
+    for turn in range(repeats):
         shift = turn % len(methods)
         for name in methods[shift:] + methods[:shift]:
             began = time.perf_counter()
@@ -109,24 +128,18 @@ def measure(args) -> dict:
     load["after"] = os.getloadavg()
     rows = {}
     for name, times in seconds.items():
-        paired = [a / b for a, b in zip(times, seconds[FLOAT], strict=True)]
+        reference = seconds[methods[0]]
+        paired = [a / b for a, b in zip(times, reference, strict=True)]
         rows[name] = {
             "median": statistics.median(times),
             "fastest": min(times),
             "slowest": max(times),
-            "over_float": statistics.median(times) / statistics.median(seconds[FLOAT]),
+            "over_float": statistics.median(times) / statistics.median(reference),
             "over_float_paired": statistics.median(paired),
         }
     return {
-        "benchmark": "seconds of one training step",
-        "model": args.model,
-        "batch": args.batch,
-        "image": [args.image_size, args.image_size, 3],
-        "repeats": args.repeats,
         "warm_up": WARM_UP,
         "methods": rows,
-        **provenance(),
-        "devices_used": args.devices,
         "cores": len(os.sched_getaffinity(0)),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "load": load,

@@ -25,11 +25,10 @@ def get_config(variant: str = ""):
     c.layers = "all"
     c.weights.weight_decay = 5e-4
     if variant == "float":  # the network to start from
-        common.methods(c, "identity")
+        c.quantizer.name = "identity"
         return c
     c.epochs = 100.0
     c.init_from = "runs/cifar100_resnet56_float"
-    common.methods(c)
     return common.variant_of(c, variant, shrink)
 
 

@@ -1,40 +1,10 @@
-"""What the experiments share: options of the methods, the CIFAR recipe, the shrinking.
+"""What the experiments share: the CIFAR recipe, the shrinking.
 
 `train.py` and pytest put the root of the repository on the path, so a configuration
 finds this file as `configs.common` from any working directory.
 """
 
 from quantnet_jax.training.config import base
-
-# Chosen on the bundled images (results/bundled), not yet on CIFAR or ImageNet.
-SHARPNESS = {"schedule": "exponential", "start": 0.3, "end": 10.0, "until": 0.9}
-PENALTY = {"schedule": "linear", "start": 0.0, "end": 0.0, "until": 0.9}
-
-
-def methods(c, name: str = "quantnet"):
-    """The options of every method, and the one to use: only `name` differs in a run."""
-    c.quantizer.name = name
-    c.quantizer.quantnet = {
-        "bits": 1,
-        "multibit": "staircase",
-        "unit": "slice",
-        "width": 64,
-        "depth": 1,
-        "nonlinearity": "tanh",
-        "skip": True,
-        "norm": "rms",
-        "scale": "none",
-        "sharpness": SHARPNESS,
-        "penalty": PENALTY,
-        "orthogonality": 0.0,
-    }
-    c.quantizer.tanh_sign = {
-        "bits": 1,
-        "norm": "rms",
-        "sharpness": SHARPNESS,
-        "penalty": PENALTY,
-    }
-    c.quantizer.binary_ste = {"per": "channel"}
 
 
 def cifar(c, name: str, model: str):
@@ -58,7 +28,6 @@ def cifar_resnet20(name: str, variant: str):
     c = base()
     cifar(c, name, "resnet20")
     c.layers = "inner"
-    methods(c)
 
     def shrink(c):
         c.model.name = "resnet8"

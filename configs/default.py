@@ -7,7 +7,6 @@ Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; results/bundl
 Schedule, unit and rates were chosen on held-out training images; see results/bundled.
 """
 
-from configs import common
 from quantnet_jax.training.config import base
 
 
@@ -20,7 +19,6 @@ def get_config(variant: str = ""):
     c.model.shortcut = "A"
     c.model.stem_strides = 2
 
-    common.methods(c)
     c.weights.learning_rate = 0.1
     c.meta.learning_rate = 3e-4
 

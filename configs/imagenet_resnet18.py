@@ -28,7 +28,6 @@ def get_config(variant: str = ""):
     c.model.zero_init_last = True
     c.dtype = "bfloat16"
     c.layers = "inner"
-    common.methods(c)
     c.smoothing = 0.1
     c.weights.learning_rate = 0.1
     c.weights.warmup = 0.05

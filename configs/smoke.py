@@ -18,7 +18,6 @@ def get_config(variant: str = ""):
     c.data.pad = 1
     c.model.name = "small"
     c.model.width = 4
-    common.methods(c)
     c.bn_batches = 2
     c.log_every = 5
     return common.variant_of(c, variant)

@@ -98,7 +98,7 @@ def test_a_missing_key_is_named(key):
     for section in sections:
         place = place[section]
     del place[last]
-    if key.startswith("quantizer.") and last != "name":
+    if key.startswith(("quantizer.", "activation.")) and last != "name":
         config_lib.check(ConfigDict(config))  # options have defaults of their own
         return
     with pytest.raises(ValueError) as error:
@@ -115,6 +115,7 @@ def test_a_missing_key_is_named(key):
         ("weights.learning_rte", "learning_rate"),
         ("meta.hold_out", "holdout"),
         ("quantizer.quant_net", "quantnet"),
+        ("activation.dorfa", "dorefa"),
         ("data.name.x", "data.name"),
     ],
 )
@@ -122,7 +123,7 @@ def test_unknown_key_names_the_nearest(key, nearest):
     if key == "data.name.x":
         message = refusal("data.name", {"x": 1})
     else:
-        message = refusal(key, 1 if not key.startswith("quantizer") else {})
+        message = refusal(key, {} if key.startswith(("quantizer", "activation")) else 1)
         assert "unknown config key" in message
     assert nearest in message and key.removesuffix(".x") in message
 
@@ -133,6 +134,7 @@ def test_unknown_key_names_the_nearest(key, nearest):
         ("runner", "pmapp", "pmap"),
         ("meta.mode", "bilvel", "bilevel"),
         ("quantizer.name", "quantnett", "quantnet"),
+        ("activation.name", "pakt", "pact"),
         ("dtype", "float64", "float32"),
         ("dtype", "int32", "float32"),
     ],

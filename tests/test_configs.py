@@ -8,7 +8,6 @@ import sys
 import jax
 import pytest
 
-from configs import common
 from quantnet_jax import models, quantizers
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import experiment
@@ -79,7 +78,7 @@ def test_header_is_honest(name):
 def test_methods_do_not_share_their_schedules():
     config = get("smoke")
     config.quantizer.quantnet.sharpness.end = 7.0
-    assert config.quantizer.tanh_sign.sharpness.end == common.SHARPNESS["end"] == 10.0
+    assert config.quantizer.tanh_sign.sharpness.end == 10.0
     assert get("smoke").quantizer.quantnet.sharpness.end == 10.0
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.models.activations import ACTS
 from quantnet_jax.models.layers import KERNELS, kernel_rule
 from quantnet_jax.models.resnet import ResNet, cifar_resnet, imagenet_resnet
 from quantnet_jax.models.small import Small
 
-__all__ = ["KERNELS", "ResNet", "Small", "create", "kernel_rule", "names"]
+__all__ = ["ACTS", "KERNELS", "ResNet", "Small", "create", "kernel_rule", "names"]
 
 _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "small": (Small, Small),
@@ -54,7 +56,8 @@ def create(
       dtype: floating compute dtype, or its name; parameters and logits are float32.
       axis_name: mapped axis over which BatchNorm averages its statistics, or None.
       **options: further attributes of the network, such as `width`, `shortcut` ('A' or
-        'B'), `stem_strides`, `act`, `momentum`, `zero_init_last`; see `ResNet`.
+        'B'), `stem_strides`, `act` (a name of `ACTS` or a factory), `act_quant`,
+        `bi_real`, `momentum`, `zero_init_last`; see `ResNet`.
 
     Returns:
       A linen module; `apply(variables, images, train)` gives float32 logits.
@@ -81,6 +84,17 @@ def create(
     for option, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{option}` is {value!r}, expected a positive integer")
+    if "act" in options and not callable(options["act"]):
+        if str(options["act"]) not in ACTS:
+            raise ValueError(
+                f"`act` is {options['act']!r}, expected one of {', '.join(ACTS)}, or a "
+                "factory"
+            )
+        options["act"] = ACTS[options["act"]]
+    if not isinstance(options.get("act_quant"), Quantizer | None):
+        raise ValueError(
+            f"`act_quant` is {options['act_quant']!r}, expected a Quantizer or None"
+        )
     return make(classes=classes, dtype=_dtype(dtype), axis_name=axis_name, **options)
 
 

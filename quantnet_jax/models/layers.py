@@ -1,6 +1,5 @@
 """Layers and hooks that the shipped networks share, and the names of their kernels."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core import conv
-
-Activation = Callable[[jax.Array], jax.Array]
-ActFactory = Callable[[], Activation]
 
 KERNELS = {
     # Every convolution and the dense head (the convention of MetaQuant).
@@ -46,11 +42,6 @@ def kernel_rule(convention: str) -> str:
             f"`convention` is {convention!r}, expected one of {', '.join(KERNELS)}"
         )
     return KERNELS[convention]
-
-
-def relu() -> Activation:
-    """The default activation factory."""
-    return nn.relu
 
 
 class Conv(nn.Module):

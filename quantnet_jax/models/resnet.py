@@ -9,13 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.models.activations import ActFactory, QuantizeInput, relu
 from quantnet_jax.models.layers import (
-    ActFactory,
     BatchNorm,
     Conv,
     Dense,
     as_images,
-    relu,
     subsample_pad,
 )
 
@@ -31,6 +31,7 @@ class _Block(nn.Module):
       shortcut: 'A' (subsampling and zero channels) or 'B' (1x1 convolution and
         BatchNorm), used where the shape changes; elsewhere the identity.
       act: factory of activations, called once per site.
+      act_quant: see `ResNet`.
       axis_name: see `BatchNorm`.
       momentum: see `BatchNorm`.
       zero_init_last: start the scale of the last BatchNorm at zero.
@@ -40,9 +41,16 @@ class _Block(nn.Module):
     strides: int = 1
     shortcut: str = "A"
     act: ActFactory = relu
+    act_quant: Quantizer | None = None
     axis_name: str | None = None
     momentum: float = 0.9
     zero_init_last: bool = False
+
+    def quantized(self, x: jax.Array, conv: str) -> jax.Array:
+        """The input `x` of a convolution, as that convolution sees it."""
+        if self.act_quant is None:
+            return x
+        return QuantizeInput(self.act_quant, name=f"{conv}_input")(x)
 
     def norm(self, name: str, zero_init: bool = False) -> BatchNorm:
         """A BatchNorm of this block's settings."""
@@ -64,11 +72,32 @@ class BasicBlock(_Block):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), channels)."""
-        y = Conv(self.channels, 3, self.strides, name="conv1")(x)
+        y = self.quantized(x, "conv1")
+        y = Conv(self.channels, 3, self.strides, name="conv1")(y)
         y = self.act()(self.norm("bn1")(y, train))
-        y = Conv(self.channels, 3, name="conv2")(y)
+        y = Conv(self.channels, 3, name="conv2")(self.quantized(y, "conv2"))
         y = self.norm("bn2", self.zero_init_last)(y, train)
         return self.act()(y + self.skip(x, self.channels, train))
+
+
+class BiRealBlock(_Block):
+    """conv-bn, plus shortcut, act, twice: each 3x3 convolution has its own shortcut.
+
+    Liu et al., Bi-Real Net, arXiv 1808.00278, section 3.2. There the sign is all of the
+    nonlinearity (act 'identity'); IR-Net and others add 'hardtanh'. `zero_init_last`
+    holds for both branches.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), channels)."""
+        y = self.quantized(x, "conv1")
+        y = Conv(self.channels, 3, self.strides, name="conv1")(y)
+        y = self.norm("bn1", self.zero_init_last)(y, train)
+        x = self.act()(y + self.skip(x, self.channels, train))
+        y = Conv(self.channels, 3, name="conv2")(self.quantized(x, "conv2"))
+        y = self.norm("bn2", self.zero_init_last)(y, train)
+        return self.act()(y + x)
 
 
 class Bottleneck(_Block):
@@ -81,10 +110,10 @@ class Bottleneck(_Block):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), 4 * channels)."""
         wide = 4 * self.channels
-        y = Conv(self.channels, 1, name="conv1")(x)
-        y = self.act()(self.norm("bn1")(y, train))
+        y = Conv(self.channels, 1, name="conv1")(self.quantized(x, "conv1"))
+        y = self.quantized(self.act()(self.norm("bn1")(y, train)), "conv2")
         y = Conv(self.channels, 3, self.strides, name="conv2")(y)
-        y = self.act()(self.norm("bn2")(y, train))
+        y = self.quantized(self.act()(self.norm("bn2")(y, train)), "conv3")
         y = Conv(wide, 1, name="conv3")(y)
         y = self.norm("bn3", self.zero_init_last)(y, train)
         return self.act()(y + self.skip(x, wide, train))
@@ -108,7 +137,14 @@ class ResNet(nn.Module):
       stem_strides: stride of the stem.
       stem_pool: 3x3 max-pool of stride 2 after the stem.
       act: `act()` is called once per site and gives the activation of that site: a
-        function, or a linen module with parameters of its own.
+        function, or a linen module with parameters of its own. `create` takes a
+        name of `ACTS` too.
+      act_quant: None, or a straight-through quantizer of the inputs of the blocks'
+        convolutions. Stem and head see real inputs, and so do the shortcuts, 1x1
+        convolutions included: what is added to a residual branch is never quantized.
+        Learned parameters are 'stage1_block0/conv1_input/qparams' and so on.
+      bi_real: a shortcut around every 3x3 convolution, see `BiRealBlock`; basic blocks
+        only.
       dtype: compute dtype of convolutions; BatchNorm, pooling and head are float32.
       axis_name: mapped axis over which BatchNorm averages, or None.
       momentum: of the running statistics of BatchNorm.
@@ -124,6 +160,8 @@ class ResNet(nn.Module):
     stem_strides: int = 1
     stem_pool: bool = False
     act: ActFactory = relu
+    act_quant: Quantizer | None = None
+    bi_real: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
@@ -134,6 +172,11 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"`shortcut` is {self.shortcut!r}, expected one of "
                 f"{', '.join(SHORTCUTS)}"
+            )
+        if self.bi_real and self.block is not BasicBlock:
+            raise ValueError(
+                f"`bi_real` is True, but the network has {self.block.__name__} blocks; "
+                "expected one of basic blocks, such as resnet18, or False"
             )
         super().__post_init__()
 
@@ -159,13 +202,15 @@ class ResNet(nn.Module):
             # Flax documents pairs but annotates a word only.
             pads: Any = ((1, 1), (1, 1))
             x = nn.max_pool(x, (3, 3), (2, 2), pads)
+        block = BiRealBlock if self.bi_real else self.block
         for stage, count in enumerate(self.blocks):
             for index in range(count):
-                x = self.block(
+                x = block(
                     channels=self.width * 2**stage,
                     strides=2 if stage > 0 and index == 0 else 1,
                     shortcut=self.shortcut,
                     act=self.act,
+                    act_quant=self.act_quant,
                     axis_name=self.axis_name,
                     momentum=self.momentum,
                     zero_init_last=self.zero_init_last,

@@ -6,14 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.models.layers import (
-    ActFactory,
-    BatchNorm,
-    Conv,
-    Dense,
-    as_images,
-    relu,
-)
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.models.activations import ActFactory, QuantizeInput, relu
+from quantnet_jax.models.layers import BatchNorm, Conv, Dense, as_images
 
 
 class Small(nn.Module):
@@ -27,6 +22,7 @@ class Small(nn.Module):
       width: channels of every convolution.
       stem_strides: stride of the first convolution.
       act: as in `ResNet`.
+      act_quant: of the inputs of 'conv1' and 'conv2', as in `ResNet`.
       dtype: as in `ResNet`.
       axis_name: as in `ResNet`.
       momentum: as in `ResNet`.
@@ -36,6 +32,7 @@ class Small(nn.Module):
     width: int = 4
     stem_strides: int = 2
     act: ActFactory = relu
+    act_quant: Quantizer | None = None
     dtype: Any = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
@@ -51,6 +48,8 @@ class Small(nn.Module):
             ("conv1", "bn1", 1),
             ("conv2", "bn2", 1),
         ):
+            if self.act_quant is not None and name != "stem":
+                x = QuantizeInput(self.act_quant, name=f"{name}_input")(x)
             x = Conv(self.width, 3, strides, name=name)(x)
             x = BatchNorm(self.axis_name, self.momentum, name=norm)(x, train)
             x = self.act()(x)

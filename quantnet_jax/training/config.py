@@ -49,7 +49,13 @@ def base() -> Config:
     c.quantizer = ConfigDict()
     c.quantizer.name = "quantnet"
     for name in quantizers.names():
-        c.quantizer[name] = ConfigDict()
+        c.quantizer[name] = ConfigDict(quantizers.recipe(name))
+    # Of the inputs of the inner convolutions: `name`, '' for float activations, and the
+    # options of each quantizer of activations under its name.
+    c.activation = ConfigDict()
+    c.activation.name = ""
+    for name, member in sorted(quantizers.ACTIVATIONS.items()):
+        c.activation[name] = ConfigDict(dict(member.recipe))
     c.layers = "inner"  # 'all', 'inner', 'no_shortcut', or a regular expression
     c.share = "kernel"  # of the sub-network: 'layer', 'shape', 'kernel', 'model'
     # More rules: ((pattern, quantizer name, share), ...), for mixed precision.
@@ -89,7 +95,7 @@ def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
     return c
 
 
-OPEN = ("model", "quantizer")
+OPEN = ("model", "quantizer", "activation")
 """Sections whose keys are checked by the factories that they go to."""
 
 POSITIVE = ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every")
@@ -134,12 +140,11 @@ def check(config: Config) -> None:
     _choice("model.name", config.model.get("name"), models.names())
     _choice("quantizer.name", config.quantizer.get("name"), quantizers.names())
     _choice("dtype", config.dtype, ("float32", "bfloat16", "float16"))
-    sections = set(config.quantizer) - {"name"}
-    for section in sections - set(quantizers.names()):
-        raise ValueError(
-            f"unknown config key 'quantizer.{section}'"
-            + quantizers.nearest(section, ["name", *quantizers.names()])
-        )
+    if config.activation.get("name") != "":
+        known = ["", *sorted(quantizers.ACTIVATIONS)]
+        _choice("activation.name", config.activation.get("name"), known)
+    _check_sections("quantizer", config.quantizer, quantizers.names())
+    _check_sections("activation", config.activation, sorted(quantizers.ACTIVATIONS))
     holdout = config.meta.holdout
     if config.meta.mode == "bilevel":
         every = round(1 / holdout) if 0 < holdout <= 0.5 else 0
@@ -232,6 +237,22 @@ def _check_type(key: str, value: Any, default: Any) -> None:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key}={value!r}, expected a finite number")
+
+
+def _check_sections(key: str, section: Config, names: list[str]) -> None:
+    """Refuses options of a quantizer that is not in `names`, and a lone value."""
+    for name in section:
+        if name == "name":
+            continue
+        if name not in names:
+            raise ValueError(
+                f"unknown config key {f'{key}.{name}'!r}"
+                + quantizers.nearest(name, ["name", *names])
+            )
+        if not isinstance(section[name], ConfigDict):
+            raise ValueError(
+                f"config key {f'{key}.{name}'!r}={section[name]!r}, expected a section"
+            )
 
 
 def _choice(key: str, value: Any, choices) -> None:

@@ -31,7 +31,7 @@ class Realized(NamedTuple):
       codes: {path: uint8 codes} of the quantized tensors.
       layers: {path: {'distance': mean squared difference of soft and hard relative to
         the mean square of hard, 'undecided': fraction, 'counts': int32[BINS], 'bits':
-        of a code}}.
+        of a code, 'floats': int32[2], how many levels and scales are stored}}.
     """
 
     soft: PyTree
@@ -73,6 +73,7 @@ def compare(soft: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
         "undecided": jnp.mean(jnp.abs(difference / unit) > DECIDED),
         "counts": counts.astype(jnp.int32),
         "bits": jnp.asarray(qt.bits, jnp.int32),
+        "floats": jnp.asarray([qt.levels.size, qt.scale.size], jnp.int32),
     }
 
 
@@ -153,8 +154,10 @@ def layer_report(
       previous: codes at the evaluation before, or None.
 
     Returns:
-      {path: {'shape', 'bits', 'distance', 'undecided', 'flips' (fraction of codes that
-      differ from `previous`, None without it), 'histogram': {'edges', 'counts'}}}.
+      {path: {'shape', 'bits', 'floats' ([levels, scales] stored beside the codes),
+      'values' ([distinct codes of the tensor, most in one output channel]), 'distance',
+      'undecided', 'flips' (fraction of codes that differ from `previous`, None without
+      it), 'histogram': {'edges', 'counts'}}}.
     """
     edges = np.linspace(-REACH, REACH, BINS + 1).round(6).tolist()
     report = {}
@@ -166,12 +169,24 @@ def layer_report(
         report[path] = {
             "shape": list(codes.shape),
             "bits": int(layer["bits"]),
+            "floats": layer["floats"].tolist(),
+            "values": _distinct(codes),
             "distance": float(layer["distance"]),
             "undecided": float(layer["undecided"]),
             "flips": flips,
             "histogram": {"edges": edges, "counts": layer["counts"].tolist()},
         }
     return report
+
+
+def _distinct(codes: np.ndarray) -> list[int]:
+    """[Distinct codes of the tensor, the most that one output channel has]."""
+    channels = codes.shape[-1]
+    # One bin for each channel and code; faster than sorting the codes of each channel.
+    bins = codes.reshape(-1, channels) + 256 * np.arange(channels)
+    counts = np.bincount(bins.reshape(-1), minlength=256 * channels)
+    used = counts.reshape(channels, 256) > 0
+    return [int(used.any(0).sum()), int(used.sum(1).max())]
 
 
 def flip_rate(layers: dict[str, dict]) -> float | None:

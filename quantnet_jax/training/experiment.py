@@ -83,7 +83,11 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         make_optimizer("weights", config.weights, rate),
         make_optimizer("meta", config.meta, make_rate("meta", config.meta, total)),
     )
-    meta = make_meta(config, rate, runner)
+    if quantizer.project is not None:
+        tx = optim.projected(tx, quantizer.project)
+    if quantizer.gradient is not None:
+        tx = optim.lagged(tx)
+    meta = make_meta(config, rate, runner, quantizer)
 
     data = {
         name: None if arrays is None else runner.replicate(arrays)
@@ -111,11 +115,16 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         meta=meta,
     )
 
-    def init():
+    def init(images):
         # Not inside jit with the training: two small programs compile faster than one.
         key = jax.random.key(config.seed)
-        variables = model.init(jax.random.fold_in(key, 0), jnp.zeros(image.shape))
+        real = bool(config.activation.name)  # then BatchNorm takes their statistics
+        variables = model.init(jax.random.fold_in(key, 0), images, train=real)
         return create_state(variables, quantizer, tx, jax.random.fold_in(key, 1))
+
+    images = jnp.zeros(image.shape)
+    if config.activation.name:
+        images = plain(None, feed.sample())["image"]
 
     def train_batches(first):
         for batch in feed.train(first):
@@ -130,7 +139,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         steps=total,
         epoch_steps=epoch_steps,
         learning_rate=rate,
-        state=runner.replicate(jax.device_get(jax.jit(init)())),
+        state=runner.replicate(jax.device_get(jax.jit(init)(images))),
         train_data=data["train"],
         train_step=runner.compile(train_step, replicated=2, donate=True),
         train_batches=train_batches,
@@ -183,7 +192,7 @@ def make_evaluate(model, realize, config, runner, feed, data, augmented, plain):
 
 def make_model(config: Config, classes: int, axis_name: str | None):
     """The network of `config.model`."""
-    options = config.model.to_dict()
+    options = config.model.to_dict() | make_activation(config)
     try:
         return models.create(
             options.pop("name"),
@@ -194,6 +203,27 @@ def make_model(config: Config, classes: int, axis_name: str | None):
         )
     except (ValueError, TypeError, KeyError) as e:
         raise ValueError(f"config.model: {e}") from None
+
+
+def make_activation(config: Config) -> dict:
+    """Options of the network that follow from `config.activation`."""
+    name, act = config.activation.name, config.model.get("act")
+    if not name:
+        return {}
+    options = config.activation.get(name, ConfigDict()).to_dict()
+    try:
+        found: dict = {"act_quant": quantizers.create_activation(name, **options)}
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"config.activation: {e}") from None
+    if quantizers.ACTIVATIONS[name].signed:
+        if act == "relu":
+            raise ValueError(
+                f"model.act={act!r} is never negative, so activation.name={name!r} "
+                "would make +1 of all activations; expected 'hardtanh' (what a network "
+                "gets without model.act), 'identity' or 'prelu'"
+            )
+        found |= {"act": act or "hardtanh"}
+    return found
 
 
 def make_apply(model) -> Callable:
@@ -260,10 +290,15 @@ def make_optimizer(section: str, c: Config, rate: Callable):
         raise ValueError(f"config.{section}: {e}") from None
 
 
-def make_meta(config: Config, rate: Callable, runner) -> steps.Meta:
+def make_meta(config: Config, rate: Callable, runner, quantizer) -> steps.Meta:
     """How the sub-network is optimized."""
     if config.meta.mode == "joint":
-        return steps.Meta()
+        return steps.Meta(rate=rate)
+    if quantizer.gradient is not None:
+        raise ValueError(
+            f"meta.mode={config.meta.mode!r}, expected 'joint': a gradient network "
+            "learns through the weights' update as it is"
+        )
     every = round(1 / config.meta.holdout)
     if (config.batch_size // runner.devices) % every:
         raise ValueError(

@@ -11,6 +11,8 @@ from quantnet_jax.training.parallel import Runner
 
 PyTree = Any
 STREAMED = ("imagenet2012",)
+SAMPLE = 64
+"""Largest number of examples in a `Feed.sample`."""
 TFDS = "tfds:"
 """Before the name of any other TFDS set of pictures that is to be streamed."""
 
@@ -27,6 +29,8 @@ class Feed(NamedTuple):
         device, or None for a streamed set.
       train: `first step -> endless iterator` of this process' batches.
       test: `() -> iterator` over every test example once.
+      sample: `() -> batch` of the first training examples, at most `SAMPLE`: the same
+        on every process, with images and labels of its own, as of a streamed set.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +43,7 @@ class Feed(NamedTuple):
     test_data: PyTree
     train: Callable[[int], Iterator[dict[str, np.ndarray]]]
     test: Callable[[], Iterator[dict[str, np.ndarray]]]
+    sample: Callable[[], dict[str, np.ndarray]]
 
 
 def make_feed(config: Config, runner: Runner) -> Feed:
@@ -105,6 +110,14 @@ def _in_memory(config: Config, runner: Runner) -> Feed:
             )
             step += 1
 
+    def sample():
+        examples = min(SAMPLE, train_size)
+        batch = qdata.train_indices(
+            0, size=train_size, batch_size=examples, seed=config.seed
+        )
+        rows = qdata.split(dataset, "train")
+        return batch | {name: x[batch["index"]] for name, x in rows.items()}
+
     return Feed(
         classes=dataset.classes,
         shape=shape,
@@ -116,6 +129,7 @@ def _in_memory(config: Config, runner: Runner) -> Feed:
         test_data=qdata.split(dataset, "test"),
         train=train,
         test=lambda: qdata.eval_batches(test_size, config.eval_batch_size, **process),
+        sample=sample,
     )
 
 
@@ -157,5 +171,14 @@ def _streamed(config: Config, runner: Runner, name: str) -> Feed:
             batch_size=config.eval_batch_size,
             resize=round(size * 256 / 224),  # the same part of the picture at any size
             **common,
+        ),
+        sample=lambda: next(
+            qdata.train_stream(
+                train_source,
+                batch_size=min(SAMPLE, len(train_source)),
+                seed=config.seed,
+                size=size,
+                threads=1,
+            )
         ),
     )

@@ -1,6 +1,7 @@
 """Optimizers: weights and sub-network are two labels of one `optax.partition`."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,66 @@ def partition(
             return tx.update(updates, state, params)
 
     return optax.GradientTransformation(tx.init, update)
+
+
+class Projected(NamedTuple):
+    """State of `projected`: int32 steps taken, and the state of the optimizer inside."""
+
+    step: jax.Array
+    inner: optax.OptState
+
+
+def projected(
+    tx: optax.GradientTransformation, project: Callable
+) -> optax.GradientTransformation:
+    """`tx`, after whose updates the parameters are projected (ProxQuant, LQ-Nets).
+
+    Args:
+      tx: over {'model', 'quant'}.
+      project: `(quant, model, *, step) -> (quant, model)`, a `Quantizer.project`.
+    """
+
+    def init(params):
+        return Projected(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(updates, state, params=None):
+        updates, inner = tx.update(updates, state.inner, params)
+        moved = cast(dict, optax.apply_updates(cast(dict, params), updates))
+        quant, model = project(moved["quant"], moved["model"], step=state.step)
+        new = {"model": model, "quant": quant}
+        return jax.tree.map(jnp.subtract, new, params), Projected(state.step + 1, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+class Lagged(NamedTuple):
+    """State of `lagged`.
+
+    Attributes:
+      inner: state of the optimizer inside.
+      pending: gradient of the last loss for the quantized weights, like the model's
+        parameters; it makes the next update.
+    """
+
+    inner: optax.OptState
+    pending: Any
+
+
+def lagged(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, with a place in its state where a gradient waits for the next batch.
+
+    The training step of a quantizer with a `gradient` reads and fills it.
+    """
+
+    def init(params):
+        pending = jax.tree.map(jnp.zeros_like, params["model"])
+        return Lagged(tx.init(params), pending)
+
+    def update(updates, state, params=None):
+        updates, inner = tx.update(updates, state.inner, params)
+        return updates, Lagged(inner, state.pending)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _is_matrix(params) -> Callable:

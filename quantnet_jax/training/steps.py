@@ -27,7 +27,8 @@ class Meta(NamedTuple):
         look-ahead step of the weights).
       every: in 'bilevel', each `every`-th example of a batch is held out.
       exact: in 'bilevel', differentiate through the look-ahead step; else first order.
-      rate: in 'bilevel', learning rate of the look-ahead, a schedule of the step.
+      rate: learning rate of the weights, a schedule of the step: of the look-ahead in
+        'bilevel', and of the update that a gradient network learns through.
     """
 
     mode: str = "joint"
@@ -58,21 +59,27 @@ def make_train_step(
       smoothing: of the labels.
       meta: how the sub-network is optimized.
 
+    A quantizer with a `gradient` of its own (MetaQuant) needs the optimizer state of
+    `optim.lagged`: the gradient for the quantized weights waits there until the next
+    batch, whose loss is that of the weights after the update it makes; so what makes a
+    gradient of it is trained through the update. `meta.mode` must then be 'joint'.
+
     The metrics are float32 scalars, equal on all devices: 'loss' (of the task),
     'accuracy', 'penalty', 'grad_norm' (weights), 'meta_grad_norm'.
     """
 
-    def loss_fn(model, quant, batch_stats, batch, step, axis_name):
-        params = {"model": model, "quant": quant}
+    def loss_fn(model, quant, batch_stats, batch, step, axis_name, offset=None):
         # The same on every replica: noise on replicated weights must be equal.
         key = jax.random.fold_in(jax.random.key(seed), step)
-        weights = quantizer.soft(params["quant"], params["model"], step=step, key=key)
+        weights = quantizer.soft(quant, model, step=step, key=key)
+        if offset is not None:
+            weights = jax.tree.map(jnp.add, weights, offset)
         logits, updated = apply(
             {"params": weights, "batch_stats": batch_stats}, batch["image"], train=True
         )
         mean = lambda x: losses.masked_mean(x, batch["mask"], axis_name)
         task = mean(losses.cross_entropy(logits, batch["label"], smoothing))
-        penalty = quantizer.penalty(params["quant"], params["model"], step=step)
+        penalty = quantizer.penalty(quant, model, step=step)
         metrics = {
             "loss": task,
             "accuracy": mean(losses.correct(logits, batch["label"])),
@@ -92,7 +99,7 @@ def make_train_step(
             )
 
         grads, aux = jax.grad(loss, has_aux=True)(state.params)
-        return pmean(grads, axis_name), aux
+        return pmean(grads, axis_name), aux, state.opt_state
 
     def bilevel(state, batch, axis_name):
         held_out = jax.tree.map(lambda x: _every(x, meta.every, True), batch)
@@ -116,14 +123,52 @@ def make_train_step(
             return loss, (grads, aux)
 
         meta_grads, (grads, aux) = jax.grad(held_out_loss, has_aux=True)(quant)
-        return {"model": grads, "quant": pmean(meta_grads, axis_name)}, aux
+        grads = {"model": grads, "quant": pmean(meta_grads, axis_name)}
+        return grads, aux, state.opt_state
+
+    def lagged(state, batch, axis_name):
+        params, stop = state.params, jax.lax.stop_gradient
+
+        def updated(quant):
+            """The weights after the update that waits, and the gradient it is of."""
+            grads = quantizer.gradient(  # pyright: ignore[reportOptionalCall]
+                quant, params["model"], state.opt_state.pending, step=state.step
+            )
+            both = {"model": stop(grads), "quant": jax.tree.map(jnp.zeros_like, quant)}
+            updates, _ = tx.update(both, state.opt_state, params)
+            # What the optimizer adds to rate * gradient is held constant.
+            rate = meta.rate(state.step)
+            model = jax.tree.map(
+                lambda w, u, g: stop(w + u) - rate * (g - stop(g)),
+                params["model"],
+                cast(dict, updates)["model"],
+                grads,
+            )
+            return model, grads
+
+        def loss(quant, offset):
+            model, grads = updated(quant)
+            value, aux = loss_fn(
+                *(model, quant, state.batch_stats, batch, state.step, axis_name),
+                offset=offset,
+            )
+            return value, (grads, aux)
+
+        offset = jax.tree.map(jnp.zeros_like, params["model"])
+        grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        new, (grads, aux) = grad(params["quant"], offset)
+        quant_grads, pending = pmean(new, axis_name)
+        grads = {"model": grads, "quant": quant_grads}
+        return grads, aux, state.opt_state._replace(pending=pending)
 
     gradients = {"joint": joint, "bilevel": bilevel}[meta.mode]
+    if quantizer.gradient is not None:
+        gradients = lagged
 
     def train_step(state: TrainState, data, batch, axis_name):
         batch = prepare(data, batch)
-        grads, (batch_stats, metrics) = gradients(state, batch, axis_name)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        grads, (batch_stats, metrics), opt_state = gradients(state, batch, axis_name)
+        updates, opt_state = tx.update(grads, opt_state, state.params)
         metrics = pmean(metrics, axis_name) | {
             "grad_norm": optax.tree.norm(grads["model"]),
             "meta_grad_norm": jnp.asarray(optax.tree.norm(grads["quant"]), jnp.float32),
