@@ -119,7 +119,7 @@ def partition(
 
 
 class Projected(NamedTuple):
-    """State of `projected`: int32 steps taken, and the state of the optimizer inside."""
+    """State of `projected`: int32 steps taken, and the optimizer's own state."""
 
     step: jax.Array
     inner: optax.OptState
