@@ -373,3 +373,70 @@ def test_mix_goes_from_float_to_quantized():
     half = mix(identity(), 0.5)
     np.testing.assert_allclose(half.soft((), w, step=0), w, rtol=1e-6)
     assert isinstance(half, Quantizer)
+
+
+# gradient and project
+
+
+def with_rules():
+    """A quantizer with a gradient and a projection that a loop can follow by hand."""
+
+    def gradient(qparams, w, g, *, step):
+        return qparams * g + jnp.sum(w) * step
+
+    def project(qparams, w, *, step):
+        return qparams + jnp.max(w), 0.5 * w + qparams * step
+
+    q = clip_sign()._replace(init=lambda key, w: jnp.mean(w))
+    return q._replace(gradient=gradient, project=project)
+
+
+def test_per_channel_keeps_gradient_and_project():
+    w, g = normal(0, SHAPE), normal(1, SHAPE)
+    q, p = per_channel(with_rules()), np.arange(4, dtype=np.float32) - 1
+    qparams, step = jnp.asarray(p), jnp.asarray(2.0)
+    out = q.gradient(qparams, jnp.asarray(w), jnp.asarray(g), step=step)
+    moved, new = q.project(qparams, jnp.asarray(w), step=step)
+    for c in range(4):
+        own = w[..., c]
+        expected = p[c] * g[..., c] + 2 * own.sum(dtype=np.float64)
+        np.testing.assert_allclose(out[..., c], expected, rtol=1e-5)
+        np.testing.assert_allclose(new[..., c], own / 2 + 2 * p[c], rtol=1e-6)
+        np.testing.assert_allclose(moved[c], p[c] + own.max(), rtol=1e-6)
+    for field in ("gradient", "project"):
+        assert getattr(per_channel(clip_sign()), field) is None
+        one = per_channel(with_rules()._replace(**{field: None}))
+        assert getattr(one, field) is None
+        assert (one.gradient is None) != (one.project is None)
+
+
+@pytest.mark.parametrize("field", ["gradient", "project"])
+@pytest.mark.parametrize(
+    ("name", "combine"),
+    [
+        ("chain", lambda q: chain(doubled(), q)),
+        ("learned_scale", learned_scale),
+        ("bit_planes", lambda q: bit_planes(q, 2)),
+    ],
+)
+def test_rules_for_other_weights_are_refused(name, combine, field):
+    """What holds for the weights that `q` sees does not hold for the latent ones."""
+    combine(clip_sign())
+    q = clip_sign()._replace(**{field: getattr(with_rules(), field)})
+    with pytest.raises(ValueError, match=f"^{name} cannot keep the `{field}` "):
+        combine(q)
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        straight_through,
+        scale_by_mean_abs,
+        scale_by_max,
+        lambda q: add_penalty(q, lambda p, w, *, step: jnp.sum(w)),
+        lambda q: mix(q, 0.5),
+    ],
+)
+def test_combinators_of_the_same_weights_keep_the_rules(combine):
+    q = with_rules()
+    assert combine(q).gradient is q.gradient and combine(q).project is q.project

@@ -25,11 +25,23 @@ from quantnet_jax.testing import ORDER, check_docstring, check_quantizer
 SHARPNESS = exponential(0.5, 200.0, 10)
 PENALTY = linear(0.0, 1.0, 10)
 ANNEAL = (0, 5, 10)
-SMALL = {"width": 4}
+RUN = {
+    "sharpness": SHARPNESS,
+    "strength": linear(0.0, 2.2, 10),
+    "width": 4,
+}
+"""Options with which any member is small and ends hard."""
 SHAPE = (2, 2, 4, 6)
 """Of which QuantNet's layers become 4x4 matrices, all compiled once."""
 OPTIONS = {
     "binary_ste": [{"per": "tensor"}],
+    "xnor": [{"per": "tensor"}],
+    "irnet": [{"t": exponential(0.1, 10.0, 10)}],
+    "recu": [{"progress": linear(0.0, 1.0, 10)}],
+    "metaquant": [
+        {"network": "multifc", "nonlinearity": "silu"},
+        {"network": "lstmfc", "forward": "dorefa"},
+    ],
     "tanh_sign": [
         {"norm": "standard", "penalty": PENALTY},
         {"norm": "none", "bits": 3},
@@ -44,19 +56,24 @@ OPTIONS = {
         {"multibit": "planes", "bits": 3, "unit": "weight", "norm": "none"},
     ],
 }
-"""Beside the defaults at every width."""
+"""Beside the defaults at the widths that differ."""
 SHORT = set(ORDER) - {11}
 """Law 11 costs most and does not depend on the options."""
+SHORTEST = SHORT - {12}
+"""Law 12 costs most of the rest: for widths, and kernels, whose program is like another
+one's."""
 
 
 def cases():
     for name, member in MEMBERS.items():
         known = inspect.signature(member.factory).parameters
-        base = {"sharpness": SHARPNESS} if "sharpness" in known else {}
-        base |= SMALL if "width" in known else {}
-        for bits in member.bits or (None,):
+        base = {k: v for k, v in RUN.items() if k in known}
+        widths = (1, 2, 4) if len(member.bits) > 4 else member.bits
+        for bits in widths or (None,):
             options = {"bits": bits} if "bits" in known else {}
-            yield name, base | options, ORDER, f"{name}-{bits}"
+            laws = ORDER if bits in (None, *member.bits[:2]) else SHORTEST
+            laws = SHORTEST if name == "magnitude_aware" else laws  # is binary_ste
+            yield name, base | options, laws, f"{name}-{bits}"
         for options in OPTIONS.get(name, []):
             text = "-".join(f"{k}={v}" for k, v in options.items() if not callable(v))
             yield name, base | options, SHORT, f"{name}-{text}"
@@ -65,33 +82,58 @@ def cases():
 CASES = list(cases())
 
 
+def check_member(name, options, laws, shape):
+    member = MEMBERS[name]
+    one_bit = options.get("bits", member.bits and member.bits[0]) == 1
+    fixed = not member.learned and options.get("scale") != "learned"
+    check_quantizer(
+        member.factory(**options),
+        forward=member.forward,
+        binary=one_bit and member.centred,
+        parameter_free=fixed and member.idempotent,
+        anneal=ANNEAL,
+        shape=shape,
+        laws=laws,
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "options", "laws"), [c[:3] for c in CASES], ids=[c[3] for c in CASES]
 )
 def test_members_keep_the_laws(name, options, laws):
-    member = MEMBERS[name]
-    check_quantizer(
-        member.factory(**options),
-        forward=member.forward,
-        binary=options.get("bits", member.bits and member.bits[0]) == 1,
-        parameter_free=not member.learned and options.get("scale") != "learned",
-        anneal=ANNEAL,
-        shape=SHAPE,
-        laws=laws,
-    )
+    check_member(name, options, laws, SHAPE)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_dense_kernels_keep_the_laws(name):
     _, options, _, _ = next(c for c in CASES if c[0] == name)
-    forward = MEMBERS[name].forward
-    check_quantizer(
-        MEMBERS[name].factory(**options),
-        forward=forward,
-        anneal=ANNEAL,
-        shape=(24, 6),
-        laws=SHORT,
-    )
+    check_member(name, options, SHORTEST, (24, 6))
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        (name, bits)
+        for name, member in MEMBERS.items()
+        for bits in member.bits
+        if bits <= 4
+    ],
+)
+def test_no_member_deploys_float_weights(name, bits):
+    """Every channel has two values at least, and no more than the width allows."""
+    member, shape = MEMBERS[name], (64, 6)
+    known = inspect.signature(member.factory).parameters
+    options = {k: v for k, v in RUN.items() if k in known}
+    q = member.factory(**options, **({"bits": bits} if "bits" in known else {}))
+    w = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    qt = q.hard(q.init(jax.random.key(0), w), w)
+    levels = {("twn", 2): 3, ("quantization_networks", 2): 3}
+    levels |= {("quantization_networks", 3): 7}
+    assert qt.levels.shape[-1] == levels.get((name, bits), 2**bits)
+    values = np.asarray(dequantize(qt))
+    for c in range(shape[-1]):
+        assert 1 < len(np.unique(values[:, c])) <= qt.levels.shape[-1]
+    assert len(np.unique(qt.codes)) > 2 ** (bits - 1)
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -18,9 +18,11 @@ from quantnet_jax.core.tree import (
     plan,
     quantize_tree,
 )
+from quantnet_jax.quantizers.lq_nets import lq_nets
+from quantnet_jax.quantizers.metaquant import metaquant
 from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import tanh_sign
-from quantnet_jax.quantizers.ste import binary_ste
+from quantnet_jax.quantizers.ste import binary_ste, binaryconnect
 
 
 class Pair(NamedTuple):
@@ -277,3 +279,126 @@ def test_no_rules_leave_everything_as_it_is():
     for tree in (q.soft({}, params, step=0), q.hard({}, params)):
         assert_trees_close(tree, params)
     assert float(q.penalty({}, params, step=0)) == 0.0
+
+
+# Quantizers with rules of their own
+
+
+def mixed_rules():
+    """One network for a, b and c; and a projection on the stem."""
+    return [
+        Rule(CONVS, metaquant(network="fcgrad", width=3), "model"),
+        Rule("stem/kernel", lq_nets(bits=2, momentum=0.5)),
+        Rule("head/kernel", binary_ste()),
+    ]
+
+
+def test_rules_are_there_if_one_member_has_them():
+    fields = lambda rules: tuple(
+        getattr(quantize_tree(rules, small_net()), name) is not None
+        for name in ("gradient", "project")
+    )
+    meta, stem, head = mixed_rules()
+    assert fields([meta, stem, head]) == (True, True)
+    assert fields([meta, head]) == (True, False)
+    assert fields([stem, head]) == (False, True)
+    assert fields([head]) == fields([]) == (False, False)
+
+
+def test_gradients_of_a_mixed_tree():
+    """Of the network: its factor; of the others: the derivative of soft, or itself."""
+    params = {k: v for k, v in small_net().items() if k != "count"}
+    q = quantize_tree(mixed_rules(), params)
+    qparams = q.init(jax.random.key(0), params)
+    qparams["shared0"] = {k: 1.5 * x for k, x in qparams["shared0"].items()}
+    g = jax.tree.map(lambda x: array(11, *x.shape), params)
+    got = q.gradient(qparams, params, g, step=0)
+    assert jax.tree.structure(got) == jax.tree.structure(g)
+    got, g, leaves = flatten(got), flatten(g), flatten(params)
+    for path in PATHS:
+        np.testing.assert_allclose(got[path], 2.25 * g[path], rtol=1e-5)
+    np.testing.assert_array_equal(got["stem/kernel"], g["stem/kernel"])
+    head = leaves["head/kernel"]
+    slope = np.where(np.abs(head) <= 1, np.abs(head).mean(0, keepdims=True), 0)
+    np.testing.assert_allclose(got["head/kernel"], g["head/kernel"] * slope, rtol=1e-5)
+    for path in ("stem/bias", "b/bias"):
+        np.testing.assert_array_equal(got[path], g[path])
+
+
+def test_gradients_without_a_rule_are_the_vjp_of_soft():
+    """Of annealed members with parameters too, at the given step."""
+    params = {k: v for k, v in small_net().items() if k in "ac"}
+    soft_member = quantnet(width=2, sharpness=lambda step: 1.0 + step, penalty=1.0)
+    rules = [Rule("a/kernel", soft_member), Rule("c/kernel", metaquant(width=2))]
+    q = quantize_tree(rules, params)
+    qparams = q.init(jax.random.key(0), params)
+    g = jax.tree.map(lambda x: array(12, *x.shape), params)
+    step = jnp.asarray(2.0)
+    got = jax.jit(lambda *args: q.gradient(*args, step=step))(qparams, params, g)
+    loss = lambda w: jnp.sum(
+        soft_member.soft(qparams["a/kernel"], w, step=step) * g["a"]["kernel"]
+    )
+    expected = jax.jit(jax.grad(loss))(params["a"]["kernel"])
+    np.testing.assert_allclose(got["a"]["kernel"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_projection_of_a_mixed_tree_changes_only_its_own():
+    params = small_net()
+    q = quantize_tree(mixed_rules(), params)
+    qparams = q.init(jax.random.key(0), params)
+    moved, new = q.project(qparams, params, step=0)
+    assert jax.tree.structure((moved, new)) == jax.tree.structure((qparams, params))
+    for path, leaf in flatten(params).items():
+        np.testing.assert_array_equal(flatten(new)[path], leaf)
+    assert moved["shared0"] is qparams["shared0"]
+    for path in set(qparams) - {"stem/kernel"}:
+        assert_trees_close(moved[path], qparams[path], rtol=0, atol=0)
+    one, _ = lq_nets(bits=2, momentum=0.5).project(
+        qparams["stem/kernel"], params["stem"]["kernel"], step=0
+    )
+    assert_trees_close(moved["stem/kernel"], one)
+    assert not np.allclose(one.value, qparams["stem/kernel"].value, rtol=1e-3)
+
+
+def test_projection_of_weights():
+    params = {k: v for k, v in small_net().items() if k != "head"}
+    params = jax.tree.map(lambda x: 3 * x, params)
+    rules = [Rule("(a|b)/kernel", binaryconnect()), Rule("c/.*", binary_ste())]
+    q = quantize_tree(rules, params)
+    qparams, new = q.project(q.init(jax.random.key(0), params), params, step=0)
+    assert jax.tree.leaves(qparams) == []
+    for path, leaf in flatten(params).items():
+        expected = np.clip(leaf, -1, 1) if path in PATHS[:2] else leaf
+        np.testing.assert_array_equal(flatten(new)[path], expected)
+
+
+@pytest.mark.parametrize("share", ["layer", "shape", "kernel", "model"])
+def test_projection_keeps_what_is_shared(share):
+    """The part that tensors share stays; what is each one's own moves by its tensor."""
+
+    def project(qparams, w, *, step):
+        common, own = qparams["common"], qparams["own"]
+        moved = PerTensor(own.value + common + jnp.max(w) + step)
+        return {"common": common + jnp.sum(w), "own": moved}, w * common
+
+    init = lambda key, w: {"common": jnp.float32(2.0), "own": PerTensor(jnp.mean(w))}
+    params = small_net()
+    rule = Rule(CONVS, clip_sign()._replace(init=init, project=project), share)
+    q = quantize_tree([rule], params)
+    before = q.init(jax.random.key(0), params)
+    after, new = q.project(before, params, step=jnp.asarray(7.0))
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    leaves, new = flatten(params), flatten(new)
+    for path, leaf in leaves.items():
+        w = np.asarray(leaf)
+        np.testing.assert_array_equal(new[path], 2 * w if path in PATHS else w)
+    for path in PATHS:
+        w = np.asarray(leaves[path], np.float64)
+        expected = w.mean() + 2 + w.max() + 7
+        np.testing.assert_allclose(after[path]["own"].value, expected, rtol=1e-5)
+        if share == "layer":
+            np.testing.assert_allclose(after[path]["common"], 2 + w.sum(), rtol=1e-5)
+        else:
+            assert after[path]["common"] is None
+    for key in set(before) - set(PATHS):
+        assert after[key] is before[key]

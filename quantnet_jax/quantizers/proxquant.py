@@ -33,8 +33,9 @@ def proxquant(*, strength: ScalarOrSchedule = 1e-3) -> Quantizer:
         return w
 
     def project(qparams, w, *, step):
-        over = jnp.abs(w) - 1.0
-        left = jnp.maximum(jnp.abs(over) - strength(step), 0.0)
-        return qparams, sign(w) * (1.0 + jnp.sign(over) * left)
+        # Written as a step towards the sign: a tiny weight keeps the one it has.
+        pull, far = strength(step), sign(w) - w
+        moved = w + jnp.sign(far) * pull
+        return qparams, jnp.where(jnp.abs(far) <= pull, sign(w), moved)
 
     return Quantizer(no_params, soft, hard_sign, no_penalty, project=project)
