@@ -11,7 +11,7 @@ from tiny import tiny_config, train
 from quantnet_jax import models
 from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.data import prepare
-from quantnet_jax.training import evaluation, experiment, steps
+from quantnet_jax.training import evaluation, experiment, scoring, steps
 
 QUANTIZED = {"conv1/kernel", "conv2/kernel"}
 COUNTS = ("soft", "hard", "hard_bn", "examples")
@@ -162,7 +162,7 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     assert again["hard_bn"] == scores["hard_bn"]
 
     model = models.create("small", classes=4, momentum=0.0)
-    statistics = steps.make_statistics(experiment.make_apply(model), prepare_train(exp))
+    statistics = steps.make_statistics(scoring.make_apply(model), prepare_train(exp))
     got = evaluation.average_statistics(
         jax.jit(lambda *args: statistics(*args, None)),
         hard,

@@ -20,7 +20,7 @@ ROOMS = {
     "data": set(),
     "training": {"core", "quantizers", "models", "data"},
     "posttrain": {"core", "models"},
-    "deploy": {"core", "models"},
+    "deploy": {"core", "quantizers", "models"},
 }
 ROOMS["tasks"] = set(ROOMS)
 ROOMS[""] = set(ROOMS)
@@ -36,9 +36,9 @@ OUTSIDE = {
         *("orbax", "tensorboardX", "tqdm"),
     },
     "posttrain": {"jax", "numpy"},
-    "deploy": {"jax", "numpy"},
+    "deploy": {"jax", "numpy", "safetensors"},
     "tasks": {"jax", "numpy", "flax", "optax", "ml_collections", "absl"},
-    "": {"jax", "numpy", "ml_collections", "absl"},
+    "": {"jax", "numpy", "ml_collections", "absl", "PIL"},
 }
 
 # What only one file may use.

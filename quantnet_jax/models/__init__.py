@@ -11,11 +11,20 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.base import Quantizer
 from quantnet_jax.models.activations import ACTS
-from quantnet_jax.models.layers import KERNELS, kernel_rule
+from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
 from quantnet_jax.models.resnet import ResNet, cifar_resnet, imagenet_resnet
 from quantnet_jax.models.small import Small
 
-__all__ = ["ACTS", "KERNELS", "ResNet", "Small", "create", "kernel_rule", "names"]
+__all__ = [
+    "ACTS",
+    "KERNELS",
+    "ResNet",
+    "Small",
+    "create",
+    "fold",
+    "kernel_rule",
+    "names",
+]
 
 _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "small": (Small, Small),

@@ -35,6 +35,7 @@ class _Block(nn.Module):
       axis_name: see `BatchNorm`.
       momentum: see `BatchNorm`.
       zero_init_last: start the scale of the last BatchNorm at zero.
+      folded: see `BatchNorm`.
     """
 
     channels: int
@@ -45,6 +46,7 @@ class _Block(nn.Module):
     axis_name: str | None = None
     momentum: float = 0.9
     zero_init_last: bool = False
+    folded: bool = False
 
     def quantized(self, x: jax.Array, conv: str) -> jax.Array:
         """The input `x` of a convolution, as that convolution sees it."""
@@ -54,7 +56,13 @@ class _Block(nn.Module):
 
     def norm(self, name: str, zero_init: bool = False) -> BatchNorm:
         """A BatchNorm of this block's settings."""
-        return BatchNorm(self.axis_name, self.momentum, zero_init=zero_init, name=name)
+        return BatchNorm(
+            self.axis_name,
+            self.momentum,
+            zero_init=zero_init,
+            folded=self.folded,
+            name=name,
+        )
 
     def skip(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
         """The shortcut of the block, in the shape of its residual branch."""
@@ -166,6 +174,7 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     momentum: float = 0.9
     zero_init_last: bool = False
+    folded: bool = False
 
     def __post_init__(self) -> None:
         if self.shortcut not in SHORTCUTS:
@@ -196,7 +205,10 @@ class ResNet(nn.Module):
         """
         x = as_images(x, self.dtype)
         x = Conv(self.width, self.stem_size, self.stem_strides, name="stem")(x)
-        x = BatchNorm(self.axis_name, self.momentum, name="stem_bn")(x, train)
+        norm = BatchNorm(
+            self.axis_name, self.momentum, folded=self.folded, name="stem_bn"
+        )
+        x = norm(x, train)
         x = self.act()(x)
         if self.stem_pool:
             # Flax documents pairs but annotates a word only.
@@ -214,6 +226,7 @@ class ResNet(nn.Module):
                     axis_name=self.axis_name,
                     momentum=self.momentum,
                     zero_init_last=self.zero_init_last,
+                    folded=self.folded,
                     name=f"stage{stage + 1}_block{index}",
                 )(x, train)
         features = x.astype(jnp.float32).mean((1, 2))

@@ -26,6 +26,7 @@ class Small(nn.Module):
       dtype: as in `ResNet`.
       axis_name: as in `ResNet`.
       momentum: as in `ResNet`.
+      folded: as in `ResNet`.
     """
 
     classes: int
@@ -36,6 +37,7 @@ class Small(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
+    folded: bool = False
 
     @nn.compact
     def __call__(
@@ -51,7 +53,8 @@ class Small(nn.Module):
             if self.act_quant is not None and name != "stem":
                 x = QuantizeInput(self.act_quant, name=f"{name}_input")(x)
             x = Conv(self.width, 3, strides, name=name)(x)
-            x = BatchNorm(self.axis_name, self.momentum, name=norm)(x, train)
+            bn = BatchNorm(self.axis_name, self.momentum, folded=self.folded, name=norm)
+            x = bn(x, train)
             x = self.act()(x)
         features = x.astype(jnp.float32).mean((1, 2))
         logits = Dense(self.classes, name="head")(features)

@@ -80,19 +80,15 @@ def compare(soft: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
 def score(
     tally: Callable,
     forward: Callable,
-    realized: Realized,
-    batch_stats: PyTree,
-    hard_stats: PyTree,
+    trees: dict[str, PyTree],
     data: PyTree,
     batches: Iterable[PyTree],
 ) -> dict[str, float]:
-    """Evaluates soft and hard weights on every example once.
+    """Evaluates weight trees on every example once, through one compiled function.
 
     Args:
       tally, forward: compiled functions of `quantnet_jax.training.steps`.
-      realized: the two weight trees.
-      batch_stats: BatchNorm statistics for soft and for hard.
-      hard_stats: those re-estimated for hard, or None to leave out 'hard_bn'.
+      trees: 'soft', 'hard' and perhaps 'hard_bn' (re-estimated BatchNorm), folded.
       data: on the devices, or None.
       batches: sharded, with masks.
 
@@ -108,16 +104,15 @@ def score(
 
     same = {k: k for k in ("examples", "soft", "hard", "loss_soft", "loss_hard", "kl")}
     for batch in batches:
-        soft = forward(realized.soft, batch_stats, data, batch)
-        hard = forward(realized.hard, batch_stats, data, batch)
-        add(tally(data, batch, soft, hard), same)
-        if hard_stats is not None:
-            hard_bn = forward(realized.hard, hard_stats, data, batch)
-            add(tally(data, batch, soft, hard_bn), {"hard": "hard_bn"})
+        logits = {name: forward(tree, data, batch) for name, tree in trees.items()}
+        add(tally(data, batch, logits["soft"], logits["hard"]), same)
+        if "hard_bn" in logits:
+            sums_bn = tally(data, batch, logits["soft"], logits["hard_bn"])
+            add(sums_bn, {"hard": "hard_bn"})
     examples = sums.pop("examples")
     result = {name: value / examples for name, value in sums.items()}
     result["gap"] = (sums["soft"] - sums["hard"]) / examples
-    if hard_stats is not None:
+    if "hard_bn" in trees:
         result["gap_bn"] = (sums["soft"] - sums["hard_bn"]) / examples
     return result | {"examples": int(examples)}
 

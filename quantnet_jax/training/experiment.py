@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from quantnet_jax import models, quantizers
@@ -15,6 +16,7 @@ from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import evaluation, optim, parallel, steps
 from quantnet_jax.training.config import Config
 from quantnet_jax.training.feed import Feed, make_feed
+from quantnet_jax.training.scoring import make_apply, make_evaluate
 from quantnet_jax.training.state import TrainState, create_state
 
 PyTree = Any
@@ -37,6 +39,9 @@ class Experiment(NamedTuple):
       train_batches: `first step -> endless iterator` of sharded batches.
       evaluate: `(state, previous codes) -> (scores, layers, codes)`.
       codes: `state -> {path: uint8 codes}`, on the host.
+      deployed: `state -> parameters` of the folded network, with QTensor leaves.
+      predict: `folded float parameters -> float32[N, classes]` logits of all test
+        images, on the host; the compiled function that `evaluate` scores with.
     """
 
     config: Config
@@ -52,6 +57,8 @@ class Experiment(NamedTuple):
     train_batches: Callable[[int], Iterator[PyTree]]
     evaluate: Callable
     codes: Callable[[TrainState], dict]
+    deployed: Callable[[TrainState], PyTree]
+    predict: Callable[[PyTree], np.ndarray]
 
 
 def build(config: Config, devices: list | None = None) -> Experiment:
@@ -131,6 +138,14 @@ def build(config: Config, devices: list | None = None) -> Experiment:
             yield runner.shard(batch)
 
     realize = runner.compile(evaluation.make_realize(quantizer), replicated=1)
+    evaluate, predict = make_evaluate(
+        model, realize, config, runner, feed, data, augmented, plain
+    )
+
+    def deployed(state, axis_name):
+        hard = quantizer.hard(state.params["quant"], state.params["model"])
+        return models.fold(hard, state.batch_stats)
+
     return Experiment(
         config=config,
         runner=runner,
@@ -143,51 +158,11 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         train_data=data["train"],
         train_step=runner.compile(train_step, replicated=2, donate=True),
         train_batches=train_batches,
-        evaluate=make_evaluate(
-            model, realize, config, runner, feed, data, augmented, plain
-        ),
+        evaluate=evaluate,
         codes=lambda state: jax.device_get(realize(state).codes),
+        deployed=runner.compile(deployed, replicated=1),
+        predict=predict,
     )
-
-
-def make_evaluate(model, realize, config, runner, feed, data, augmented, plain):
-    """Makes `evaluate(state, previous codes) -> (scores, layers, codes)`.
-
-    `scores` is that of `evaluation.score`, `layers` that of `evaluation.layer_report`;
-    `codes` are for the next call.
-    """
-    forward = runner.compile(
-        steps.make_forward(make_apply(model), plain), replicated=3, sharded_out=True
-    )
-    tally = runner.compile(steps.tally, replicated=1)
-    # With momentum 0 the running statistics are those of the last batch.
-    statistics = runner.compile(
-        steps.make_statistics(make_apply(model.clone(momentum=0.0)), augmented),
-        replicated=3,
-    )
-
-    def evaluate(state, previous=None):
-        realized = realize(state)
-        hard_stats = None
-        if config.bn_batches and jax.tree.leaves(state.batch_stats):
-            stream = feed.train(0)
-            batches = (runner.shard(next(stream)) for _ in range(config.bn_batches))
-            hard_stats = evaluation.average_statistics(
-                statistics, realized.hard, state.batch_stats, data["train"], batches
-            )
-        scores = evaluation.score(
-            tally,
-            forward,
-            realized,
-            state.batch_stats,
-            hard_stats,
-            data["test"],
-            (runner.shard(batch) for batch in feed.test()),
-        )
-        layers = evaluation.layer_report(realized, previous)
-        return scores, layers, jax.device_get(realized.codes)
-
-    return evaluate
 
 
 def make_model(config: Config, classes: int, axis_name: str | None):
@@ -203,6 +178,12 @@ def make_model(config: Config, classes: int, axis_name: str | None):
         )
     except (ValueError, TypeError, KeyError) as e:
         raise ValueError(f"config.model: {e}") from None
+
+
+def model_options(config: Config) -> dict:
+    """Name and options of the network as plain data, without its quantizer."""
+    made = config.model.to_dict() | make_activation(config)
+    return {name: value for name, value in made.items() if name != "act_quant"}
 
 
 def make_activation(config: Config) -> dict:
@@ -224,17 +205,6 @@ def make_activation(config: Config) -> dict:
             )
         found |= {"act": act or "hardtanh"}
     return found
-
-
-def make_apply(model) -> Callable:
-    """`(variables, image, train) -> logits`, or `(logits, updated)` when training."""
-
-    def apply(variables, image, train):
-        return model.apply(
-            variables, image, train=train, mutable=["batch_stats"] if train else False
-        )
-
-    return apply
 
 
 def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:

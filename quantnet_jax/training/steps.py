@@ -186,16 +186,19 @@ def make_train_step(
 
 
 def make_forward(apply: Callable, prepare: Callable) -> Callable:
-    """Makes `forward(weights, batch_stats, data, batch, axis_name) -> logits`.
+    """Makes `forward(weights, data, batch, axis_name) -> logits`.
+
+    Args:
+      apply: of a network whose normalizations are folded into its weights.
+      prepare: `(data, batch) -> {'image', ...}`, without augmentation.
 
     One function for soft and hard weights: compiled once, it cannot differ between
     them in anything but the weights.
     """
 
-    def forward(weights, batch_stats, data, batch, axis_name):
+    def forward(weights, data, batch, axis_name):
         del axis_name
-        variables = {"params": weights, "batch_stats": batch_stats}
-        return apply(variables, prepare(data, batch)["image"], train=False)
+        return apply({"params": weights}, prepare(data, batch)["image"], train=False)
 
     return forward
 

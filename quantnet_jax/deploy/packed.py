@@ -1,0 +1,94 @@
+"""Weights whose codes stay packed in memory until a compiled function unpacks them."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core.qtensor import (
+    QTensor,
+    dequantize,
+    is_qtensor,
+    pack,
+    unpack,
+)
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A QTensor with packed codes.
+
+    Attributes:
+      codes: uint8[ceil(n bits / 8)], see `quantnet_jax.core.qtensor.pack`.
+      levels: as in QTensor.
+      scale: as in QTensor.
+      shape: of the weights. Static.
+    """
+
+    codes: jax.Array
+    levels: jax.Array
+    scale: jax.Array
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code."""
+        return QTensor(self.codes, self.levels, self.scale).bits
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, levels and scale."""
+        return self.codes.nbytes + self.levels.nbytes + self.scale.nbytes
+
+
+def is_packed(x: object) -> bool:
+    """True for a `Packed`."""
+    return isinstance(x, Packed)
+
+
+def pack_tree(params: PyTree) -> PyTree:
+    """Packs every QTensor of a tree; float leaves stay."""
+
+    def one(x):
+        if not is_qtensor(x):
+            return x
+        return Packed(pack(x.codes, x.bits), x.levels, x.scale, tuple(x.shape))
+
+    return jax.tree.map(one, params, is_leaf=is_qtensor)
+
+
+def unpack_tree(params: PyTree) -> PyTree:
+    """The QTensors of a packed tree; float leaves stay. Inverse of `pack_tree`."""
+
+    def one(x):
+        if not is_packed(x):
+            return x
+        return QTensor(unpack(x.codes, x.bits, x.shape), x.levels, x.scale)
+
+    return jax.tree.map(one, params, is_leaf=is_packed)
+
+
+def float_tree(params: PyTree) -> PyTree:
+    """Float32 values of a packed tree, equal bit for bit to those of its QTensors."""
+    return jax.tree.map(
+        lambda x: values(x) if is_packed(x) else x, params, is_leaf=is_packed
+    )
+
+
+def values(x: Packed) -> jax.Array:
+    """Float32 `levels[codes] * scale`.
+
+    Binary codes choose between two numbers: a select costs less than a table look-up.
+    """
+    if x.levels.shape != (2,):
+        return dequantize(QTensor(unpack(x.codes, x.bits, x.shape), x.levels, x.scale))
+    size = math.prod(x.shape)
+    shifts = jnp.arange(8, dtype=jnp.uint8)[None]
+    bit = (x.codes[:, None] >> shifts) & jnp.uint8(1)
+    bit = bit.reshape(-1)[:size].reshape(x.shape)
+    return jnp.where(bit == 1, x.levels[1], x.levels[0]) * x.scale

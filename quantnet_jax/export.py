@@ -1,0 +1,209 @@
+"""Writes what ships of a run: packed weights, StableHLO; and proves that they agree.
+
+    python -m quantnet_jax.export --workdir=DIR [--out=DIR] [--step=latest|best|N]
+        [--float=float32|float16]
+
+Writes `model.safetensors` (packed codes, levels, scales, folded normalizations, float
+rest) and `model.stablehlo` (the same network as a program with the packed bits inside,
+for CPU, CUDA and TPU, any batch size). Both predict every test image; one prediction
+that differs from hard evaluation is an error, and nothing is kept.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from quantnet_jax import deploy
+from quantnet_jax.core.tree import dequantize_tree
+from quantnet_jax.training import checkpoint, experiment, metrics
+from quantnet_jax.training import config as config_lib
+from quantnet_jax.training.provenance import provenance
+
+FLOATS = ("float32", "float16")
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(
+    workdir: str, out: str | None = None, step: str | int = "latest", dtype="float32"
+) -> dict[str, Any]:
+    """Exports one checkpoint of a run.
+
+    Args:
+      workdir: folder of the run.
+      out: folder to write to; default WORKDIR/export.
+      step: 'latest', 'best' or a number.
+      dtype: of the float rest in the file.
+
+    Returns:
+      As `export_state`; result.json of the run gets 'packed' and 'exported' if it is of
+      the same step.
+
+    Raises:
+      FileNotFoundError: no such run or checkpoint.
+      ValueError: the run cannot be read, or a prediction differs.
+    """
+    config = config_lib.load(workdir)
+    exp = experiment.build(config)
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats")}
+        restored = checkpoints.restore_params(jax.device_get(wanted), step)
+    saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
+    state = exp.state._replace(**exp.runner.replicate(saved))
+    folder = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
+    result = export_state(exp, state, folder, dtype)
+    path = pathlib.Path(workdir) / "result.json"
+    if path.is_file() and restored.step == exp.steps:
+        old = json.loads(path.read_text())
+        metrics.write_json(path, old | {k: result[k] for k in ("packed", "exported")})
+    return {"step": restored.step, **result}
+
+
+def export_state(
+    exp: experiment.Experiment, state, folder: pathlib.Path, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Writes and verifies the files of one state.
+
+    Returns:
+      {'hard', 'packed', 'exported' (accuracies), 'differ' (predictions that differ from
+      hard; 0 unless `dtype` is 'float16'), 'examples', 'payload' (bytes of tensors),
+      'file' (bytes of model.safetensors), 'folder'}.
+
+    Raises:
+      ValueError: the predictions differ; the files are then removed.
+    """
+    hard_tree = jax.device_get(exp.deployed(state))
+    hard = exp.predict(exp.runner.replicate(dequantize_tree(hard_tree)))
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, program = folder / "model.safetensors", folder / "model.stablehlo"
+    try:
+        sizes = deploy.write(
+            weights, deploy.pack_tree(hard_tree), make_spec(exp), dtype=dtype
+        )
+        predictor = deploy.load(weights)
+        program.write_bytes(stablehlo(predictor))
+        reloaded = jax.jit(jax.export.deserialize(program.read_bytes()).call)
+        labels, packed = predict_all(exp, predictor.logits)
+        _, exported = predict_all(exp, reloaded)
+        wrong = {
+            name: int((logits.argmax(-1) != hard.argmax(-1)).sum())
+            for name, logits in (("packed", packed), ("exported", exported))
+        }
+        if any(wrong.values()) and dtype == "float32":
+            raise ValueError(
+                f"of {len(hard)} predictions {wrong['packed']} of model.safetensors "
+                f"and {wrong['exported']} of model.stablehlo differ from hard "
+                "evaluation; nothing was kept"
+            )
+    except BaseException:
+        for path in (weights, program):
+            path.unlink(missing_ok=True)
+        raise
+    score = lambda logits: float(np.mean(logits.argmax(-1) == labels))
+    return {
+        "hard": score(hard),
+        "packed": score(packed),
+        "exported": score(exported),
+        "differ": max(wrong.values()),
+        "examples": len(hard),
+        **sizes,
+        "folder": str(folder),
+    }
+
+
+def make_spec(exp: experiment.Experiment) -> dict[str, Any]:
+    """What an artifact says of its network: plain data."""
+    config, feed = exp.config, exp.feed
+    activation = None
+    if config.activation.name:
+        name = config.activation.name
+        activation = {"name": name, **config.activation[name].to_dict()}
+    return {
+        "model": experiment.model_options(config) | {"dtype": config.dtype},
+        "activation": activation,
+        "input": {
+            "shape": list(feed.shape),
+            "mean": [float(x) for x in feed.mean],
+            "std": [float(x) for x in feed.std],
+        },
+        "classes": list(feed.classes),
+        "method": config.quantizer.name,
+        "data": config.data.name,
+        **provenance(),
+    }
+
+
+def stablehlo(predictor: deploy.Predictor) -> bytes:
+    """The network as a serialized `jax.export` program: uint8 images -> logits.
+
+    The packed weights are constants in it; the batch size is symbolic. Whoever loads it
+    needs jax alone, within its window: jax reads programs of the last six months' or so
+    versions, see the compatibility page of `jax.export`.
+    """
+    run = jax.jit(lambda images: predictor.apply(predictor.params, images))
+    shape = jax.export.symbolic_shape("batch, h, w, c")[:1] + predictor.shape
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return jax.export.export(run, platforms=PLATFORMS)(images).serialize()
+
+
+def predict_all(
+    exp: experiment.Experiment, logits: Callable
+) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, logits) of all test images, in batches of the evaluation's size."""
+    rows, labels = [], []
+    for images, label, real in test_batches(exp):
+        rows.append(np.asarray(logits(images))[real])
+        labels.append(label[real])
+    return np.concatenate(labels), np.concatenate(rows)
+
+
+def test_batches(exp: experiment.Experiment) -> Iterator[tuple[np.ndarray, ...]]:
+    """(uint8 images, labels, which of them are no padding) of every test batch."""
+    for batch in exp.feed.test():
+        if "image" in batch:
+            images, label = batch["image"], batch["label"]
+        else:
+            rows = np.asarray(batch["index"])
+            images, label = (exp.feed.test_data[k][rows] for k in ("image", "label"))
+        yield np.asarray(images), np.asarray(label), np.asarray(batch["mask"]) > 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quantnet_jax.export", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--out", help="folder to write to; WORKDIR/export")
+    parser.add_argument(
+        "--step", default="latest", help="'latest', 'best' or a number of steps"
+    )
+    parser.add_argument(
+        "--float", default="float32", choices=FLOATS, help="dtype of the float rest"
+    )
+    args = parser.parse_args(argv)
+    step = int(args.step) if args.step.isdigit() else args.step
+    try:
+        result = export(args.workdir, args.out, step, args.float)
+    except (ValueError, FileNotFoundError, ImportError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(f"{result['folder']}, step {result['step']}, {result['examples']} images")
+    for name in ("hard", "packed", "exported"):
+        print(f"{name:10s}{100 * result[name]:7.2f}%")
+    print(
+        f"payload {result['payload']:,} bytes, model.safetensors {result['file']:,}; "
+        f"{result['differ']} predictions differ from hard evaluation"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
