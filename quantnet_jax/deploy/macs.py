@@ -1,0 +1,250 @@
+"""Counts multiply-accumulates in the trace of any JAX function, parameter by parameter.
+
+A product (convolution or matrix product) belongs to the parameters whose values alone
+make up one of its operands, however many conversions, transposes, scales or masks lie
+in between. Nothing is computed: the trace is of shapes.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from quantnet_jax.core.tree import flatten
+
+PyTree = Any
+FLOAT = 32
+"""Bits of an operand of which nothing else is known."""
+
+PRODUCTS = ("conv_general_dilated", "dot_general")
+UNCOUNTED = ("ragged_dot", "ragged_dot_general")
+CALLS = (
+    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
+"""Primitives that run their one inner program once, on their own operands."""
+
+# What moves values without changing them: a quantized activation stays one.
+MOVES = (
+    *("convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze"),
+    *("slice", "dynamic_slice", "pad", "concatenate", "rev", "copy", "name"),
+    *("expand_dims", "gather", "reduce_max", "reduce_window_max", "stop_gradient"),
+)
+_MARK = re.compile(r"activation of (\d+) bits")
+
+
+class Use(NamedTuple):
+    """Where parameters meet what depends on the example, in the order of the trace.
+
+    Attributes:
+      params: paths of the parameters that the operand is made of; empty if both
+        operands depend on the example, or one is a constant.
+      macs: multiply-accumulates; 0 for an elementwise operation.
+      bits: of the activations, and of the other operand where `params` is empty.
+      shape: of the result.
+    """
+
+    params: frozenset[str]
+    macs: int
+    bits: tuple[int, int]
+    shape: tuple[int, ...]
+
+
+class _Source(NamedTuple):
+    """What a value depends on: parameters alone, or the example (`data`)."""
+
+    params: frozenset[str] = frozenset()
+    data: bool = False
+    bits: int = FLOAT
+
+
+_CONSTANT = _Source()
+
+
+def mark_activation(x: jax.Array, bits: int) -> jax.Array:
+    """`x` itself, marked for `count` as taking at most 2**bits values.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> binary = lambda x: mark_activation(jnp.sign(x), 1)
+      >>> uses = count(lambda w, x: binary(x) @ w, jnp.ones((2, 3)), jnp.ones((1, 2)))
+      >>> [(use.macs, use.bits[0]) for use in uses]
+      [(6, 1)]
+    """
+    return checkpoint_name(x, f"activation of {bits} bits")
+
+
+def count(apply: Callable, params: PyTree, example: PyTree) -> list[Use]:
+    """Every use of a parameter, and every product, in `apply(params, example)`.
+
+    Padding counts as it is computed; of a transposed convolution the inserted zeros do
+    not. Products of parameters alone (they do not depend on the example, so they are
+    done once) are left out; of several branches of a condition the dearest counts.
+
+    Args:
+      apply: any traceable function.
+      params: tree of arrays or `jax.ShapeDtypeStruct`s.
+      example: the same, with its batch axis.
+
+    Raises:
+      ValueError: the number of products cannot be read from the trace: a `while` loop,
+        a kernel, a manual partition.
+    """
+    closed = jax.make_jaxpr(apply)(params, example)
+    sources = [_Source(frozenset([path])) for path in flatten(params)]
+    sources += [_Source(data=True) for _ in jax.tree.leaves(example)]
+    return _walk(closed.jaxpr, sources)[1]
+
+
+def _walk(jaxpr: Jaxpr, sources: Sequence[_Source]) -> tuple[list[_Source], list[Use]]:
+    """Sources of the outputs, and all uses."""
+    known = dict(zip(jaxpr.invars, sources, strict=True))
+    uses = []
+
+    def read(v) -> _Source:
+        return _CONSTANT if isinstance(v, Literal) else known.get(v, _CONSTANT)
+
+    for eqn in jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        results, found = _equation(eqn, operands)
+        known |= zip(eqn.outvars, results, strict=True)
+        uses += found
+    return [read(v) for v in jaxpr.outvars], uses
+
+
+def _equation(eqn, operands: list[_Source]) -> tuple[list[_Source], list[Use]]:
+    name, inner = eqn.primitive.name, _inner(eqn.params)
+    shape = tuple(eqn.outvars[0].aval.shape) if eqn.outvars else ()
+    if name in PRODUCTS:
+        return [_join(operands)], _product(eqn, operands, shape)
+    if name == "scan":
+        return _scan(eqn, operands)
+    if name == "cond":
+        return _cond(inner, operands)
+    if name in CALLS and len(inner) == 1 and len(inner[0].invars) == len(operands):
+        return _walk(inner[0], operands)
+    if name in UNCOUNTED or any(map(_has_product, inner)):
+        raise ValueError(
+            f"{name!r} holds products whose number cannot be read from the trace; "
+            "expected convolutions and matrix products in plain calls, scans and "
+            "conditions"
+        )
+    joined = _join(operands, keep=name in MOVES)
+    if name == "name" and (mark := _MARK.fullmatch(str(eqn.params["name"]))):
+        joined = joined._replace(bits=int(mark[1]))
+    met = frozenset[str]().union(*(s.params for s in operands if not s.data))
+    uses = [Use(met, 0, (FLOAT, FLOAT), shape)] if joined.data and met else []
+    return [joined] * len(eqn.outvars), uses
+
+
+def _product(eqn, operands: list[_Source], shape: tuple[int, ...]) -> list[Use]:
+    a, b = operands
+    if not (a.data or b.data):
+        return []
+    if not a.data:
+        a, b = b, a
+    macs = _conv(eqn) if eqn.primitive.name == PRODUCTS[0] else _dot(eqn)
+    params = frozenset() if b.data else b.params
+    return [Use(params, macs, (a.bits, b.bits), shape)]
+
+
+def _dot(eqn) -> int:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    lhs, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    return math.prod(out) * math.prod(lhs[axis] for axis in contracted)
+
+
+def _conv(eqn) -> int:
+    p, out = eqn.params, eqn.outvars[0].aval.shape
+    kernel, layout = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
+    batch, channels, *space = layout.out_spec
+    _, inputs, *window = layout.rhs_spec
+    total = out[batch] * out[channels] * kernel[inputs]
+    axes = zip(
+        *(space, window, p["window_strides"], p["padding"]),
+        *(p["lhs_dilation"], p["rhs_dilation"]),
+        strict=True,
+    )
+    for o, k, stride, (before, _), spread, dilation in axes:
+        if spread == 1:
+            total *= out[o] * kernel[k]
+        else:
+            # Between two inputs lie spread - 1 inserted zeros.
+            total *= sum(
+                (i * stride + j * dilation - before) % spread == 0
+                for i in range(out[o])
+                for j in range(kernel[k])
+            )
+    return total
+
+
+def _scan(eqn, operands: list[_Source]) -> tuple[list[_Source], list[Use]]:
+    (body,) = _inner(eqn.params["jaxpr"])
+    first, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    last = first + carries
+    while True:  # what is carried may pick up sources; there are finitely many
+        results, uses = _walk(body, operands)
+        carry = [
+            _join(pair, keep=True)
+            for pair in zip(operands[first:last], results[:carries], strict=True)
+        ]
+        if carry == operands[first:last]:
+            break
+        operands = operands[:first] + carry + operands[last:]
+    uses = [use._replace(macs=use.macs * eqn.params["length"]) for use in uses]
+    return carry + results[carries:], uses
+
+
+def _cond(
+    branches: list[Jaxpr], operands: list[_Source]
+) -> tuple[list[_Source], list[Use]]:
+    which, *operands = operands
+    walked = [_walk(branch, operands) for branch in branches]
+    dearest = max((uses for _, uses in walked), key=lambda u: sum(x.macs for x in u))
+    results = [
+        _join([which, *same], keep=True)._replace(bits=max(s.bits for s in same))
+        for same in zip(*(results for results, _ in walked), strict=True)
+    ]
+    return results, dearest + [
+        use._replace(macs=0)
+        for _, uses in walked
+        if uses is not dearest
+        for use in uses
+        if use.params
+    ]
+
+
+def _join(sources: Iterable[_Source], keep: bool = False) -> _Source:
+    """The source of what several make; with `keep` the bits of the activations stay."""
+    sources = list(sources)
+    data = any(s.data for s in sources)
+    if not data:
+        return _Source(frozenset[str]().union(*(s.params for s in sources)))
+    # Nearly all parameters flow into an activation: they say nothing of it.
+    bits = max(s.bits for s in sources if s.data) if keep else FLOAT
+    return _Source(data=True, bits=bits)
+
+
+def _has_product(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name in PRODUCTS + UNCOUNTED
+        or any(map(_has_product, _inner(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _inner(value: Any) -> list[Jaxpr]:
+    """Jaxprs in the parameters of an equation."""
+    if isinstance(value, Jaxpr):
+        return [value]
+    if isinstance(value, ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [jaxpr for x in value for jaxpr in _inner(x)]

@@ -1,0 +1,285 @@
+"""What a network weighs and computes: bits, bytes and multiply-accumulates by layer."""
+
+import collections
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax import models, quantizers
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.qtensor import is_qtensor
+from quantnet_jax.deploy import macs
+from quantnet_jax.deploy.packed import is_packed
+
+PyTree = Any
+NOBODY = "(no parameter)"
+"""The row of products of two activations, or of an activation and a constant."""
+
+
+class Row(NamedTuple):
+    """A layer: one tensor with two axes or more, and the vectors beside it.
+
+    Attributes:
+      path: '/'-joined, of the layer; of the tensor where a layer has several.
+      shape: of the tensor.
+      bits: of one of its numbers in the file.
+      activation: bits of its inputs; None if it multiplies nothing.
+      output: shape of its (first) result; None if it multiplies nothing.
+      weights: numbers of all tensors of the row.
+      quantized: those that are stored as codes.
+      codes, levels, scales, floats: bytes in the file.
+      macs: {'weight bits/activation bits': multiply-accumulates}.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    bits: int
+    activation: int | None
+    output: tuple[int, ...] | None
+    weights: int
+    quantized: int
+    codes: int
+    levels: int
+    scales: int
+    floats: int
+    macs: Mapping[str, int]
+
+
+class Summary(NamedTuple):
+    """A network, layer by layer.
+
+    Attributes:
+      rows: in the order in which the network uses them.
+      float_bytes: of the float32 network that it is compared with.
+    """
+
+    rows: tuple[Row, ...]
+    float_bytes: int
+
+    def total(self, name: str) -> int:
+        """Sum over the rows of 'weights', 'codes' or another number of `Row`."""
+        return sum(getattr(row, name) for row in self.rows)
+
+    @property
+    def payload(self) -> int:
+        """Bytes of all tensors in the file: the 'payload' of `deploy.write`."""
+        return sum(map(self.total, ("codes", "levels", "scales", "floats")))
+
+    @property
+    def compression(self) -> float:
+        """Bytes of the float32 network over those of the payload."""
+        return self.float_bytes / max(1, self.payload)
+
+    @property
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates by 'weight bits/activation bits', fewest bits first."""
+        found: dict[str, int] = {}
+        for row in self.rows:
+            for precision, number in row.macs.items():
+                found[precision] = found.get(precision, 0) + number
+        order = lambda item: tuple(map(int, item[0].split("/")))
+        return dict(sorted(found.items(), key=order))
+
+
+class _Tensor(NamedTuple):
+    """A leaf of the parameter tree."""
+
+    path: str
+    shape: tuple[int, ...]
+    bits: int
+    quantized: bool
+    codes: int
+    levels: int
+    scales: int
+    floats: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def summarize(
+    apply: Callable,
+    params: PyTree,
+    example: PyTree,
+    *,
+    dtype: str = "float32",
+    float_network: PyTree = None,
+) -> Summary:
+    """Sizes and products of any network; nothing is computed, shapes suffice.
+
+    Args:
+      apply: the network, `(params, example) -> anything`, a traceable function that
+        takes an array in the place of each quantized leaf.
+      params: tree of `QTensor`, `Packed`, arrays and `jax.ShapeDtypeStruct`s: what
+        `deploy.write` gets. State that ships too (running statistics, say) belongs in
+        it.
+      example: input of the network, arrays or shapes, with its batch axis: the products
+        are those of the whole batch.
+      dtype: of float leaves in the file.
+      float_network: arrays or shapes of all that the float32 network keeps, if that is
+        more than `params`, such as statistics that were folded.
+
+    Returns:
+      The summary. Activations count as 32 bits unless `mark_activation` says otherwise.
+
+    Raises:
+      ValueError: the products cannot be counted, see `macs.count`.
+
+    Example:
+      >>> params = {"w": jax.ShapeDtypeStruct((4, 2), jnp.float32)}
+      >>> image = jax.ShapeDtypeStruct((1, 4), jnp.float32)
+      >>> summary = summarize(lambda p, x: x @ p["w"], params, image)
+      >>> summary.payload, summary.macs
+      (32, {'32/32': 8})
+    """
+    leaves, _ = jax.tree.flatten_with_path(params, is_leaf=_is_quantized)
+    size, tensors = jnp.dtype(dtype).itemsize, {}
+    for key, leaf in leaves:
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        tensors[path] = _tensor(path, leaf, size)
+    floats = jax.tree.map(_as_float, params, is_leaf=_is_quantized)
+    uses = macs.count(apply, floats, example)
+    if float_network is None:
+        numbers = sum(t.size for t in tensors.values())
+    else:
+        numbers = sum(x.size for x in jax.tree.leaves(float_network))
+    return Summary(_rows(tensors, uses), 4 * numbers)
+
+
+def summarize_network(
+    params: PyTree, spec: Mapping[str, Any], batch: int = 1
+) -> Summary:
+    """The summary of a shipped network, from what its artifact holds.
+
+    It is compared with the network of float weights and activations as it is trained:
+    parameters, and running statistics of BatchNorm, all float32.
+
+    Args:
+      params: tree of `Packed` or `QTensor` and float leaves, normalizations folded;
+        shapes suffice.
+      spec: 'model', 'activation', 'input', 'classes' and 'float' of an artifact.
+      batch: number of images.
+    """
+    options, act = dict(spec["model"]), dict(spec.get("activation") or {})
+    name, classes = options.pop("name"), len(spec["classes"])
+    image = jax.ShapeDtypeStruct((batch, *spec["input"]["shape"]), jnp.float32)
+    trained = models.create(name, classes=classes, **options)
+    if act:
+        quantizer = quantizers.create_activation(act.pop("name"), **act)
+        options["act_quant"] = _marked(quantizer)
+    model = models.create(name, classes=classes, folded=True, **options)
+    return summarize(
+        lambda params, x: model.apply({"params": params}, x),
+        params,
+        image,
+        dtype=spec.get("float", "float32"),
+        float_network=jax.eval_shape(trained.init, jax.random.key(0), image),
+    )
+
+
+def to_dict(summary: Summary) -> dict[str, Any]:
+    """The summary as plain data, for JSON."""
+    totals = ("weights", "quantized", "codes", "levels", "scales", "floats")
+    return {
+        "layers": [row._asdict() | {"macs": dict(row.macs)} for row in summary.rows],
+        **{name: summary.total(name) for name in totals},
+        "payload": summary.payload,
+        "float_bytes": summary.float_bytes,
+        "compression": summary.compression,
+        "macs": summary.macs,
+    }
+
+
+def _is_quantized(x: object) -> bool:
+    return is_packed(x) or is_qtensor(x)
+
+
+def _as_float(leaf: Any) -> Any:
+    """The shape that the network sees in the place of a leaf."""
+    if _is_quantized(leaf):
+        return jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32)
+    return leaf
+
+
+def _tensor(path: str, leaf: Any, float_size: int) -> _Tensor:
+    shape = tuple(leaf.shape)
+    if not _is_quantized(leaf):
+        floats = float_size * math.prod(shape)
+        return _Tensor(path, shape, 8 * float_size, False, 0, 0, 0, floats)
+    codes = -(-math.prod(shape) * leaf.bits // 8)
+    levels, scale = (4 * math.prod(x.shape) for x in (leaf.levels, leaf.scale))
+    return _Tensor(path, shape, leaf.bits, True, codes, levels, scale, 0)
+
+
+def _rows(tensors: Mapping[str, _Tensor], uses: Sequence[macs.Use]) -> tuple[Row, ...]:
+    order: dict[str, None] = {}  # paths, by first use
+    products: dict[str, list[tuple[str, macs.Use]]] = {}
+    for use in uses:
+        within = [tensors[path] for path in tensors if path in use.params]
+        order |= dict.fromkeys(t.path for t in within)
+        if not use.macs:
+            continue
+        owner = max(within, key=lambda t: t.size).path if within else NOBODY
+        bits = _weight_bits(within) if within else use.bits[1]
+        products.setdefault(owner, []).append((f"{bits}/{use.bits[0]}", use))
+    order |= dict.fromkeys(tensors)
+    wide = lambda path: tensors[path].quantized or _axes(tensors[path]) > 1
+    folder = lambda path: path.rpartition("/")[0]
+    chief = {path for path in tensors if path in products or wide(path)}
+    chiefs = collections.Counter(map(folder, chief))
+    groups: dict[str, list[_Tensor]] = {}
+    for path in order:
+        alone = not folder(path) or (path in chief and chiefs[folder(path)] > 1)
+        groups.setdefault(path if alone else folder(path), []).append(tensors[path])
+    rows = [_row(path, group, chief, products) for path, group in groups.items()]
+    if NOBODY in products:
+        rows.append(_row(NOBODY, [], chief, products))
+    return tuple(rows)
+
+
+def _row(path: str, group: list[_Tensor], chief: set[str], products: dict) -> Row:
+    """One row; `group` has at most one tensor of `chief`."""
+    first = max(group, key=lambda t: (t.path in chief, t.size), default=None)
+    found: dict[str, int] = {}
+    mine = products.get(first.path if first else NOBODY, [])
+    for precision, use in mine:
+        found[precision] = found.get(precision, 0) + use.macs
+    total = lambda name: sum(getattr(t, name) for t in group)
+    return Row(
+        path=path,
+        shape=first.shape if first else (),
+        bits=first.bits if first else 0,
+        activation=max((use.bits[0] for _, use in mine), default=None),
+        output=mine[0][1].shape if mine else None,
+        weights=total("size"),
+        quantized=sum(t.size for t in group if t.quantized),
+        codes=total("codes"),
+        levels=total("levels"),
+        scales=total("scales"),
+        floats=total("floats"),
+        macs=found,
+    )
+
+
+def _weight_bits(tensors: Sequence[_Tensor]) -> int:
+    """Bits of what several tensors make; a factor per channel does not count."""
+    wide = [t for t in tensors if _axes(t) > 1] or tensors
+    return max(t.bits if t.quantized else macs.FLOAT for t in wide)
+
+
+def _axes(t: _Tensor) -> int:
+    return sum(n > 1 for n in t.shape)
+
+
+def _marked(quantizer: Quantizer) -> Quantizer:
+    """The same quantizer of activations, with results that `macs.count` knows."""
+
+    def soft(qparams, x, **rest):
+        bits = jax.eval_shape(quantizer.hard, qparams, x).bits
+        return macs.mark_activation(quantizer.soft(qparams, x, **rest), bits)
+
+    return quantizer._replace(soft=soft)
