@@ -38,7 +38,7 @@ OUTSIDE = {
     "posttrain": {"jax", "numpy"},
     "deploy": {"jax", "numpy", "safetensors"},
     "tasks": {"jax", "numpy", "flax", "optax", "ml_collections", "absl"},
-    "": {"jax", "numpy", "ml_collections", "absl", "PIL"},
+    "": {"jax", "numpy", "ml_collections", "absl", "PIL", "onnx", "onnxruntime"},
 }
 
 # What only one file may use.

@@ -1,0 +1,178 @@
+"""ONNX models say what the packed network says; the judge is onnxruntime."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+
+from quantnet_jax import deploy, export_onnx, models, onnx_graph  # noqa: E402
+from quantnet_jax import quantizers as qs  # noqa: E402
+from quantnet_jax.core.qtensor import QTensor  # noqa: E402
+
+SHAPE = (8, 8, 3)
+
+
+def write(path, activation=None, dtype="float32", name="resnet8", **options):
+    """An artifact with random weights, binary but for stem and head."""
+    rng = np.random.default_rng(0)
+    act = dict(activation or {})
+    quantizer = qs.create_activation(act.pop("name"), **act) if act else None
+    model = models.create(
+        name, classes=10, folded=True, dtype=dtype, act_quant=quantizer, **options
+    )
+    image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+    def leaf(key, x):
+        where = jax.tree_util.keystr(key, simple=True, separator="/")
+        if not where.endswith("kernel"):
+            return np.asarray(rng.uniform(0.2, 1.0, x.shape), np.float32)
+        fan = np.float32(np.sqrt(np.prod(x.shape[:-1])))
+        if where in ("stem/kernel", "head/kernel"):
+            return rng.normal(size=x.shape).astype(np.float32) / fan
+        codes = jnp.asarray(rng.integers(0, 2, x.shape), jnp.uint8)
+        scale = rng.uniform(0.5, 1.5, (1,) * (len(x.shape) - 1) + x.shape[-1:])
+        scale = jnp.asarray(scale.astype(np.float32) / fan)
+        return QTensor(codes, jnp.asarray([-1.0, 1.0]), scale)
+
+    params = deploy.pack_tree(jax.tree_util.tree_map_with_path(leaf, tree))
+    spec = {
+        "model": {"name": name, "dtype": dtype, **options},
+        "activation": activation,
+        "input": {"shape": SHAPE, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]},
+        "classes": [f"class {i}" for i in range(10)],
+    }
+    deploy.write(path, params, spec)
+    return path
+
+
+def run(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"images": images})[0]
+
+
+@pytest.mark.parametrize(
+    ("activation", "options"),
+    [
+        (None, {"width": 4}),
+        (None, {"width": 4, "shortcut": "B", "stem_pool": True, "act": "hardtanh"}),
+        ({"name": "sign_ste"}, {"width": 4, "bi_real": True, "act": "prelu"}),
+        ({"name": "pact", "bits": 2, "start": 6.0}, {"name": "small"}),
+    ],
+    ids=["shortcut A", "shortcut B, pool", "signs, prelu", "2-bit inputs"],
+)
+def test_onnx_gives_the_logits_of_the_packed_network(tmp_path, activation, options):
+    path = write(tmp_path / "model.safetensors", activation, **options)
+    result = export_onnx.export(path)
+    predictor, file = deploy.load(path), tmp_path / "model.onnx"
+    assert result["file"] == str(file) and result["bytes"] == file.stat().st_size
+    assert result["check"]["difference"] <= 1e-4 and result["check"]["differ"] == 0
+    # Another batch size and other images than those of the command's own check.
+    images = np.random.default_rng(1).integers(0, 256, (5, *SHAPE), np.uint8)
+    found, expected = run(file, images), np.asarray(predictor.logits(images))
+    assert found.shape == (5, 10) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert np.ptp(expected, axis=0).max() > 1e-2  # the logits do depend on the image
+
+
+def test_model_says_what_it_is_and_moves_the_channels_once(tmp_path, capsys):
+    path = write(tmp_path / "m.safetensors", width=4)
+    assert export_onnx.main([str(path), f"--out={tmp_path / 'x.onnx'}"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "no 1-bit numbers" in first and "16 of 16 images agree" in second
+    model = onnx.load(tmp_path / "x.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    about = {x.key: json.loads(x.value) for x in model.metadata_props}
+    assert about["classes"] == [f"class {i}" for i in range(10)]
+    assert about["quantnet_jax"]["model"]["name"] == "resnet8"
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("Transpose") == 1 and operators.count("Conv") == 7
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["m.safetensors", "x.onnx"]
+
+
+def test_check_finds_a_wrong_model(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "m.safetensors", width=4)
+    whole = export_onnx.to_onnx
+
+    def broken(predictor):
+        model = whole(predictor)
+        next(x for x in model.graph.node if x.op_type == "Relu").op_type = "Identity"
+        return model
+
+    monkeypatch.setattr(export_onnx, "to_onnx", broken)
+    assert export_onnx.main([str(path)]) == 2
+    assert "16 of 16 images differ" in capsys.readouterr().err
+    assert [x.name for x in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "m.safetensors", dtype="bfloat16", name="small")
+    find = export_onnx.importlib.util.find_spec
+    cases = {
+        "computes in bfloat16, expected float32": str(path),
+        "missing.safetensors not found": str(tmp_path / "missing.safetensors"),
+    }
+    for message, file in cases.items():
+        assert export_onnx.main([file]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    hide = lambda name: None if name == "onnx" else find(name)
+    monkeypatch.setattr(export_onnx.importlib.util, "find_spec", hide)
+    assert export_onnx.main([str(path)]) == 2
+    assert "pip install onnx" in capsys.readouterr().err
+
+
+def test_without_onnxruntime_it_says_that_nothing_was_checked(
+    tmp_path, capsys, monkeypatch
+):
+    path = write(tmp_path / "m.safetensors", name="small")
+    find = export_onnx.importlib.util.find_spec
+    hide = lambda name: None if name == "onnxruntime" else find(name)
+    monkeypatch.setattr(export_onnx.importlib.util, "find_spec", hide)
+    assert export_onnx.main([str(path)]) == 0
+    assert "not checked" in capsys.readouterr().out
+    assert (tmp_path / "m.onnx").is_file()
+
+
+# Each makes an array of rank 4 from images.
+WAYS = {
+    "slice and pad": lambda x: jnp.pad(x[:, 1:7], ((0, 0), (1, 1), (0, 0), (0, 1))),
+    "reshape": lambda x: jnp.pad(x, ((0, 0),) * 3 + ((0, 1),)).reshape(-1, 8, 8, 4),
+    "every second pixel": lambda x: conv(x)[:, ::2, ::2, 1:],
+    "pooled": lambda x: jax.lax.reduce_window(
+        conv(x), -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME"
+    ),
+    "select": lambda x: jnp.where(conv(x) > 0.1, jnp.tanh(conv(x)), conv(x) ** 2),
+    "sum of channels": lambda x: conv(x).sum(-1, keepdims=True),
+}
+
+
+def conv(x):
+    w = np.random.default_rng(2).normal(size=(3, 3, 3, 4)).astype(np.float32)
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_single_operations_equal_those_of_jax(way):
+    def function(images):
+        x = WAYS[way](images.astype(jnp.float32) / 255.0)
+        return x.mean((1, 2)) - 0.5
+
+    model = onnx_graph.convert(function, SHAPE, name="one").SerializeToString()
+    images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
+    np.testing.assert_allclose(run(model, images), function(images), atol=1e-5)
+
+
+def test_what_has_no_translation_is_named():
+    def function(images):
+        return jnp.sort(images.astype(jnp.float32), axis=1).mean((1, 2))
+
+    with pytest.raises(ValueError, match="primitive 'sort'.*no translation"):
+        onnx_graph.convert(function, SHAPE, name="one")
