@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from quantnet_jax import report
+from quantnet_jax import export, report
 from quantnet_jax.training import (
     checkpoint,
     evaluation,
@@ -62,6 +62,7 @@ def main(argv):
         float_config.float_baseline = False
         float_config.quantizer.name = "identity"
         float_config.activation.name = ""
+        float_config.export = False  # compared with, not shipped
         baseline = train(float_config, workdir / "float")
     train(CONFIG.value, workdir, baseline)
 
@@ -103,7 +104,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     Args:
       config: see `quantnet_jax.training.config`.
       workdir: is made; gets config.json, metrics.jsonl, checkpoints/, TensorBoard
-        events and at the end result.json and report.html.
+        events and at the end result.json, export/ and report.html.
       baseline: result of the float run to print beside this one.
 
     Returns:
@@ -227,10 +228,27 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     }
     if writes:
         metrics.write_json(workdir / "result.json", result)
+    # What ships, proved to predict what was scored. The numbers of the run are safe by
+    # now, and are shown before a proof that failed ends it.
+    refused = None
+    if config.export and runner.process_count == 1:
+        try:
+            made = export.export_state(exp, state, workdir / "export")
+            result |= {k: made[k] for k in ("packed", "exported")}
+            metrics.write_json(workdir / "result.json", result)
+        except ValueError as e:
+            refused = f"error: {workdir / 'export'}: {e}"
+    if writes:
         print(metrics.summary(result))
         if config.report:
             page = report.write_report([workdir], workdir / "report.html")
             print(f"\nreport: {page}")
+        if "packed" in result:
+            print(f"export: {workdir / 'export'}")
+        elif config.export and not refused:
+            print("export: python -m quantnet_jax.export, in a single process")
+    if refused:
+        sys.exit(refused)
     return result
 
 

@@ -130,8 +130,8 @@ def run_one(name: str, method: str, overrides: dict, cores: list[int]):
     out = RESULTS / f"{name}.json"
     if out.exists():
         return
-    options = {"quantizer.name": method, "report": False, "tensorboard": False}
-    options |= overrides
+    options = {"quantizer.name": method}
+    options |= dict.fromkeys(("report", "tensorboard", "export"), False) | overrides
     flags = [f"--config.{key}={value}" for key, value in options.items()]
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}"]

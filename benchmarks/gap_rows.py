@@ -116,7 +116,7 @@ def configuration(row: Row, data: str, folder: str = "") -> Any:
         c.data.folder = folder
     c.layers = "inner"
     c.bn_batches = 20
-    c.report = c.tensorboard = False
+    c.report = c.tensorboard = c.export = False
     c.quantizer.name = row.method
     c.quantizer[row.method] = ConfigDict(
         quantizers.recipe(row.method) | dict(row.options)

@@ -86,6 +86,7 @@ def settings(method: str, args):
     c.data.train_size = 4 * args.batch
     c.model.name = args.model
     c.quantizer.name = method
+    c.export = False
     return c
 
 

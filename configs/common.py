@@ -54,6 +54,7 @@ def variant_of(c, variant: str, shrink=None):
         c.model.width = 4
         c.bn_batches = 2
         c.log_every = 4
+        c.export = False
         if shrink:
             shrink(c)
     elif variant:

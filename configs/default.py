@@ -27,6 +27,7 @@ def get_config(variant: str = ""):
         c.data.train_size, c.data.test_size = 500, 200
         c.model.width = 4
         c.bn_batches = 5
+        c.export = False
     elif variant:
         raise ValueError(f"unknown variant {variant!r}, expected '' or 'runlocal'")
     return c

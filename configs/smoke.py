@@ -20,4 +20,5 @@ def get_config(variant: str = ""):
     c.model.width = 4
     c.bn_batches = 2
     c.log_every = 5
+    c.export = False
     return common.variant_of(c, variant)

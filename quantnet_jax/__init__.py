@@ -7,7 +7,12 @@ qparams = q.init(key, params)
 soft = q.soft(qparams, params, step=0)       # what training differentiates
 hard = q.hard(qparams, params)               # QTensor leaves: what ships
 logits = model.apply({"params": qn.dequantize_tree(hard)}, images)
+
+predictor = qn.load("model.safetensors")     # an exported network, ready to run
 """
+
+import os
+from typing import TYPE_CHECKING
 
 from quantnet_jax.core.base import PerTensor, Quantizer, Reparam, identity
 from quantnet_jax.core.combine import (
@@ -30,6 +35,9 @@ from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import tanh_sign
 from quantnet_jax.quantizers.ste import binary_ste
 
+if TYPE_CHECKING:
+    from quantnet_jax.deploy import Predictor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -50,6 +58,7 @@ __all__ = [
     "encode",
     "identity",
     "learned_scale",
+    "load",
     "mix",
     "names",
     "pack",
@@ -65,3 +74,24 @@ __all__ = [
     "uniform_levels",
     "unpack",
 ]
+
+
+def load(path: str | os.PathLike) -> "Predictor":
+    """Loads an exported network: uint8 images in, logits out, on any backend.
+
+    Needs no training code; see `quantnet_jax.deploy` and `quantnet_jax.export`.
+
+    Args:
+      path: a `model.safetensors` that `python -m quantnet_jax.export` wrote.
+
+    Returns:
+      A `Predictor`: `logits(images)`, `classes`, `shape`, and the packed parameters.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: in one line, what is wrong with the file.
+    """
+    # Here, so that the import of the core does not bring in the networks.
+    from quantnet_jax import deploy
+
+    return deploy.load(path)

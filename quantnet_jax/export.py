@@ -44,7 +44,7 @@ def export(
 
     Returns:
       As `export_state`; result.json of the run gets 'packed' and 'exported' if it is of
-      the same step.
+      the same step and nothing was rounded.
 
     Raises:
       FileNotFoundError: no such run or checkpoint.
@@ -60,7 +60,7 @@ def export(
     folder = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
     result = export_state(exp, state, folder, dtype)
     path = pathlib.Path(workdir) / "result.json"
-    if path.is_file() and restored.step == exp.steps:
+    if path.is_file() and restored.step == exp.steps and dtype == "float32":
         old = json.loads(path.read_text())
         metrics.write_json(path, old | {k: result[k] for k in ("packed", "exported")})
     return {"step": restored.step, **result}
@@ -89,7 +89,7 @@ def export_state(
         )
         predictor = deploy.load(weights)
         program.write_bytes(stablehlo(predictor))
-        reloaded = jax.jit(jax.export.deserialize(program.read_bytes()).call)
+        reloaded = jax.jit(jax.export.deserialize(bytearray(program.read_bytes())).call)
         labels, packed = predict_all(exp, predictor.logits)
         _, exported = predict_all(exp, reloaded)
         wrong = {
@@ -148,9 +148,9 @@ def stablehlo(predictor: deploy.Predictor) -> bytes:
     versions, see the compatibility page of `jax.export`.
     """
     run = jax.jit(lambda images: predictor.apply(predictor.params, images))
-    shape = jax.export.symbolic_shape("batch, h, w, c")[:1] + predictor.shape
+    shape = (*jax.export.symbolic_shape("batch"), *predictor.shape)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return jax.export.export(run, platforms=PLATFORMS)(images).serialize()
+    return bytes(jax.export.export(run, platforms=PLATFORMS)(images).serialize())
 
 
 def predict_all(

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-SCORES = {"float": "Float", "soft": "Soft", "hard": "Hard", "hard_bn": "Hard + BN"}
+SCORES = {
+    "float": "Float",
+    "soft": "Soft",
+    "hard": "Hard",
+    "packed": "Packed",
+    "exported": "Exported",
+    "hard_bn": "Hard + BN",
+}
 _COLOURS = 8  # --c0 .. --c7 in the style sheet
 _DASHES = ("", "6 4", "2 3", "9 3 2 3")
 

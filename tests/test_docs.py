@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import artifacts
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -210,7 +211,8 @@ def test_shell_commands_exist(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     # The blocks of a page are one program, run in a folder of its own, for a reader
-    # who has a network, its parameters, a key and some images.
+    # who has a network, its parameters, a key and some images; and, where a page loads
+    # them, the files of an exported network.
     monkeypatch.chdir(tmp_path)
     key, images = jax.random.key(0), jnp.ones((2, 8, 8, 3))
     model = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(4, (3, 3))])
@@ -219,6 +221,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     space["params"] = model.init(key, images)["params"]
     found = blocks((ROOT / page).read_text(encoding="utf-8"), ("python", "py"))
     assert found or page != "README.md", "README.md shows no Python example"
+    if any("model.safetensors" in text for _, text in found):
+        artifacts.write_export(tmp_path)
     for line, text in found:
         tree = ast.increment_lineno(ast.parse(text), line - 1)
         exec(compile(tree, page, "exec"), space)

@@ -29,7 +29,7 @@ def settings(**changes):
     config = smoke.get_config()
     config.epochs, config.eval_every = 1.5, 0.5
     config.log_every = 3
-    config.tensorboard = config.report = False
+    config.tensorboard = config.report = config.export = False
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
         setattr(config[section] if section else config, name, value)

@@ -40,7 +40,7 @@ def tiny_config(**overrides):
     config.bn_batches = 2
     config.epochs = 0.96  # 6 steps
     config.eval_every = 0.32
-    config.tensorboard = False
+    config.tensorboard = config.export = False
     config.update_from_flattened_dict(
         {key.replace("__", "."): value for key, value in overrides.items()}
     )

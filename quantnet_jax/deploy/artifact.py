@@ -3,7 +3,9 @@
 A safetensors file. A quantized tensor at PATH is stored as 'PATH:codes' (packed bytes),
 'PATH:levels' and 'PATH:scale', a float one as 'PATH'. The header's metadata hold two
 strings: 'quantnet_jax', a JSON object (see `write`), and 'sha256' over that object and
-all tensors. Reading executes nothing, and checks the hash before it looks at a tensor.
+all tensors. Reading executes nothing, checks the hash before it looks at a tensor, and
+takes memory in proportion to the file. The hash finds damage, not malice: whoever makes
+a file makes its hash, so everything in it is checked as well.
 """
 
 import hashlib
@@ -18,16 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from quantnet_jax.core.qtensor import QTensor, validate
-from quantnet_jax.deploy.packed import Packed, is_packed, unpack_tree
+from quantnet_jax.core.qtensor import QTensor, code_bits, validate
+from quantnet_jax.deploy.packed import Packed, is_packed
 
 FORMAT = 1
 FLOATS = ("float32", "float16")
 PARTS = ("codes", "levels", "scale")
-LARGEST_SPEC = 10_000_000
+LARGEST_SPEC = 4_000_000
 """Characters of the JSON object that are read at most."""
+DEEPEST = 32
+"""Names in the path of a tensor at most."""
+LONGEST = 500
+"""Characters of an error message about a file's content at most."""
 
 PyTree = Any
 
@@ -52,7 +58,8 @@ def write(
       {'payload': bytes of tensors, 'file': bytes of the file}.
 
     Raises:
-      ValueError: an unknown dtype, or a float that float16 cannot hold.
+      ValueError: an unknown dtype, a float that is not finite or that float16 cannot
+        hold, or two tensors of one name.
     """
     if dtype not in FLOATS:
         raise ValueError(f"`dtype` is {dtype!r}, expected one of {FLOATS}")
@@ -62,17 +69,27 @@ def write(
         name = jax.tree_util.keystr(key, simple=True, separator="/")
         if is_packed(leaf):
             quantized[name] = {"bits": leaf.bits, "shape": list(leaf.shape)}
-            for part in PARTS:
-                tensors[f"{name}:{part}"] = np.asarray(getattr(leaf, part))
+            # The writer wants rows in order; `order` keeps scalars scalar.
+            new = {
+                f"{name}:{part}": np.asarray(getattr(leaf, part), order="C")
+                for part in PARTS
+            }
         else:
-            tensors[name] = _as_float(name, leaf, dtype)
+            new = {name: _as_float(name, leaf, dtype)}
+        if both := tensors.keys() & new.keys():
+            raise ValueError(f"two tensors have the name {min(both)!r}")
+        tensors |= new
     spec = dict(spec) | {"format": FORMAT, "quantized": quantized, "float": dtype}
     text = json.dumps(spec, sort_keys=True, allow_nan=False)
     metadata = {"quantnet_jax": text, "sha256": digest(text, tensors)}
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    try:
+        # Not by the library's own writer, whose files only their owner can read.
+        partial.write_bytes(save(tensors, metadata))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     payload = sum(x.nbytes for x in tensors.values())
     return {"payload": payload, "file": path.stat().st_size}
 
@@ -94,40 +111,56 @@ def read(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, TypeError, ValueError, KeyError) as e:
-        raise ValueError(f"{path} is no safetensors file, or damaged: {e}") from None
+    except Exception as e:  # the library does not say which ones
+        raise ValueError(
+            f"{path} is no safetensors file, or damaged: {describe(e)}"
+        ) from None
     text = metadata.get("quantnet_jax")
     if text is None or "sha256" not in metadata:
         raise ValueError(f"{path} is no artifact of quantnet_jax: metadata are missing")
     if len(text) > LARGEST_SPEC or digest(text, tensors) != metadata["sha256"]:
         raise ValueError(f"{path} is damaged: its content does not fit its SHA-256")
     try:
-        spec = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: the metadata are no JSON: {e}") from None
-    if not isinstance(spec, dict) or spec.get("format") != FORMAT:
-        found = spec.get("format") if isinstance(spec, dict) else spec
-        raise ValueError(f"{path}: format {found!r:.80}, expected {FORMAT}")
-    try:
+        spec = json.loads(text, parse_constant=_refuse)
+        if not isinstance(spec, dict) or spec.get("format") != FORMAT:
+            found = spec.get("format") if isinstance(spec, dict) else spec
+            raise ValueError(f"format {found!r:.80}, expected {FORMAT}")
         return _tree(tensors, spec), spec
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as e:
-        raise ValueError(f"{path}: {e}") from None
+    except Exception as e:  # whatever numbers of others lead to
+        raise ValueError(f"{path}: {describe(e)}") from None
 
 
 def digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of the JSON text and of name, dtype, shape and bytes of each tensor."""
     total = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        x = np.ascontiguousarray(tensors[name])
+        x = tensors[name]
         total.update(f"\n{name}\n{x.dtype}{x.shape}\n".encode())
-        total.update(x.tobytes())
+        total.update(x.tobytes())  # row by row, however they lie in memory
     return total.hexdigest()
+
+
+def describe(e: Exception) -> str:
+    """One printable line about an exception that the content of a file caused."""
+    text = " ".join(str(e).split())[:LONGEST]
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    plain = isinstance(e, ValueError | SafetensorError) and shown
+    return shown if plain else f"{type(e).__name__}: {shown}"
+
+
+def is_count(x: Any, largest: int = 2**31 - 1) -> bool:
+    """Whether a value of a JSON file is an integer from 1 to `largest`."""
+    return isinstance(x, int) and not isinstance(x, bool) and 0 < x <= largest
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
 def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
     x = np.asarray(leaf, np.float32)
     with np.errstate(over="ignore"):
-        y = x.astype(dtype)
+        y = x.astype(dtype, order="C")
     if not np.isfinite(y).all():
         raise ValueError(f"{name}: not every number is finite as {dtype}")
     return y
@@ -136,30 +169,34 @@ def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
 def _tree(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> PyTree:
     """Checks the tensors against the spec and puts them at their places."""
     rest, tree = dict(tensors), {}
-    quantized = spec.get("quantized")
+    quantized, dtype = spec.get("quantized"), spec.get("float")
     if not isinstance(quantized, dict):
         raise ValueError("'quantized' is missing or no object")
+    if dtype not in FLOATS:
+        raise ValueError(f"'float' is {dtype!r:.80}, expected one of {FLOATS}")
     for name, about in quantized.items():
-        bits, shape = about.get("bits"), about.get("shape")
+        if not isinstance(about, dict):
+            raise ValueError(f"{name}: {about!r:.80}, expected bits and shape")
         parts = {part: rest.pop(f"{name}:{part}", None) for part in PARTS}
-        _put(tree, name, _packed(name, bits, shape, parts))
+        leaf = _packed(name, about.get("bits"), about.get("shape"), parts)
+        _put(tree, name, leaf)
     for name, x in rest.items():
-        if x.dtype.name not in FLOATS or not np.isfinite(x).all():
-            raise ValueError(
-                f"{name}: {x.dtype}, expected finite {' or '.join(FLOATS)}"
-            )
+        if x.dtype.name != dtype:
+            raise ValueError(f"{name} is {x.dtype}, expected {dtype}")
+        if not np.isfinite(x).all():
+            raise ValueError(f"{name}: not every number is finite")
         _put(tree, name, jnp.asarray(x, jnp.float32))
     return tree
 
 
-def _packed(name: str, bits: Any, shape: Any, parts: dict) -> Packed:
-    whole = lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0
-    if not whole(bits) or bits > 8:
+def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
+    """Everything is checked in NumPy, before JAX sees a number of the file."""
+    if not is_count(bits, 8):
         raise ValueError(f"{name}: bits are {bits!r:.80}, expected 1 to 8")
     if (
         not isinstance(shape, list)
         or not 1 <= len(shape) <= 8
-        or not all(map(whole, shape))
+        or not all(map(is_count, shape))
     ):
         raise ValueError(f"{name}: shape is {shape!r:.80}, expected positive integers")
     for part, x in parts.items():
@@ -173,20 +210,31 @@ def _packed(name: str, bits: Any, shape: Any, parts: dict) -> Packed:
         raise ValueError(
             f"{name}:codes has shape {parts['codes'].shape}, expected ({expected},)"
         )
-    arrays = {part: jnp.asarray(x) for part, x in parts.items()}
-    packed = Packed(**arrays, shape=tuple(shape))
-    if packed.levels.ndim not in (1, 2) or packed.bits != bits:
+    size = (0, *parts["levels"].shape)[-1]
+    if not 2 <= size <= 256 or code_bits(size) != bits:
         raise ValueError(
-            f"{name}:levels of shape {packed.levels.shape} do not fit {bits} bits"
+            f"{name}:levels of shape {parts['levels'].shape} do not fit {bits} bits"
         )
-    qt: QTensor = unpack_tree(packed)
-    validate(qt, name)
-    return packed
+    codes: Any = np.broadcast_to(np.uint8(0), shape)
+    if size < 2**bits:  # only then can a code lie beyond the table
+        codes = _codes(parts["codes"], bits, shape)
+    validate(QTensor(codes, parts["levels"], parts["scale"]), name)
+    arrays = {part: jnp.asarray(x) for part, x in parts.items()}
+    return Packed(**arrays, shape=tuple(shape))
+
+
+def _codes(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
+    """`quantnet_jax.core.qtensor.unpack` without compiling it for each shape."""
+    count = math.prod(shape) * bits
+    planes = np.unpackbits(packed, count=count, bitorder="little").reshape(-1, bits)
+    return np.packbits(planes, axis=-1, bitorder="little").reshape(shape)
 
 
 def _put(tree: dict, name: str, leaf: Any) -> None:
     """Puts a leaf at a '/'-joined path; two leaves cannot share a place."""
     *folders, last = name.split("/")
+    if len(folders) >= DEEPEST:
+        raise ValueError(f"{name[:80]!r}... has more than {DEEPEST} parts")
     for folder in folders:
         tree = tree.setdefault(folder, {})
         if not isinstance(tree, dict):

@@ -1,5 +1,7 @@
 """From an artifact to a compiled function of uint8 images."""
 
+import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +15,10 @@ from quantnet_jax.deploy import artifact
 from quantnet_jax.deploy.packed import float_tree, is_packed
 
 PyTree = Any
+LARGEST_SIDE = 4096
+"""Pixels of an image's side, and channels, at most: bounds what an image takes."""
+LARGEST_CONSTANT = 1e6
+"""Of mean and standard deviation, and of the inverse of the latter."""
 
 
 class Predictor(NamedTuple):
@@ -46,8 +52,8 @@ def load(path: str | os.PathLike) -> Predictor:
     params, spec = artifact.read(path)
     try:
         return make_predictor(params, spec)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as e:
-        raise ValueError(f"{path}: {type(e).__name__}: {e}") from None
+    except Exception as e:  # whatever options of others make a network raise
+        raise ValueError(f"{path}: {artifact.describe(e)}") from None
 
 
 def make_predictor(params: PyTree, spec: Mapping[str, Any]) -> Predictor:
@@ -59,24 +65,15 @@ def make_predictor(params: PyTree, spec: Mapping[str, Any]) -> Predictor:
         ({'name', options}, or None), 'input' ({'shape', 'mean', 'std'}), 'classes'.
 
     Raises:
-      ValueError, TypeError, KeyError: the parameters or the spec do not fit.
+      ValueError, TypeError: the parameters or the spec do not fit.
     """
-    options, given = dict(spec["model"]), spec["input"]
-    act = dict(spec.get("activation") or {})
-    if act:
-        quantizer = quantizers.create_activation(act.pop("name"), **act)
-        options["act_quant"] = quantizer
-    classes = tuple(map(str, spec["classes"]))
-    model = models.create(
-        options.pop("name"), classes=len(classes), folded=True, **options
-    )
-    height, width, channels = shape = tuple(map(int, given["shape"]))
-    image = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+    shape, mean, std, classes = _constants(spec)
+    height, width, channels = shape
+    model = _network(spec, len(classes))
+    # Shapes alone: nothing is computed, however large the network says it is.
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     _check_shapes(params, wanted)
-    mean, std = (tuple(map(float, given[k])) for k in ("mean", "std"))
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise ValueError(f"mean {mean} and std {std} do not fit {channels} channels")
     dtype = model.dtype
 
     def apply(params: PyTree, images: jax.Array) -> jax.Array:
@@ -102,6 +99,75 @@ def make_predictor(params: PyTree, spec: Mapping[str, Any]) -> Predictor:
     return Predictor(logits, apply, params, classes, shape, dict(spec))
 
 
+def _constants(
+    spec: Mapping[str, Any],
+) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """Shape of the images, mean, standard deviation, classes; checked."""
+    given, classes = spec.get("input"), spec.get("classes")
+    if not isinstance(given, Mapping):
+        raise ValueError(f"input is {given!r:.80}, expected shape, mean and std")
+    shape = given.get("shape")
+    side = lambda x: artifact.is_count(x, LARGEST_SIDE)
+    if not isinstance(shape, list) or len(shape) != 3 or not all(map(side, shape)):
+        raise ValueError(
+            f"input shape is {shape!r:.80}, expected [height, width, channels], each "
+            f"from 1 to {LARGEST_SIDE}"
+        )
+    height, width, channels = shape
+    mean, std = (_per_channel(k, given.get(k), channels) for k in ("mean", "std"))
+    if min(std) * LARGEST_CONSTANT < 1:
+        raise ValueError(f"input std is {std!r:.80}, expected positive numbers")
+    if not isinstance(classes, list) or not classes:
+        raise ValueError(f"classes are {classes!r:.80}, expected a list of names")
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes are {classes!r:.80}, expected strings")
+    return (height, width, channels), mean, std, tuple(classes)
+
+
+def _per_channel(name: str, x: Any, channels: int) -> tuple[float, ...]:
+    real = lambda x: type(x) in (int, float) and abs(x) <= LARGEST_CONSTANT
+    if not isinstance(x, list) or len(x) != channels or not all(map(real, x)):
+        raise ValueError(
+            f"input {name} is {x!r:.80}, expected a number for each channel"
+        )
+    return tuple(map(float, x))
+
+
+def _network(spec: Mapping[str, Any], classes: int) -> Any:
+    """The folded network of a spec, whose options come from a file."""
+    options, act = spec.get("model"), spec.get("activation")
+    for key, value in (("model", options), ("activation", act)):
+        named = isinstance(value, Mapping) and isinstance(value.get("name"), str)
+        if not named and (key == "model" or value is not None):
+            raise ValueError(f"{key} is {value!r:.80}, expected a name and options")
+    options = dict(options or {})
+    made = {}
+    if act is not None:
+        rest = {k: v for k, v in act.items() if k != "name"}
+        made["act_quant"] = quantizers.create_activation(act["name"], **rest)
+        factory = quantizers.ACTIVATIONS[act["name"]].factory
+        parameters = inspect.signature(factory).parameters
+        for key, value in rest.items():
+            _check_type(f"activation.{key}", value, parameters[key].default)
+    name = options.pop("name")
+    model = models.create(name, classes=classes, folded=True, **options, **made)
+    defaults = {f.name: f.default for f in dataclasses.fields(model)}
+    # By name in a file, by value in the network.
+    defaults |= {"act": "relu", "dtype": "float32"}
+    for key, value in options.items():
+        _check_type(f"model.{key}", value, defaults[key])
+    return model
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Refuses 'no' for False, which would be true, and the like."""
+    whole_float = type(default) is float and type(value) is int
+    if type(value) is not type(default) and not whole_float:
+        raise ValueError(
+            f"{name} is {value!r:.80}, expected a {type(default).__name__}"
+        )
+
+
 def _check_shapes(params: PyTree, wanted: PyTree) -> None:
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
@@ -114,8 +180,11 @@ def _check_shapes(params: PyTree, wanted: PyTree) -> None:
         for path, leaf in jax.tree_util.tree_flatten_with_path(wanted)[0]
     }
     for name in sorted(flat.keys() | expected.keys()):
-        if flat.get(name) != expected.get(name):
+        if name not in flat:
+            raise ValueError(f"{name!r} is missing")
+        if name not in expected:
+            raise ValueError(f"{name!r} is no parameter of the network")
+        if flat[name] != expected[name]:
             raise ValueError(
-                f"{name!r} has shape {flat.get(name)}, the network needs "
-                f"{expected.get(name)}"
+                f"{name!r} has shape {flat[name]}, the network needs {expected[name]}"
             )

@@ -79,6 +79,7 @@ def base() -> Config:
     c.keep_latest = 2  # checkpoints, beside the best
     c.tensorboard = True
     c.report = True  # write report.html at the end
+    c.export = True  # write WORKDIR/export at the end, and verify it; one process only
     return c
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-ACCURACIES = ("soft", "hard", "hard_bn", "float", "accuracy")
+ACCURACIES = ("soft", "hard", "hard_bn", "packed", "exported", "float", "accuracy")
 
 
 class Progress:
@@ -144,9 +144,11 @@ def summary(result: dict) -> str:
     """The table at the end of a run: accuracies, gaps, and the gap of each layer.
 
     Args:
-      result: as in result.json; 'float' and 'hard_bn' may be absent.
+      result: as in result.json; 'float', 'hard_bn', 'packed' and 'exported' may be
+        absent.
     """
-    names = {"float": "float", "soft": "soft", "hard": "hard", "hard_bn": "hard + BN"}
+    names = {"float": "float", "soft": "soft", "hard": "hard", "packed": "packed"}
+    names |= {"exported": "exported", "hard_bn": "hard + BN"}
     gaps = {"gap": "soft - hard", "gap_bn": "soft - (hard + BN)"}
     rows = [(names[k], format_metric(k, result[k])) for k in names if k in result]
     rows += [(gaps[k], format_metric("gap", result[k])) for k in gaps if k in result]
