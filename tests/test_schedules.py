@@ -77,7 +77,7 @@ def test_create_makes_schedules_of_mappings():
     ("name", "options", "message"),
     [
         ("quantnett", {}, "unknown quantizer 'quantnett'; did you mean 'quantnet'"),
-        ("zzz", {}, r"unknown quantizer 'zzz' \(known: binary_ste"),
+        ("zzz", {}, r"unknown quantizer 'zzz' \(known: adabin"),
         ("quantnet", {"witdh": 3}, "no option 'witdh'; did you mean 'width'"),
         ("identity", {"bits": 3}, r"no option 'bits' \(known: none\)"),
         ("quantnet", {"bits": 7}, "`bits` is 7"),

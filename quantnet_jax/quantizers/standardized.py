@@ -13,9 +13,8 @@ from quantnet_jax.core.base import (
     no_penalty,
 )
 from quantnet_jax.core.combine import learned_scale, straight_through, uniform_levels
-from quantnet_jax.core.qtensor import QTensor, encode
+from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.surrogates import ede_slope, sign, with_slope
-from quantnet_jax.quantizers.ste import hard_sign
 
 EPS = 1e-12
 
@@ -53,9 +52,8 @@ def irnet(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
         return jax.lax.stop_gradient(scale) * ede_sign(x, t(step))
 
     def hard(qparams, w):
-        x, scale = parts(w)
-        levels = uniform_levels(1)
-        return QTensor(encode(x, levels), levels, scale)
+        _, scale = parts(w)
+        return QTensor(above_mean(w), uniform_levels(1), scale)
 
     return straight_through(Quantizer(no_params, soft, hard, no_penalty))
 
@@ -82,7 +80,7 @@ def adabin(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
         mean, std = moments(w)
         # A constant channel is its mean: both levels are, up to the guard of std.
         pair = mean.reshape(-1, 1) + std.reshape(-1, 1) * uniform_levels(1)[None]
-        return QTensor((w >= mean).astype(jnp.uint8), pair, jnp.ones((), jnp.float32))
+        return QTensor(above_mean(w), pair, jnp.ones((), jnp.float32))
 
     return straight_through(Quantizer(no_params, soft, hard, no_penalty))
 
@@ -132,7 +130,7 @@ def recu(
         return jnp.where(jnp.abs(x) <= jax.lax.stop_gradient(edge), x, 0.0)
 
     def hard(qparams, w):
-        return hard_sign(qparams, standardized(w))
+        return QTensor(above_mean(w), uniform_levels(1), jnp.ones((), jnp.float32))
 
     return learned_scale(straight_through(Quantizer(no_params, soft, hard, no_penalty)))
 
@@ -145,6 +143,15 @@ def laplace_quantile(mean_abs: jax.Array, tau: jax.Array | float) -> jax.Array:
       1.204
     """
     return -mean_abs * jnp.log(2.0 - 2.0 * tau)
+
+
+def above_mean(w: jax.Array) -> jax.Array:
+    """uint8 1 where a weight is at least the mean of its output channel, else 0.
+
+    The sign of w - mean; but compilers may round a difference once or twice, so that
+    two compiled programs could differ where it is zero. A comparison has no such room.
+    """
+    return (w >= jnp.mean(w, axis=_axes(w), keepdims=True)).astype(jnp.uint8)
 
 
 def moments(w: jax.Array) -> tuple[jax.Array, jax.Array]:
