@@ -33,8 +33,9 @@ def metaquant(
     Learned parameters: the network, meant to be shared by all layers (share='model').
 
     Reference: Chen et al., MetaQuant, NeurIPS 2019; reconstruction (ours)
-    of the start: FC as a factor of 1, where the published code starts at random, the
-    sign included. The LSTM sees each weight as a sequence of one, from a zero state.
+    of the start: FC is a factor of 1 ('fcgrad': g itself; 'multifc': g x, whose sign is
+    that of x, so that weights are slow to cross zero), where the published code starts
+    at random. The LSTM sees each weight as a sequence of one, from a zero state.
 
     Args:
       network: 'fcgrad', 'multifc' or 'lstmfc'.

@@ -1,5 +1,7 @@
 """Quantization Networks: a sum of sigmoids that a temperature turns into steps."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -48,7 +50,7 @@ def quantization_networks(
         raise ValueError(f"`bits` is {bits!r}, expected one of {sorted(LEVELS)}")
     temperature = as_schedule(sharpness)
     levels = jnp.asarray(LEVELS[bits], jnp.float32)
-    gaps = jnp.diff(levels).tolist()
+    gaps = [high - low for low, high in itertools.pairwise(LEVELS[bits])]
 
     def init(key, w):
         largest = jnp.max(jnp.abs(w))
