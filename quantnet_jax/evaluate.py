@@ -13,6 +13,7 @@ import numpy as np
 
 from quantnet_jax.training import checkpoint, experiment, metrics
 from quantnet_jax.training import config as config_lib
+from quantnet_jax.training.state import TrainState
 
 
 def evaluate(workdir: str, step: str | int = "latest") -> dict:
@@ -30,22 +31,31 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
       FileNotFoundError: no such run or checkpoint.
       ValueError: the run cannot be evaluated with this version.
     """
-    config = config_lib.load(workdir)
-    exp = experiment.build(config)
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        # Without the optimizer, which may be larger than all else.
-        wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats")}
-        restored = checkpoints.restore_params(jax.device_get(wanted), step)
-    saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
-    state = exp.state._replace(**exp.runner.replicate(saved))
+    exp, state, number = restore(workdir, step)
     scores, layers, _ = exp.evaluate(state)
     return {
-        "step": restored.step,
-        "method": config.quantizer.name,
-        "seed": config.seed,
+        "step": number,
+        "method": exp.config.quantizer.name,
+        "seed": exp.config.seed,
         **scores,
         "layers": layers,
     }
+
+
+def restore(
+    workdir: str, step: str | int = "latest"
+) -> tuple[experiment.Experiment, TrainState, int]:
+    """(experiment, its state at a checkpoint, the step of that); as for `evaluate`.
+
+    The optimizer, which may be larger than all else, is not read: its part of the
+    state is that of the start.
+    """
+    exp = experiment.build(config_lib.load(workdir))
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats")}
+        restored = checkpoints.restore_params(jax.device_get(wanted), step)
+    saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
+    return exp, exp.state._replace(**exp.runner.replicate(saved)), restored.step
 
 
 def main(argv: list[str] | None = None) -> int:

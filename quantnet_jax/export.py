@@ -21,10 +21,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax import deploy
+from quantnet_jax import deploy, evaluate
 from quantnet_jax.core.tree import dequantize_tree
-from quantnet_jax.training import checkpoint, experiment, metrics
-from quantnet_jax.training import config as config_lib
+from quantnet_jax.training import experiment, metrics
 from quantnet_jax.training.provenance import provenance
 
 FLOATS = ("float32", "float16")
@@ -50,20 +49,14 @@ def export(
       FileNotFoundError: no such run or checkpoint.
       ValueError: the run cannot be read, or a prediction differs.
     """
-    config = config_lib.load(workdir)
-    exp = experiment.build(config)
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats")}
-        restored = checkpoints.restore_params(jax.device_get(wanted), step)
-    saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
-    state = exp.state._replace(**exp.runner.replicate(saved))
+    exp, state, number = evaluate.restore(workdir, step)
     folder = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
     result = export_state(exp, state, folder, dtype)
     path = pathlib.Path(workdir) / "result.json"
-    if path.is_file() and restored.step == exp.steps and dtype == "float32":
+    if path.is_file() and number == exp.steps and dtype == "float32":
         old = json.loads(path.read_text())
         metrics.write_json(path, old | {k: result[k] for k in ("packed", "exported")})
-    return {"step": restored.step, **result}
+    return {"step": number, **result}
 
 
 def export_state(
