@@ -39,6 +39,7 @@ def base() -> Config:
     c.data.flip = True  # random mirror image
     c.data.image_size = 0  # that the set must have, 0 for any; crop size of ImageNet
     c.data.workers = 0  # Grain processes of a streamed set
+    c.data.max_unreadable = 0  # pictures of a streamed set that may be damaged
 
     # Model: `name` and the network's own options ----------------------------------
     c.model = ConfigDict()
@@ -68,12 +69,22 @@ def base() -> Config:
     c.meta.holdout = 0.25  # bilevel: part of each batch, one of 1/2, 1/3, 1/4, ...
     c.meta.exact = False  # bilevel: differentiate through the look-ahead step
     c.smoothing = 0.0  # of the labels
+    c.accumulate = 1  # parts of a batch, computed one after another
+    c.ema = 0.0  # decay of the moving average of the weights that is scored, 0 for none
+    # A trained float network whose logits are imitated.
+    c.distill = ConfigDict()
+    c.distill.workdir = ""  # of its run, '' for no distillation
+    c.distill.weight = 0.5  # of the imitation; the labels have the rest
+    c.distill.temperature = 4.0
 
     # The run -----------------------------------------------------------------------
     c.init_from = ""  # workdir of another run whose parameters to start from
     c.float_baseline = False  # train the float network first, in WORKDIR/float
     c.runner = "pmap"  # or 'jit'
+    c.fsdp = 1  # 'jit': devices that share the output channels of each weight
+    c.chunk = 0  # steps in one dispatch; 0 for 1 on CPUs, else up to `log_every`
     c.eval_every = 1.0  # epochs; a checkpoint is written at each evaluation
+    c.checkpoint_every = 0  # steps between further checkpoints, 0 for none
     c.log_every = 50  # steps
     c.bn_batches = 50  # training batches of the BatchNorm re-estimation, 0 for none
     c.keep_latest = 2  # checkpoints, beside the best
@@ -99,7 +110,16 @@ def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
 OPEN = ("model", "quantizer", "activation")
 """Sections whose keys are checked by the factories that they go to."""
 
-POSITIVE = ("epochs", "batch_size", "eval_batch_size", "eval_every", "log_every")
+POSITIVE = (
+    "epochs",
+    "batch_size",
+    "eval_batch_size",
+    "eval_every",
+    "log_every",
+    "accumulate",
+    "fsdp",
+    "distill.temperature",
+)
 NOT_NEGATIVE = (
     "seed",
     "data.train_size",
@@ -109,7 +129,10 @@ NOT_NEGATIVE = (
     "data.pad",
     "data.image_size",
     "data.workers",
+    "data.max_unreadable",
     "bn_batches",
+    "chunk",
+    "checkpoint_every",
 )
 
 
@@ -134,6 +157,14 @@ def check(config: Config) -> None:
         raise ValueError(f"seed={config.seed}, expected less than 2**32")
     if not 0 <= config.smoothing < 1:
         raise ValueError(f"smoothing={config.smoothing}, expected a value in [0, 1)")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"ema={config.ema}, expected a value in [0, 1)")
+    if not 0 <= config.distill.weight <= 1:
+        raise ValueError(
+            f"distill.weight={config.distill.weight}, expected a value in [0, 1]"
+        )
+    if config.fsdp > 1 and config.runner != "jit":
+        raise ValueError(f"fsdp={config.fsdp} needs runner='jit'")
     if config.keep_latest < 1:
         raise ValueError(f"keep_latest={config.keep_latest}, expected at least 1")
     _choice("runner", config.runner, ("pmap", "jit"))
