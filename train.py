@@ -1,6 +1,7 @@
 """Trains an experiment: `python train.py [--config=FILE] [--workdir=DIR] [overrides]`.
 
-Rerunning with the same workdir resumes. Options of the configuration are changed on the
+Rerunning with the same workdir resumes; a run that got SIGTERM saves the next step and
+ends with code 75, which says so. Options of the configuration are changed on the
 command line, as in `--config.quantizer.name=binary_ste --config.seed=1`.
 """
 
@@ -19,13 +20,18 @@ from ml_collections import ConfigDict, config_flags
 from quantnet_jax import export, report
 from quantnet_jax.training import (
     checkpoint,
+    dispatch,
     evaluation,
     experiment,
     metrics,
     parallel,
+    resume,
 )
 from quantnet_jax.training import config as config_lib
+from quantnet_jax.training.meter import Meter, tracing
+from quantnet_jax.training.preemption import RESUME_ME, Preemption
 from quantnet_jax.training.provenance import provenance
+from quantnet_jax.training.step_log import Diverged, StepLog, check_finite
 
 DEFAULT_CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "default.py"
 # Without a default of its own: ml_collections would read it, with the overrides, here
@@ -42,6 +48,9 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", 1, "with --coordinator: how many")
 PROCESS = flags.DEFINE_integer("process", 0, "with --coordinator: which is this one")
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "write a trace of ten steps to WORKDIR/profile"
+)
 
 
 def main(argv):
@@ -64,7 +73,7 @@ def main(argv):
         float_config.activation.name = ""
         float_config.export = False  # compared with, not shipped
         baseline = train(float_config, workdir / "float")
-    train(CONFIG.value, workdir, baseline)
+    train(CONFIG.value, workdir, baseline, profile=PROFILE.value)
 
 
 def parse_flags(argv):
@@ -98,7 +107,13 @@ def nearest_key(word):
     return f"the nearest known one is {names[near]!r}"
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = None):
+def train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    baseline: dict | None = None,
+    *,
+    profile: bool = False,
+):
     """Trains, or goes on training, one configuration in one folder.
 
     Args:
@@ -106,6 +121,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
       workdir: is made; gets config.json, metrics.jsonl, checkpoints/, TensorBoard
         events and at the end result.json, export/ and report.html.
       baseline: result of the float run to print beside this one.
+      profile: write a trace of ten steps to `workdir/profile`.
 
     Returns:
       What result.json holds.
@@ -118,16 +134,22 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     writes = runner.process_index == 0
 
     # Resume, or warm-start, or start from scratch -------------------------------------
-    seconds, codes, start, notes = 0.0, None, 0, []
+    seconds, codes, start, seen, notes = 0.0, None, 0, [], []
+    evaluations, saves = dispatch.stops(
+        exp.steps, config.eval_every * exp.epoch_steps, config.checkpoint_every
+    )
     with one_line_errors():
         checkpoints = checkpoint.Checkpoints(
             workdir, keep_latest=config.keep_latest, processes=runner.process_count
         )
         if checkpoints.latest() is not None:
             restored = checkpoints.restore(jax.device_get(state))
-            state, start = runner.replicate(restored.state), restored.step
-            seconds = restored.extra["seconds"]
-            codes = exp.codes(state)
+            start, extra = restored.step, restored.extra
+            resume.check(extra, config, exp.feed.train_size, start)
+            seconds, seen = extra["seconds"], extra["seen"]
+            state = runner.replicate(restored.state)
+            if start in evaluations:  # else those of the last evaluation are not known
+                codes = exp.codes(state)
             notes.append(f"resuming {workdir} at step {start}")
         elif config.init_from:
             like = {"params": state.params, "batch_stats": state.batch_stats}
@@ -141,10 +163,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
         metrics.write_json(workdir / "config.json", config.to_dict())
 
     # The loop -------------------------------------------------------------------------
-    epoch = lambda step: step / exp.epoch_steps
-    every = config.eval_every * exp.epoch_steps
-    stops = {round(k * every) for k in range(1, math.ceil(exp.steps / every))}
-    stops = {step for step in stops if step > 0} | {exp.steps}
     writer = metrics.Writer(
         workdir,
         tensorboard=config.tensorboard,
@@ -152,62 +170,61 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
         active=writes,
     )
     progress = metrics.Progress(exp.steps, start=start, active=writes)
-    batches = exp.train_batches(start)
-    scores, layers, pending, began = {}, {}, [], time.monotonic()
+    preemption = Preemption(runner.process_count)
+    trace = tracing(workdir / "profile" if profile else None)
+    meter = Meter()
+    log = StepLog(writer, meter, config.batch_size, seen)
+    counts = list(dispatch.counts(start, exp.steps, exp.chunk, evaluations | saves))
+    batches = meter.waiting(exp.train_batches(start, counts))
+    scores, layers, step, spent, began = {}, {}, start, seconds, time.monotonic()
 
-    def check_finite(step, loss, numbers):
-        """Ends a run that diverged, before anything of it is saved."""
-        for name, value in numbers.items():
-            if not math.isfinite(value):
-                last = checkpoints.latest()
-                kept = "none" if last is None else f"step {last}"
-                sys.exit(
-                    f"error: diverged at step {step}: loss {loss:.6g}, {name} "
-                    f"{value:.6g}; nothing of it was saved (last good checkpoint: "
-                    f"{kept}); lower weights.learning_rate or set weights.clip"
-                )
+    def save(scores=None):
+        """Starts a checkpoint of the state, which must be sound; seconds of the run."""
+        log.fetch()
+        # The update of this very step may have been the first bad one.
+        if scores:
+            check_finite(step, scores["loss_soft"], scores)
+        if not exp.is_finite(state):
+            raise Diverged(step, math.nan, "state", math.nan)
+        writer.flush()
+        spent = seconds + time.monotonic() - began
+        size = exp.feed.train_size
+        extra = resume.extra(config, size, step, seconds=spent, seen=log.seen)
+        checkpoints.save(step, state, scores, extra)
+        return spent
 
-    def flush(step):
-        """Reads the metrics of the steps since the last call: check, average, log."""
-        values = jax.device_get([m for _, m in pending])
-        for (number, _), value in zip(pending, values, strict=True):
-            check_finite(number, value["loss"], value)
-        record = {k: sum(float(v[k]) for v in values) / len(values) for k in values[0]}
-        record |= {"epoch": epoch(step), "lr": float(exp.learning_rate(step - 1))}
-        took = (time.monotonic() - clock) / len(values)
-        record |= {
-            "step_time": took,
-            "examples_per_second": config.batch_size / took,
-        }
-        writer.write("train", step, record)
-        pending.clear()
-        return {k: record[k] for k in ("loss", "penalty")}
-
-    for note in notes:
-        progress.say(note)
-    clock = time.monotonic()
-    with checkpoints, writer, progress:
-        for step in range(start + 1, exp.steps + 1):
-            state, step_metrics = exp.train_step(state, exp.train_data, next(batches))
-            pending.append((step, step_metrics))
+    with checkpoints, writer, progress, preemption, trace as tick, told(checkpoints):
+        for note in notes:
+            progress.say(note)
+        for count, batch in zip(counts, batches, strict=True):
+            run = exp.train_step if count == 1 else exp.train_chunk
+            state, step_metrics = run(state, exp.train_data, batch)
+            step += count
+            log.add(step, count, step_metrics)
+            tick(step, state)
             shown = None
-            if step % config.log_every == 0 or step in stops:
-                shown = flush(step)
-            if step in stops:
+            if step % config.log_every == 0 or step in evaluations:
+                rate = float(exp.learning_rate(step - 1))
+                row = log.record(step, epoch=step / exp.epoch_steps, lr=rate)
+                shown = {k: row[k] for k in ("loss", "penalty")}
+            if step in evaluations:
                 scores, layers, codes = exp.evaluate(state, codes)
-                # The update of this very step may have been the first bad one.
-                check_finite(step, scores["loss_soft"], scores)
                 flips = {"flips": evaluation.flip_rate(layers)}
-                writer.write("eval", step, {"epoch": epoch(step), **scores, **flips})
+                record = {"epoch": step / exp.epoch_steps, **scores, **flips}
+                writer.write("eval", step, record)
                 writer.write("layers", step, {"layers": layers})
-                writer.flush()
-                seconds += time.monotonic() - began
-                began = time.monotonic()
-                checkpoints.save(step, state, scores, {"seconds": seconds})
                 shown |= {k: v for k, v in scores.items() if k in metrics.ACCURACIES}
+            stop = preemption.reached() and step < exp.steps
+            if step in evaluations:
+                spent = save(scores)
+            elif step in saves or stop:
+                spent = save()
             progress.update(step, shown)
+            if stop:
+                progress.say(f"told to stop: saved step {step}; start again to go on")
+                sys.exit(RESUME_ME)
             if shown:
-                clock = time.monotonic()
+                meter.restart()
         if not scores:  # the run was complete before
             scores, layers, codes = exp.evaluate(state, None)
 
@@ -216,7 +233,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
         "method": config.quantizer.name,
         "seed": config.seed,
         "steps": exp.steps,
-        "seconds": seconds,
+        "seconds": spent,
         **scores,
         **({"float": baseline["hard"]} if baseline else {}),
         # What belongs to this step alone; 'flips' compares with the one before.
@@ -250,6 +267,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, baseline: dict | None = Non
     if refused:
         sys.exit(refused)
     return result
+
+
+@contextlib.contextmanager
+def told(checkpoints: checkpoint.Checkpoints):
+    """Ends a run that diverged in one line; nothing of it was saved."""
+    try:
+        yield
+    except Diverged as e:
+        last = checkpoints.latest()
+        sys.exit(
+            f"error: {e}; nothing of it was saved (last good checkpoint: "
+            f"{'none' if last is None else f'step {last}'}); lower "
+            "weights.learning_rate or set weights.clip"
+        )
 
 
 @contextlib.contextmanager

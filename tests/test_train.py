@@ -20,7 +20,7 @@ from quantnet_jax.training import checkpoint, experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12  # in three evaluations, each with a checkpoint
-TIMING = ("seconds", "step_time", "examples_per_second")
+TIMING = ("seconds", "step_time", "examples_per_second", "data_wait")
 BUILT = {}
 
 
@@ -43,6 +43,7 @@ def compile_once(monkeypatch):
     def build(config):
         # Without what only the loop in train.py reads.
         loop = ("keep_latest", "eval_every", "log_every", "init_from")
+        loop += ("checkpoint_every",)
         key = str({k: v for k, v in config.to_dict().items() if k not in loop})
         if key not in BUILT:
             exp = experiment_build(config)
@@ -356,3 +357,122 @@ def test_straight_through_has_no_gap(tmp_path):
     assert result["loss_soft"] == result["loss_hard"]
     assert result["kl"] == 0.0
     assert all(v["distance"] == 0.0 for v in result["layers"].values())
+
+
+# Checkpoints between evaluations, SIGTERM, chunks, a trace ----------------------------
+
+
+def told_to_stop(monkeypatch, build, step):
+    """Makes the run get SIGTERM while it takes its `step`-th own dispatch."""
+
+    def build_one(config):
+        exp, taken = build(config), []
+
+        def told(run):
+            def call(*args):
+                taken.append(1)
+                if len(taken) == step:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return run(*args)
+
+            return call
+
+        return exp._replace(
+            train_step=told(exp.train_step), train_chunk=told(exp.train_chunk)
+        )
+
+    monkeypatch.setattr(train.experiment, "build", build_one)
+
+
+def without_flips(log):
+    """Records without what compares with an evaluation before the last start."""
+    log = json.loads(json.dumps(log))
+    for record in log:
+        record.pop("flips", None)
+        for layer in record.get("layers", {}).values():
+            layer.pop("flips")
+    return log
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_sigterm_saves_the_step_and_asks_to_be_resumed(
+    whole, tmp_path, monkeypatch, compile_once, capsys, chunk
+):
+    workdir, config = tmp_path / "told", settings(chunk=chunk)
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        told_to_stop(patch, compile_once, 4)
+        with pytest.raises(SystemExit) as stopped:
+            train.train(config, workdir)
+    assert stopped.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    step = {1: 4, 3: 6}[chunk]  # of three chunks and single steps up to step 4
+    assert f"saved step {step}" in capsys.readouterr().err
+    result = train.train(config, workdir)
+    assert f"at step {step}" in capsys.readouterr().err
+    assert result["steps"] == STEPS
+    if chunk == 1:
+        assert_same_run(whole[0], workdir)
+
+
+def test_checkpoints_between_evaluations(whole, tmp_path, monkeypatch, compile_once):
+    # Stopped after step 7: the last checkpoint is of step 6, in the middle of a record
+    # (of steps 5 and 6) and of the way from one evaluation to the next.
+    workdir = tmp_path / "between"
+    config = settings(checkpoint_every=2, log_every=5, keep_latest=9)
+    with monkeypatch.context() as patch:
+        stop_at(patch, compile_once, 8)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, workdir)
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        assert saved.steps() == [2, 4, 6]
+        extra = saved.load_arrays(6).extra
+    assert extra["config"]["checkpoint_every"] == 2 and len(extra["seen"]) == 1
+    assert extra["data"]["position"] == 6 * config.batch_size
+    train.train(config, workdir)
+    other = settings(log_every=5)
+    uninterrupted = tmp_path / "uninterrupted"
+    train.train(other, uninterrupted)
+    assert without_flips(records(workdir)) == without_flips(records(uninterrupted))
+    a, b = state_of(workdir, config), state_of(uninterrupted, other)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_checkpoint_of_other_data_is_refused(whole):
+    workdir, _ = whole
+    for path in (workdir / checkpoint.FOLDER).glob("*/extra/*"):
+        text = path.read_text()
+        path.write_text(re.sub(r'"size": ?\d+', '"size": 127', text))
+    with pytest.raises(SystemExit, match="^error: .*step 12.*: size is 127 there"):
+        train.train(settings(), workdir)
+
+
+def test_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch, compile_once):
+    def build_one(config):
+        exp = compile_once(config)
+        return exp._replace(is_finite=lambda state: int(state.step) < 6)
+
+    monkeypatch.setattr(train.experiment, "build", build_one)
+    with pytest.raises(SystemExit, match="^error: diverged at step 6: .*state nan"):
+        train.train(settings(checkpoint_every=2), tmp_path / "run")
+    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+        assert saved.steps() == [2, 4]
+
+
+def test_chunks_train_alike(whole, tmp_path):
+    train.train(settings(chunk=3), tmp_path / "chunks")
+    assert [r["step"] for r in records(tmp_path / "chunks")] == [
+        r["step"] for r in records(whole[0])
+    ]
+    a, b = (
+        state_of(tmp_path / "chunks", settings(chunk=3)),
+        state_of(whole[0], settings()),
+    )
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_profile_writes_a_trace(tmp_path):
+    train.train(settings(epochs=4.0, eval_every=4.0), tmp_path / "run", profile=True)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -18,6 +18,8 @@ BINS = 64
 REACH = 1.25
 """Histograms cover [-REACH, REACH] times the largest hard value; values beyond it are
 counted in the outermost bins."""
+AHEAD = 4
+"""Batches whose results are still being computed when more are sent to the devices."""
 DECIDED = 0.1
 """A weight is undecided if soft and hard differ by more than this share of the largest
 hard value; for binary weights: if |soft| < 0.9."""
@@ -97,18 +99,24 @@ def score(
       (soft - hard_bn), 'loss_soft', 'loss_hard', 'kl' (means), 'examples' (count).
     """
     sums: dict[str, float] = {}
+    waiting: list[dict[str, jax.Array]] = []
 
-    def add(new, names):
-        for name in names:
-            sums[names[name]] = sums.get(names[name], 0.0) + float(new[name])
+    def add(tallies):
+        for new in jax.device_get(tallies):
+            for name, value in new.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
 
-    same = {k: k for k in ("examples", "soft", "hard", "loss_soft", "loss_hard", "kl")}
     for batch in batches:
         logits = {name: forward(tree, data, batch) for name, tree in trees.items()}
-        add(tally(data, batch, logits["soft"], logits["hard"]), same)
+        new = tally(data, batch, logits["soft"], logits["hard"])
         if "hard_bn" in logits:
-            sums_bn = tally(data, batch, logits["soft"], logits["hard_bn"])
-            add(sums_bn, {"hard": "hard_bn"})
+            again = tally(data, batch, logits["soft"], logits["hard_bn"])
+            new = new | {"hard_bn": again["hard"]}
+        waiting.append(new)
+        # The host runs ahead of the devices, but not so far that they hold all images.
+        if len(waiting) > AHEAD:
+            add([waiting.pop(0)])
+    add(waiting)
     examples = sums.pop("examples")
     result = {name: value / examples for name, value in sums.items()}
     result["gap"] = (sums["soft"] - sums["hard"]) / examples

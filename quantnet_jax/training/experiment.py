@@ -1,6 +1,7 @@
 """From a configuration to everything that training and evaluation need."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
 from quantnet_jax.data import prepare
 from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import evaluation, optim, parallel, steps
+from quantnet_jax.training import dispatch, evaluation, optim, parallel, steps
 from quantnet_jax.training.config import Config
 from quantnet_jax.training.feed import Feed, make_feed
 from quantnet_jax.training.scoring import make_apply, make_evaluate
@@ -36,7 +37,12 @@ class Experiment(NamedTuple):
       state: before the first step, replicated.
       train_data: on the devices, or None.
       train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
-      train_batches: `first step -> endless iterator` of sharded batches.
+      train_chunk: the same for the stacked batches of `chunk` steps in one dispatch;
+        the metrics are those of each step.
+      chunk: steps of such a dispatch, 1 for none.
+      train_batches: `(first step, counts=repeat(1)) -> iterator` of sharded batches,
+        one for each count; those of counts above 1 are stacked.
+      is_finite: `state -> bool`.
       evaluate: `(state, previous codes) -> (scores, layers, codes)`.
       codes: `state -> {path: uint8 codes}`, on the host.
       deployed: `state -> parameters` of the folded network, with QTensor leaves.
@@ -54,7 +60,10 @@ class Experiment(NamedTuple):
     state: TrainState
     train_data: PyTree
     train_step: Callable
-    train_batches: Callable[[int], Iterator[PyTree]]
+    train_chunk: Callable
+    chunk: int
+    train_batches: Callable[..., Iterator[PyTree]]
+    is_finite: Callable[[TrainState], bool]
     evaluate: Callable
     codes: Callable[[TrainState], dict]
     deployed: Callable[[TrainState], PyTree]
@@ -78,6 +87,12 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     feed = make_feed(config, runner)
     epoch_steps = feed.train_size / config.batch_size
     total = max(1, round(config.epochs * epoch_steps))
+    chunk = dispatch.chunk_size(
+        config.chunk,
+        config.log_every,
+        in_memory=feed.train_data is not None,
+        backend=jax.default_backend(),
+    )
 
     model = make_model(config, len(feed.classes), runner.axis_name)
     image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
@@ -133,10 +148,17 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     if config.activation.name:
         images = plain(None, feed.sample())["image"]
 
-    def train_batches(first):
-        for batch in feed.train(first):
-            yield runner.shard(batch)
+    def train_batches(first, counts=itertools.repeat(1)):  # noqa: B008 (no state)
+        stream = feed.train(first)
+        for count in counts:
+            if count == 1:
+                yield runner.shard(next(stream))
+            else:
+                batches = [next(stream) for _ in range(count)]
+                stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+                yield runner.shard(stacked, axis=1)
 
+    finite = runner.compile(steps.all_finite, replicated=1)
     realize = runner.compile(evaluation.make_realize(quantizer), replicated=1)
     evaluate, predict = make_evaluate(
         model, realize, config, runner, feed, data, augmented, plain
@@ -157,7 +179,12 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         state=runner.replicate(jax.device_get(jax.jit(init)(images))),
         train_data=data["train"],
         train_step=runner.compile(train_step, replicated=2, donate=True),
+        train_chunk=runner.compile(
+            steps.make_chunk(train_step), replicated=2, donate=True, axis=1
+        ),
+        chunk=chunk,
         train_batches=train_batches,
+        is_finite=lambda state: bool(finite(state)),
         evaluate=evaluate,
         codes=lambda state: jax.device_get(realize(state).codes),
         deployed=runner.compile(deployed, replicated=1),

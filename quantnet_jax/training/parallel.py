@@ -22,12 +22,13 @@ class Runner(NamedTuple):
         under 'jit', where one program sees the global batch.
       devices: number of devices over all processes.
       process_index, process_count: of this process.
-      compile: `(fn, replicated, sharded_out=False, donate=False) -> callable`: the
-        first `replicated` arguments of `fn(..., axis_name=...)` are equal on all
-        devices, the others are split along their first axis; so is the result if
-        `sharded_out`, else it is replicated. `donate` gives up the first argument.
+      compile: `(fn, replicated, sharded_out=False, donate=False, axis=0) -> callable`:
+        the first `replicated` arguments of `fn(..., axis_name=...)` are equal on all
+        devices, the others are split along `axis`; so is the result, along its first,
+        if `sharded_out`, else it is replicated. `donate` gives up the first argument.
       replicate: puts a tree of host arrays on every device.
-      shard: splits the rows that this process holds over its devices.
+      shard: `(batch, axis=0)`: splits the rows that this process holds over its
+        devices; axis 1 is for batches stacked in front.
     """
 
     kind: str
@@ -37,7 +38,7 @@ class Runner(NamedTuple):
     process_count: int
     compile: Callable[..., Callable]
     replicate: Callable[[PyTree], PyTree]
-    shard: Callable[[PyTree], PyTree]
+    shard: Callable[..., PyTree]
 
 
 def initialize(
@@ -74,6 +75,13 @@ def describe_devices() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
+def peak_memory() -> int | None:
+    """Most bytes in use at any time on the fullest local device; None if unknown."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return max(peaks, default=None)
+
+
 def make_runner(kind: str = "pmap", devices: Sequence | None = None) -> Runner:
     """A runner over `devices` (default: all, of every process).
 
@@ -101,7 +109,7 @@ def _pmap_runner(devices: list) -> Runner:
     replicated = NamedSharding(mesh, PartitionSpec())
     count = len({d.process_index for d in devices})
 
-    def compile(fn, replicated, sharded_out=False, donate=False):
+    def compile(fn, replicated, sharded_out=False, donate=False, axis=0):
         def bound(*args):
             return fn(*args, axis_name=AXIS)
 
@@ -115,7 +123,7 @@ def _pmap_runner(devices: list) -> Runner:
                 cache[n] = jax.pmap(
                     bound,
                     axis_name=AXIS,
-                    in_axes=(None,) * replicated + (0,) * (n - replicated),
+                    in_axes=(None,) * replicated + (axis,) * (n - replicated),
                     out_axes=0 if sharded_out else None,
                     devices=devices if count == 1 else None,
                     donate_argnums=(0,) if donate else (),
@@ -124,8 +132,11 @@ def _pmap_runner(devices: list) -> Runner:
 
         return call
 
-    def shard(batch):
-        return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
+    def shard(batch, axis=0):
+        def split(x):
+            return x.reshape(*x.shape[:axis], len(local), -1, *x.shape[axis + 1 :])
+
+        return jax.tree.map(split, batch)
 
     return Runner(
         kind="pmap",
@@ -144,7 +155,9 @@ def _jit_runner(devices: list) -> Runner:
     replicated_ = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec(AXIS))
 
-    def compile(fn, replicated, sharded_out=False, donate=False):
+    def compile(fn, replicated, sharded_out=False, donate=False, axis=0):
+        del replicated, axis  # the arguments bring their own shardings
+
         def bound(*args):
             return fn(*args, axis_name=None)
 
@@ -154,9 +167,11 @@ def _jit_runner(devices: list) -> Runner:
             donate_argnums=(0,) if donate else (),
         )
 
-    def shard(batch):
+    def shard(batch, axis=0):
+        spec = PartitionSpec(*[None] * axis, AXIS)
+        place = NamedSharding(mesh, spec)
         return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharded, np.asarray(x)),
+            lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)),
             batch,
         )
 

@@ -185,6 +185,29 @@ def make_train_step(
     return train_step
 
 
+def make_chunk(train_step: Callable) -> Callable:
+    """Makes `chunk(state, data, batches, axis_name) -> (state, metrics)`: many steps.
+
+    `batches` holds the batches of the steps along a new first axis, and so do the
+    metrics those of each step.
+    """
+
+    def chunk(state: TrainState, data, batches, axis_name):
+        def step(state, batch):
+            return train_step(state, data, batch, axis_name)
+
+        return jax.lax.scan(step, state, batches)
+
+    return chunk
+
+
+def all_finite(state: TrainState, axis_name) -> jax.Array:
+    """Whether no number of a state is infinite or NaN."""
+    del axis_name
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]
+    return jnp.all(jnp.stack(finite))
+
+
 def make_forward(apply: Callable, prepare: Callable) -> Callable:
     """Makes `forward(weights, data, batch, axis_name) -> logits`.
 

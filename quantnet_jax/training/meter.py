@@ -1,0 +1,89 @@
+"""Where the time of training goes: step time, waiting for data, memory, a trace."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+from quantnet_jax.training import parallel
+
+T = TypeVar("T")
+
+
+class Meter:
+    """Clock of the steps of a record; what is done after one is not counted."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new record now."""
+        self._began, self._waited = time.monotonic(), 0.0
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; the time until each is there counts as waiting."""
+        iterator = iter(batches)
+        while True:
+            began = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.monotonic() - began
+            yield batch
+
+    def read(self, steps: int, batch_size: int) -> dict[str, float]:
+        """The record of `steps` finished steps.
+
+        Returns:
+          'step_time' (seconds), 'examples_per_second', 'data_wait' (fraction of the
+          time in which this process waited for its batches) and, where the devices
+          tell it, 'device_memory' (bytes, the peak of the fullest local device).
+        """
+        took = max(time.monotonic() - self._began, 1e-9)
+        record = {
+            "step_time": took / max(steps, 1),
+            "examples_per_second": batch_size * steps / took,
+            "data_wait": min(1.0, self._waited / took),
+        }
+        memory = parallel.peak_memory()
+        return record | ({} if memory is None else {"device_memory": memory})
+
+
+@contextlib.contextmanager
+def tracing(folder: Path | None, *, skip: int = 10, steps: int = 10):
+    """Yields `tick(step, result)`, to be called after each dispatch.
+
+    From the first tick at least `skip` steps after the start until `steps` steps later
+    the profiler of JAX writes a trace into `folder`, for TensorBoard or XProf.
+
+    Args:
+      folder: None for no trace.
+      skip: steps before the trace, in which programs are compiled.
+      steps: of the trace.
+    """
+    first = begun = None
+    done = folder is None
+
+    def tick(step: int, result) -> None:
+        nonlocal first, begun, done
+        first = step if first is None else first
+        if done or step < first + skip:
+            return
+        if begun is None:
+            jax.block_until_ready(result)  # of the steps before nothing is traced
+            jax.profiler.start_trace(str(folder))
+            begun = step
+        elif step >= begun + steps:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            done = True
+
+    try:
+        yield tick
+    finally:
+        if begun is not None and not done:
+            jax.profiler.stop_trace()

@@ -1,0 +1,86 @@
+"""Stops of the loop and chunks of steps: laws over many runs, and equal training."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from quantnet_jax.training import dispatch, experiment, parallel
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "save", "evaluations", "saves"),
+    [
+        (12, 4.0, 0, {4, 8, 12}, set()),
+        (12, 4.0, 3, {4, 8, 12}, {3, 6, 9}),
+        (10, 3.9, 5, {4, 8, 10}, {5}),
+        (3, 0.25, 1, {1, 2, 3}, set()),
+        (5, 100.0, 2, {5}, {2, 4}),
+    ],
+)
+def test_stops(steps, every, save, evaluations, saves):
+    assert dispatch.stops(steps, every, save) == (evaluations, saves)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7])
+@pytest.mark.parametrize("every", [3.0, 6.5, 50.0])
+def test_division_depends_on_the_step_alone(chunk, every):
+    total = 23
+    stops = dispatch.stops(total, every, 4)[0] | dispatch.stops(total, every, 4)[1]
+    counts = list(dispatch.counts(0, total, chunk, stops))
+    ends = list(itertools.accumulate(counts))
+    assert ends[-1] == total and stops <= set(ends) and set(counts) <= {1, chunk}
+    for i, end in enumerate(ends):
+        assert list(dispatch.counts(end, total, chunk, stops)) == counts[i + 1 :]
+
+
+def test_chunks_are_used_wherever_no_stop_is_in_between():
+    assert list(dispatch.counts(0, 20, 5, {10, 12})) == [5, 5, 1, 1, 1, 1, 1, 5]
+    assert list(dispatch.counts(3, 10, 5, set())) == [1, 1, 5]
+
+
+def test_size_of_a_chunk():
+    size = dispatch.chunk_size
+    assert size(0, 50, in_memory=True, backend="cpu") == 1
+    assert size(0, 50, in_memory=True, backend="gpu") == 50
+    assert size(0, 50, in_memory=False, backend="gpu") == 1
+    assert size(25, 50, in_memory=False, backend="cpu") == 25
+    with pytest.raises(ValueError, match="^chunk=7, .* divisor of log_every=50$"):
+        size(7, 50, in_memory=True, backend="gpu")
+
+
+@pytest.mark.parametrize("runner", parallel.RUNNERS)
+def test_chunk_equals_its_steps(runner):
+    exp = experiment.build(tiny_config(runner=runner, chunk=3, log_every=3))
+    assert exp.chunk == 3
+    start = jax.device_get(exp.state)
+    singles, state = [], exp.state
+    for batch in exp.train_batches(0, [1, 1, 1]):
+        state, values = exp.train_step(state, exp.train_data, batch)
+        singles.append(jax.device_get(values))
+    (batch,) = exp.train_batches(0, [3])
+    chunked, metrics = exp.train_chunk(
+        exp.runner.replicate(start), exp.train_data, batch
+    )
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(chunked), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+    for name, values in jax.device_get(metrics).items():
+        assert values.shape == (3,)
+        wanted = [single[name] for single in singles]
+        np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-6)
+    assert int(chunked.step) == 3 and exp.is_finite(chunked)
+
+
+def test_one_bad_number_makes_a_state_not_finite():
+    exp = experiment.build(tiny_config())
+    assert exp.is_finite(exp.state)
+    state = jax.device_get(exp.state)
+    leaves, structure = jax.tree.flatten(state)
+    for i, leaf in enumerate(leaves):
+        if np.issubdtype(leaf.dtype, np.floating) and leaf.size:
+            bad = np.array(leaf)
+            bad.flat[-1] = np.inf if i % 2 else np.nan
+            changed = structure.unflatten([*leaves[:i], bad, *leaves[i + 1 :]])
+            assert not exp.is_finite(exp.runner.replicate(changed)), i
