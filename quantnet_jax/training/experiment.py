@@ -91,7 +91,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         config.chunk,
         config.log_every,
         in_memory=feed.train_data is not None,
-        backend=jax.default_backend(),
+        backend=parallel.backend(),
     )
 
     model = make_model(config, len(feed.classes), runner.axis_name)

@@ -75,6 +75,20 @@ def describe_devices() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
+def backend() -> str:
+    """'cpu', 'gpu' or 'tpu': what programs are compiled for."""
+    return jax.default_backend()
+
+
+def all_told_to_stop(dispatch: int) -> bool:
+    """Whether one of several processes got SIGTERM, and all stop after this dispatch.
+
+    Args:
+      dispatch: running number; every process asks for each one.
+    """
+    return multihost_utils.reached_preemption_sync_point(dispatch)
+
+
 def peak_memory() -> int | None:
     """Most bytes in use at any time on the fullest local device; None if unknown."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]

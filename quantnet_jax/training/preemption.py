@@ -3,7 +3,7 @@
 import signal
 import threading
 
-from jax.experimental import multihost_utils
+from quantnet_jax.training import parallel
 
 RESUME_ME = 75
 """Exit code of a run that saved its state and wants to be started again: EX_TEMPFAIL
@@ -49,4 +49,4 @@ class Preemption:
             return self._asked
         # A count of its own: the coordinator wants each number, and a chunk skips some.
         self._dispatches += 1
-        return multihost_utils.reached_preemption_sync_point(self._dispatches)
+        return parallel.all_told_to_stop(self._dispatches)
