@@ -27,7 +27,8 @@ results/step_time.json (timed); do not edit.
 
 ## What the quantizer adds
 
-Operations of one training step (forward, backward, update), as XLA counts them before it optimizes the program for a device: the same on every machine. The
+Operations of one training step (forward, backward, update), as XLA counts them before
+it optimizes the program for a device: the same on every machine. The
 sub-network works on weights, so its part shrinks as the batch grows, grows with its
 width and follows the number of weights.
 

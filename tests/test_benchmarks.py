@@ -1,10 +1,13 @@
 """The benchmarks' programs on tiny settings and made-up results, not their numbers."""
 
 import json
+import pathlib
 
 import pytest
 
-from benchmarks import bundled, step_time
+from benchmarks import bundled, cost, cost_page, step_time
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_step_time_measures_and_writes(tmp_path, capsys):
@@ -100,3 +103,14 @@ def test_names_of_results_are_distinct():
     names = [bundled.slug(name) for name in (*bundled.ABLATION, *bundled.BASELINE)]
     assert len(set(names)) == len(names)
     assert not [name for name in names if set(name) & set(" :=/")]
+
+
+def test_page_of_costs_is_up_to_date():
+    written = (ROOT / "docs" / "performance.md").read_text()
+    assert written == cost_page.page(ROOT / "results")
+
+
+def test_floor_of_memory_counts_what_convolutions_read_and_write():
+    # ResNet-8: the stem, two 3x3 convolutions at each of three sizes, and the head.
+    outputs = 3 * 16 * 32 * 32 + 2 * 32 * 16 * 16 + 2 * 64 * 8 * 8 + cost.CLASSES
+    assert cost.floor_bytes("resnet8", 32, batch=2) == 2 * outputs * 8 * 2
