@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import bundled, step_time
 
+pytestmark = pytest.mark.cheap
+
 
 def test_step_time_measures_and_writes(tmp_path, capsys):
     out = tmp_path / "results" / "step_time.json"

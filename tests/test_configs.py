@@ -12,6 +12,8 @@ from quantnet_jax import models, quantizers
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import experiment
 
+pytestmark = pytest.mark.cheap
+
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
     path.stem
