@@ -1,21 +1,62 @@
-"""Strict settings for every test: 4 forced CPU devices, no silent promotion."""
+"""Strict settings for every test: 4 forced CPU devices, no silent promotion.
 
+Most of the time of the tests is XLA's. Each program is compiled once for all processes
+of a session, and modules marked `cheap` do with little optimization.
+"""
+
+import atexit
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # By the first process: the workers of pytest-xdist and subprocesses inherit it.
+    CACHE = tempfile.mkdtemp(prefix="quantnet_jax_tests_")
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A plugin may have imported jax before the variable was set.
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cheap: see conftest.optimization")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimization(request):
+    """Compiles all programs of a module marked `cheap` with little optimization.
+
+    For modules of large programs that run for a few steps. Not for those that compare
+    the bits of two programs: what may part them, a fused multiply-add for one, is
+    the work of the optimization.
+    """
+    if request.node.get_closest_marker("cheap") is None:
+        yield
+        return
+    setting = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(setting.upper(), "1")  # for subprocesses
+        jax.clear_caches()
+        jax.config.update(setting, True)
+        yield
+        jax.config.update(setting, False)
+        jax.clear_caches()
 
 
 @pytest.fixture

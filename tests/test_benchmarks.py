@@ -9,6 +9,8 @@ from benchmarks import bundled, cost, cost_page, step_time
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+pytestmark = pytest.mark.cheap
+
 
 def test_step_time_measures_and_writes(tmp_path, capsys):
     out = tmp_path / "results" / "step_time.json"

@@ -12,6 +12,8 @@ from quantnet_jax import models, quantizers
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import experiment
 
+pytestmark = pytest.mark.cheap
+
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
     path.stem
@@ -132,6 +134,7 @@ def test_streamed_set_that_is_not_there(tmp_path):
 
 def test_made_up_images_come_in_the_wanted_size():
     config = get("cifar10_resnet20", "runlocal")
+    config.model.name, config.model.width = "small", 4
     config.data.image_size, config.data.classes = 12, 3
     config.data.train_size, config.data.test_size = 70, 20
     exp = experiment.build(config, jax.devices()[:1])

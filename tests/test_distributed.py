@@ -17,6 +17,8 @@ from two_process import STEPS
 
 from quantnet_jax.training import checkpoint, experiment, parallel
 
+pytestmark = pytest.mark.cheap
+
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 TIMEOUT = 300  # seconds, of a few seconds' work: slow machines fail late, none hangs

@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 
 import quantnet_jax as qn
 
+pytestmark = pytest.mark.cheap
+
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = sorted(
     ["quantnet_jax"]

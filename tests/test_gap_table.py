@@ -11,6 +11,8 @@ from quantnet_jax import quantizers
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import evaluation, experiment
 
+pytestmark = pytest.mark.cheap
+
 LAYERS = {
     "a/kernel": {"shape": [3, 3, 2, 5], "bits": 1, "floats": [2, 5], "values": [2, 2]},
     "b/kernel": {"shape": [1, 1, 5, 1], "bits": 2, "floats": [4, 1], "values": [4, 3]},

@@ -12,6 +12,8 @@ from quantnet_jax.core import tree
 from quantnet_jax.training import checkpoint, experiment, optim, steps
 from quantnet_jax.training.state import create_state
 
+pytestmark = pytest.mark.cheap
+
 RATE, META_RATE, MOMENTUM = 0.3, 0.2, 0.9
 
 

@@ -14,6 +14,8 @@ from quantnet_jax import deploy, export_onnx, models, onnx_graph  # noqa: E402
 from quantnet_jax import quantizers as qs  # noqa: E402
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
 
+pytestmark = pytest.mark.cheap
+
 SHAPE = (8, 8, 3)
 
 

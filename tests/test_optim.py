@@ -8,6 +8,8 @@ import pytest
 
 from quantnet_jax.training import optim
 
+pytestmark = pytest.mark.cheap
+
 TOTAL, PEAK = 40, 0.3
 
 

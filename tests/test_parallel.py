@@ -9,6 +9,8 @@ from tiny import tiny_config, train
 
 from quantnet_jax.training import experiment, parallel
 
+pytestmark = pytest.mark.cheap
+
 STEPS = 5
 METHODS = {
     "quantnet": {},

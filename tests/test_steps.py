@@ -16,6 +16,8 @@ from quantnet_jax.core.base import identity
 from quantnet_jax.training import experiment, optim, parallel, steps
 from quantnet_jax.training.state import create_state
 
+pytestmark = pytest.mark.cheap
+
 PATTERN = models.KERNELS["inner"]
 MODEL = models.create("small", classes=4)
 

@@ -18,6 +18,8 @@ import train
 from configs import smoke
 from quantnet_jax.training import checkpoint, experiment
 
+pytestmark = pytest.mark.cheap
+
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12  # in three evaluations, each with a checkpoint
 TIMING = ("seconds", "step_time", "examples_per_second", "data_wait")

@@ -1,25 +1,10 @@
 """Configurations small enough to be trained in a test, and a loop that trains them."""
 
-import atexit
-import os
-import shutil
-import tempfile
-
 import jax
 import numpy as np
 
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import experiment
-
-# Tests build the same small programs over and over, in processes of their own too:
-# each is compiled once in a session.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    CACHE = tempfile.mkdtemp(prefix="quantnet_jax_tests_")
-    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    jax.config.update("jax_compilation_cache_dir", CACHE)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def tiny_config(**overrides):
