@@ -35,11 +35,14 @@ class Row(NamedTuple):
       reference: name of the program that must give the same logits, or None where they
         are expected to differ (quantized further) and the difference is only stated.
       about: what it is.
+      seconds: runs the batch that `run` got last twice, and gives the seconds of the
+        second run; None where `run` itself can be timed.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
     reference: str | None
     about: str
+    seconds: Callable[[], float] | None = None
 
 
 def make(network: str, activation: str | None = None, **options: Any):
@@ -79,8 +82,12 @@ def make(network: str, activation: str | None = None, **options: Any):
         return deploy.load(path)
 
 
-def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
-    """Float, hard, packed, exported: the same network in four forms; and W1A1."""
+def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor, deploy.Predictor]:
+    """Float, hard, packed, exported: the same network in four forms; and W1A1.
+
+    Returns:
+      (rows, the network, that of W1A1).
+    """
     predictor = make(network)
     hard = jax.tree.map(jnp.asarray, deploy.float_tree(predictor.params))
     rng = np.random.default_rng(1)
@@ -122,7 +129,7 @@ def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
         "W1A1 as floats",
         "that network by XOR and bit counts",
     )
-    return rows, predictor
+    return rows, predictor, signs
 
 
 def onnx_rows(predictor: deploy.Predictor, threads: int, calibration: np.ndarray):
