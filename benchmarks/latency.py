@@ -7,7 +7,8 @@ each number of threads one process is bound to as many cores, and all programs t
 turns in it: a pause, one call that is not timed, one that is. A program is timed only
 after its logits were found equal to those of its reference. What is not installed is
 reported as such; PyTorch: `pip install torch==2.13.0`, the table's other peers are
-those of requirements.txt.
+those of requirements.txt. The Larq Compute Engine needs a Python of its own, see
+benchmarks/latency_lce.py: `--lce-python=PATH` names it.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import pathlib
 import random
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "--max-load", type=float, default=QUIET, help="refuse above this load average"
     )
     parser.add_argument("--out", default=str(ROOT / "results" / "latency.json"))
+    parser.add_argument("--lce-python", help="Python that has the Larq Compute Engine")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
@@ -80,6 +83,8 @@ def check(args) -> None:
         raise ValueError(f"--threads {args.threads}, but there are 1 to {cores} cores")
     if args.repeats < 3 or min(args.batches) < 1:
         raise ValueError("--repeats must be 3 or more, --batches positive")
+    if args.lce_python and not shutil.which(args.lce_python):
+        raise ValueError(f"--lce-python={args.lce_python} is no program")
     load = os.getloadavg()[0]
     if load > args.max_load:
         raise ValueError(
@@ -120,11 +125,11 @@ def worker(args) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(args.worker))
     import numpy as np
 
-    from benchmarks import latency_rows
-    from benchmarks.latency_page import PEERS
+    from benchmarks import latency_engine, latency_rows
+    from benchmarks.latency_page import LCE, PEERS
     from quantnet_jax.training.provenance import provenance
 
-    rows, predictor = latency_rows.ours(args.network)
+    rows, predictor, signs = latency_rows.ours(args.network)
     rng = np.random.default_rng(0)
     images = lambda n: rng.integers(0, 256, (n, *predictor.shape), np.uint8)
     missing, versions = {}, {}
@@ -138,17 +143,24 @@ def worker(args) -> int:
         versions["torch"] = str(__import__("torch").__version__)
     else:
         missing |= {name: "not installed" for name in PEERS[2:]}
-    missing["Larq Compute Engine"] = (
-        "not run: needs TensorFlow 2.15; single layers: benchmarks/popcount_lce.py"
-    )
+    engine = None
+    if args.lce_python:
+        engine = latency_engine.Engine(args.lce_python, signs, args.worker)
+        rows[LCE] = engine.row()
+    else:
+        missing[LCE] = "not run: see benchmarks/latency_lce.py"
     batches = {}
     for n in args.batches:
         x = images(n)
         agreed = {name: agreement(name, rows, x) for name in rows}
-        ready = {name: rows[name].run for name in rows}
-        batches[n] = take_turns(ready, x, args.repeats)
+        others = (lambda: engine.ask("processor")) if engine else (lambda: 0.0)
+        batches[n] = take_turns(rows, x, args.repeats, others)
         for name, row in batches[n]["rows"].items():
             row["logits"] = agreed[name]
+        if engine:
+            batches[n]["rows"][LCE]["kernel"] = engine.kernel
+    if engine:
+        engine.close()
     found = provenance()
     found["versions"] |= versions
     result = {
@@ -181,7 +193,8 @@ def agreement(name: str, rows: dict, x) -> dict:
     error = np.abs(got - expected).max(-1)
     same = float(np.mean(got.argmax(-1) == expected.argmax(-1)))
     differ = int((~(error <= allowed)).sum())
-    if rows[name].reference and differ > (len(x) // 2 if "W1A1" in name else 0):
+    signs = "W1A1 as floats" in (name, reference)
+    if rows[name].reference and differ > (len(x) // 2 if signs else 0):
         raise ValueError(
             f"{name}: logits of {differ} images are not those of {reference}"
         )
@@ -193,22 +206,28 @@ def agreement(name: str, rows: dict, x) -> dict:
     }
 
 
-def take_turns(runs: dict, x, repeats: int) -> dict:
-    """Times of all programs in a shuffled order, and what else the machine did."""
-    for run in runs.values():
-        for _ in range(WARM_UP):
-            run(x)
-    seconds = {name: [] for name in runs}
-    names = list(runs)
-    load, began, busy, own = os.getloadavg(), time.time(), busy_seconds(), own_seconds()
+def take_turns(rows: dict, x, repeats: int, processor=lambda: 0.0) -> dict:
+    """Times of all programs in a shuffled order, and what else the machine did.
+
+    Args:
+      rows: name -> `latency_rows.Row`.
+      x: the batch.
+      repeats: rounds.
+      processor: seconds of processor time of the processes that we started.
+    """
+    timers = {name: row.seconds or stopwatch(row.run, x) for name, row in rows.items()}
+    for timer in timers.values():
+        for _ in range(-(-WARM_UP // 2)):
+            timer()
+    seconds = {name: [] for name in rows}
+    names = list(rows)
+    spent = lambda: own_seconds() + processor()
+    load, began, busy, own = os.getloadavg(), time.time(), busy_seconds(), spent()
     for turn in range(repeats):
         for name in random.Random(turn).sample(names, len(names)):
             time.sleep(PAUSE)
-            runs[name](x)
-            start = time.perf_counter()
-            runs[name](x)
-            seconds[name].append(time.perf_counter() - start)
-    others = (busy_seconds() - busy) - (own_seconds() - own)
+            seconds[name].append(timers[name]())
+    others = (busy_seconds() - busy) - (spent() - own)
     reference = statistics.median(seconds["float"])
     rows = {}
     for name, times in seconds.items():
@@ -227,6 +246,18 @@ def take_turns(runs: dict, x, repeats: int) -> dict:
         "load": {"before": load, "after": os.getloadavg()},
         "share_of_other_processes": max(0.0, others / capacity),
     }
+
+
+def stopwatch(run, x):
+    """Runs a program twice; gives the seconds of the second run."""
+
+    def seconds() -> float:
+        run(x)
+        start = time.perf_counter()
+        run(x)
+        return time.perf_counter() - start
+
+    return seconds
 
 
 def busy_seconds() -> float:

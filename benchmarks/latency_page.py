@@ -1,6 +1,7 @@
 """The Markdown page of benchmarks/latency.py, from its JSON result."""
 
 PEERS = ("onnxruntime", "onnxruntime int8", "PyTorch", "PyTorch, channels last")
+LCE = "Larq Compute Engine"
 
 
 def table(result: dict) -> str:
@@ -21,7 +22,8 @@ def table(result: dict) -> str:
         f"Written by `{result['command']}`; do not edit.",
         f"{result['benchmark'].capitalize()}, milliseconds: median (quartiles) of "
         f"{result['repeats']} runs,",
-        "all programs in turns in one process. Over float: over our own float network.",
+        "all programs in turns on the same cores. Over float: over our own float "
+        "network.",
         f"{versions}; {result['cpu']}, {result['cores']} cores;",
         f"other processes took at most {100 * load:.0f}% of the machine.",
         "",
@@ -35,7 +37,7 @@ def table(result: dict) -> str:
                 "| program | ms | over float | logits |",
                 "|---|---:|---:|---|",
             ]
-            lines += [line(name, row) for name, row in rows.items()]
+            lines += [line(name, row, n) for name, row in rows.items()]
             lines += [f"| {k} | {v} | | |" for k, v in run["missing"].items()]
             lines += ["", verdict(rows, result["bar"]), ""]
     lines += ["## Programs", ""]
@@ -43,8 +45,8 @@ def table(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def line(name: str, row: dict) -> str:
-    """One row of the table."""
+def line(name: str, row: dict, images: str) -> str:
+    """One row of the table, of a batch of so many images."""
     low, high = (1e3 * x for x in row["quartiles"])
     logits, error = row["logits"], row["logits"]["largest_difference"]
     if name == "float":
@@ -56,7 +58,8 @@ def line(name: str, row: dict) -> str:
     elif logits["reference"] == name:
         said = "reference"
     elif logits["images_that_differ"]:
-        said = f"{logits['images_that_differ']} images have a sign rounded otherwise"
+        differ = logits["images_that_differ"]
+        said = f"{differ} of {images} images have a sign rounded otherwise"
     else:
         said = f"equal within {error:.1g}"
     return (
@@ -82,4 +85,8 @@ def verdict(rows: dict, bar: float) -> str:
         if found:
             text += f" {words} than it: {', '.join(found)}."
     counted = rows["packed W1A1"]["median"] / rows["W1A1 as floats"]["median"]
-    return text + f" Bit counts take {counted:.2f} of the same W1A1 network in floats."
+    text += f" Bit counts take {counted:.2f} of the same W1A1 network in floats."
+    if LCE in rows:
+        times = rows[LCE]["median"] / rows["packed W1A1"]["median"]
+        text += f" The {LCE} takes {times:.1f} times as long as they do."
+    return text

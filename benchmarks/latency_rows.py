@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -19,9 +18,8 @@ import numpy as np
 
 from quantnet_jax import deploy, export, models
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.deploy import popcount
 from quantnet_jax.deploy.packed import is_packed
-from quantnet_jax.models.layers import Conv
+from quantnet_jax.deploy.predictor import make_predictor
 
 NETWORKS = {
     "resnet20": {"shape": (32, 32, 3), "classes": 10},
@@ -37,11 +35,14 @@ class Row(NamedTuple):
       reference: name of the program that must give the same logits, or None where they
         are expected to differ (quantized further) and the difference is only stated.
       about: what it is.
+      seconds: runs the batch that `run` got last twice, and gives the seconds of the
+        second run; None where `run` itself can be timed.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
     reference: str | None
     about: str
+    seconds: Callable[[], float] | None = None
 
 
 def make(network: str, activation: str | None = None, **options: Any):
@@ -81,8 +82,12 @@ def make(network: str, activation: str | None = None, **options: Any):
         return deploy.load(path)
 
 
-def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
-    """Float, hard, packed, exported: the same network in four forms; and W1A1."""
+def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor, deploy.Predictor]:
+    """Float, hard, packed, exported: the same network in four forms; and W1A1.
+
+    Returns:
+      (rows, the network, that of W1A1).
+    """
     predictor = make(network)
     hard = jax.tree.map(jnp.asarray, deploy.float_tree(predictor.params))
     rng = np.random.default_rng(1)
@@ -113,53 +118,18 @@ def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
     }
     signs = make(network, activation="sign_ste", bi_real=True, act="hardtanh")
     run, values = jax.jit(signs.apply), deploy.float_tree(signs.params)
-    counting, words = by_counts(signs)
+    counting = make_predictor(signs.params, signs.spec, popcount=True)
     rows["W1A1 as floats"] = Row(
         lambda x: np.asarray(run(values, x)),
         "W1A1 as floats",
         "jit, another network (IR-Net's blocks): signs as inputs, all in float32",
     )
     rows["packed W1A1"] = Row(
-        lambda x: np.asarray(counting(words, values, x)),
+        lambda x: np.asarray(counting.logits(x)),
         "W1A1 as floats",
         "that network by XOR and bit counts",
     )
-    return rows, predictor
-
-
-def by_counts(predictor: deploy.Predictor) -> tuple[Callable, dict]:
-    """A network with binary inputs by XOR and bit counts: `(words, values, images)`.
-
-    Takes the place of each 3x3 convolution of the blocks; stem, shortcuts and head see
-    real inputs and stay products of floats.
-    """
-    leaves = jax.tree_util.tree_flatten_with_path(
-        deploy.unpack_tree(predictor.params), is_leaf=lambda x: isinstance(x, QTensor)
-    )[0]
-    words = {}
-    for key, leaf in leaves:
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
-        if isinstance(leaf, QTensor) and "shortcut" not in path:
-            words[path.removesuffix("/kernel")] = popcount.pack_qtensor(leaf)
-
-    def run(words, values, images):
-        def instead(call, args, kwargs, context):
-            module, path = context.module, "/".join(context.module.path)
-            if not isinstance(module, Conv) or path not in words:
-                return call(*args, **kwargs)
-            kernel, scale = words[path]
-            return popcount.binary_conv2d(
-                args[0],
-                kernel,
-                scale=scale,
-                strides=module.strides,
-                padding=((1, 1), (1, 1)),
-            )
-
-        with nn.intercept_methods(instead):
-            return predictor.apply(values, images)
-
-    return jax.jit(run), words
+    return rows, predictor, signs
 
 
 def onnx_rows(predictor: deploy.Predictor, threads: int, calibration: np.ndarray):

@@ -76,13 +76,15 @@ __all__ = [
 ]
 
 
-def load(path: str | os.PathLike) -> "Predictor":
+def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> "Predictor":
     """Loads an exported network: uint8 images in, logits out, on any backend.
 
     Needs no training code; see `quantnet_jax.deploy` and `quantnet_jax.export`.
 
     Args:
       path: a `model.safetensors` that `python -m quantnet_jax.export` wrote.
+      popcount: whether layers with binary weights and binary inputs count bits; 'auto':
+        on a CPU, if export found the same classes so for every test image.
 
     Returns:
       A `Predictor`: `logits(images)`, `classes`, `shape`, and the packed parameters.
@@ -94,4 +96,4 @@ def load(path: str | os.PathLike) -> "Predictor":
     # Here, so that the import of the core does not bring in the networks.
     from quantnet_jax import deploy
 
-    return deploy.load(path)
+    return deploy.load(path, popcount=popcount)

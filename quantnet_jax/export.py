@@ -6,7 +6,8 @@
 Writes `model.safetensors` (packed codes, levels, scales, folded normalizations, float
 rest) and `model.stablehlo` (the same network as a program with the packed bits inside,
 for CPU, CUDA and TPU, any batch size). Both predict every test image; one prediction
-that differs from hard evaluation is an error, and nothing is kept.
+that differs from hard evaluation is an error, and nothing is kept. Where layers can
+count bits, they do so once more, and the file says whether all predictions stayed.
 """
 
 import argparse
@@ -66,8 +67,9 @@ def export_state(
 
     Returns:
       {'hard', 'packed', 'exported' (accuracies), 'differ' (predictions that differ from
-      hard; 0 unless `dtype` is 'float16'), 'examples', 'payload' (bytes of tensors),
-      'file' (bytes of model.safetensors), 'folder'}.
+      hard; 0 unless `dtype` is 'float16'), 'popcount' (predictions by bit counts that
+      differ from packed; None where no layer can count), 'examples', 'payload' (bytes
+      of tensors), 'file' (bytes of model.safetensors), 'folder'}.
 
     Raises:
       ValueError: the predictions differ; the files are then removed.
@@ -77,24 +79,27 @@ def export_state(
     folder.mkdir(parents=True, exist_ok=True)
     weights, program = folder / "model.safetensors", folder / "model.stablehlo"
     try:
-        sizes = deploy.write(
-            weights, deploy.pack_tree(hard_tree), make_spec(exp), dtype=dtype
-        )
-        predictor = deploy.load(weights)
+        spec, params = make_spec(exp), deploy.pack_tree(hard_tree)
+        sizes = deploy.write(weights, params, spec, dtype=dtype)
+        predictor = deploy.load(weights, popcount=False)
         program.write_bytes(stablehlo(predictor))
         reloaded = jax.jit(jax.export.deserialize(bytearray(program.read_bytes())).call)
         labels, packed = predict_all(exp, predictor.logits)
         _, exported = predict_all(exp, reloaded)
-        wrong = {
-            name: int((logits.argmax(-1) != hard.argmax(-1)).sum())
-            for name, logits in (("packed", packed), ("exported", exported))
-        }
+        differ = lambda one, two: int((one.argmax(-1) != two.argmax(-1)).sum())
+        wrong = {"packed": differ(packed, hard), "exported": differ(exported, hard)}
         if any(wrong.values()) and dtype == "float32":
             raise ValueError(
                 f"of {len(hard)} predictions {wrong['packed']} of model.safetensors "
                 f"and {wrong['exported']} of model.stablehlo differ from hard "
                 "evaluation; nothing was kept"
             )
+        counted = None
+        if predictor.countable:
+            counting = deploy.load(weights, popcount=True)
+            counted = differ(predict_all(exp, counting.logits)[1], packed)
+            spec |= {"popcount": not counted}
+            sizes = deploy.write(weights, params, spec, dtype=dtype)
     except BaseException:
         for path in (weights, program):
             path.unlink(missing_ok=True)
@@ -105,6 +110,7 @@ def export_state(
         "packed": score(packed),
         "exported": score(exported),
         "differ": max(wrong.values()),
+        "popcount": counted,
         "examples": len(hard),
         **sizes,
         "folder": str(folder),
@@ -138,7 +144,8 @@ def stablehlo(predictor: deploy.Predictor) -> bytes:
 
     The packed weights are constants in it; the batch size is symbolic. Whoever loads it
     needs jax alone, within its window: jax reads programs of the last six months' or so
-    versions, see the compatibility page of `jax.export`.
+    versions, see the compatibility page of `jax.export`. A predictor that counts bits
+    gives a program that does, on every device.
     """
     run = jax.jit(lambda images: predictor.apply(predictor.params, images))
     shape = (*jax.export.symbolic_shape("batch"), *predictor.shape)
@@ -195,6 +202,9 @@ def main(argv: list[str] | None = None) -> int:
         f"payload {result['payload']:,} bytes, model.safetensors {result['file']:,}; "
         f"{result['differ']} predictions differ from hard evaluation"
     )
+    if result["popcount"] is not None:
+        chosen = "will not" if result["popcount"] else "will"
+        print(f"by bit counts {result['popcount']} differ: `load` {chosen} choose them")
     return 0
 
 

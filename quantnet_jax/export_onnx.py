@@ -140,7 +140,7 @@ def export(
     Raises:
       FileNotFoundError, ValueError, ImportError: as `deploy.load`, `to_onnx`, `check`.
     """
-    predictor = deploy.load(artifact)
+    predictor = deploy.load(artifact, popcount=False)
     model = to_onnx(predictor)
     content = model.SerializeToString()
     if images is None:

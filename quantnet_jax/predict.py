@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from quantnet_jax import deploy
 
 MODES = {1: "L", 3: "RGB"}
+POPCOUNT = {"auto": "auto", "on": True, "off": False}
 BATCH = 32
 """Pictures that go through the network at once, at most."""
 
@@ -97,13 +98,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("image", nargs="+", help="picture files")
     parser.add_argument("--top", type=int, default=5, help="classes to print (5)")
     parser.add_argument(
+        "--popcount",
+        default="auto",
+        choices=POPCOUNT,
+        help="products of signs as bit counts; auto: where export checked them",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object per picture"
     )
     args = parser.parse_args(argv)
     try:
         if args.top < 1:
             raise ValueError(f"--top={args.top}, expected 1 or more")
-        predictor = deploy.load(args.model)
+        predictor = deploy.load(args.model, popcount=POPCOUNT[args.popcount])
         for path, classes, note in predict(predictor, args.image, args.top):
             if note:
                 print(f"note: {path}: {note}", file=sys.stderr)

@@ -269,8 +269,8 @@ def test_difference_ends_the_run_and_leaves_no_file(finished, monkeypatch, capsy
     workdir, result = finished
     load = deploy.load
 
-    def other(path):
-        found = load(path)
+    def other(path, **options):
+        found = load(path, **options)
         apply = lambda params, images: -found.apply(params, images)
         return found._replace(logits=lambda x: -found.logits(x), apply=apply)
 

@@ -1,18 +1,23 @@
 """The latency benchmark's arithmetic, gate and page on made-up programs."""
 
+import sys
+
 import numpy as np
 import pytest
+from artifacts import SPEC, make_params
 
-from benchmarks import latency, latency_page
+from benchmarks import latency, latency_engine, latency_page
 from benchmarks.latency_rows import Row
+from quantnet_jax import deploy
+from quantnet_jax.deploy.predictor import make_predictor
 
 LOGITS = np.asarray([[0.0, 1.0, 3.0], [2.0, 0.0, -1.0], [1.0, 5.0, 0.0]])
 
 
-def rows(other, name="packed W1A32"):
+def rows(other, name="packed W1A32", reference="hard"):
     """The reference and a program that gives `other`."""
-    given = {"hard": LOGITS, name: np.asarray(other)}
-    return {k: Row(lambda x, v=v: v, "hard", "") for k, v in given.items()}
+    given = {reference: LOGITS, name: np.asarray(other)}
+    return {k: Row(lambda x, v=v: v, reference, "") for k, v in given.items()}
 
 
 def test_gate_accepts_equal_logits_and_says_how_equal():
@@ -30,26 +35,56 @@ def test_gate_stops_a_program_that_gives_other_logits(wrong):
 def test_gate_lets_a_minority_of_signs_flip():
     one = LOGITS.copy()
     one[1] += 0.5
-    found = latency.agreement("packed W1A1", rows(one, "packed W1A1"), LOGITS)
-    assert found["images_that_differ"] == 1
-    with pytest.raises(ValueError, match="packed W1A1"):
-        latency.agreement("packed W1A1", rows(LOGITS + 0.5, "packed W1A1"), LOGITS)
+    name = "Larq Compute Engine"
+    of_signs = lambda logits: rows(logits, name, "W1A1 as floats")
+    assert latency.agreement(name, of_signs(one), LOGITS)["images_that_differ"] == 1
+    with pytest.raises(ValueError, match=name):
+        latency.agreement(name, of_signs(LOGITS + 0.5), LOGITS)
+    with pytest.raises(ValueError, match=name):
+        latency.agreement(name, rows(one, name), LOGITS)
 
 
 def test_programs_take_turns_and_are_compared_with_float(monkeypatch):
     monkeypatch.setattr(latency, "PAUSE", 0.0)
     calls = []
     names = ("float", "packed W1A32", "other")
-    runs = {name: lambda x, name=name: calls.append(name) for name in names}
+    runs = {
+        name: Row(lambda x, name=name: calls.append(name), None, "") for name in names
+    }
     found = latency.take_turns(runs, None, 4)
-    turns = [calls[i : i + 6] for i in range(3 * latency.WARM_UP, len(calls), 6)]
-    assert len(turns) == 4
+    turns = [calls[i : i + 6] for i in range(0, len(calls), 6)][-4:]
+    assert len(calls) >= 3 * latency.WARM_UP + 4 * 6
     for turn in turns:  # each once untimed, once timed
         assert turn[::2] == turn[1::2] and sorted(turn[::2]) == sorted(names)
     assert found["rows"]["float"]["over_float"] == 1.0
     for row in found["rows"].values():
         low, high = row["quartiles"]
         assert row["fastest"] <= row["median"] and low <= row["median"] <= high
+
+
+def test_a_program_of_another_process_is_timed_there(monkeypatch):
+    monkeypatch.setattr(latency, "PAUSE", 0.0)
+    own, other = Row(lambda x: x, None, ""), Row(lambda x: 1 / 0, None, "", lambda: 2.0)
+    found = latency.take_turns({"float": own, "other": other}, None, 3)
+    assert found["rows"]["other"]["median"] == 2.0
+
+
+def test_the_network_of_signs_as_arrays(tmp_path):
+    spec = SPEC | {"activation": {"name": "sign_ste"}}
+    params = {k: v for k, v in make_params().items() if "input" not in k}
+    predictor = make_predictor(deploy.pack_tree(params), spec)
+    latency_engine.write_signs(str(tmp_path / "net.npz"), predictor)
+    found = dict(np.load(tmp_path / "net.npz"))
+    assert found["mean"].tolist() == SPEC["input"]["mean"]
+    signs, factor = found["conv1/kernel"], found["conv1/factor"]
+    assert set(signs.flat) == {-1.0, 1.0} and factor.shape == (4,)
+    values = deploy.float_tree(predictor.params)
+    np.testing.assert_array_equal(signs * factor, values["conv1"]["kernel"])
+    np.testing.assert_array_equal(found["conv2/kernel"], values["conv2"]["kernel"])
+    assert "conv2/factor" not in found and "stem_bn/scale" in found
+    # This Python has no engine.
+    with pytest.raises(ValueError, match="python.*: no answer to 'network'"):
+        latency_engine.Engine(sys.executable, predictor, 1)
 
 
 def made_up(packed):
@@ -67,6 +102,7 @@ def made_up(packed):
         "packed W1A1": 0.002,
         "onnxruntime": 0.005,
         "PyTorch": 0.020,
+        "Larq Compute Engine": 0.005,
     }
     batch = {
         "rows": {
@@ -103,6 +139,7 @@ def test_page_says_whether_the_bar_is_met_and_where_we_lose(packed, word):
     assert f"Faster than it: onnxruntime ({2 * packed:.2f}x)." in page
     assert f"Slower than it: PyTorch ({packed / 2:.2f}x)." in page
     assert "Bit counts take 0.25 of" in page and "| LCE | not run | | |" in page
+    assert "The Larq Compute Engine takes 2.5 times as long" in page
 
 
 @pytest.mark.parametrize(
@@ -112,6 +149,7 @@ def test_page_says_whether_the_bar_is_met_and_where_we_lose(packed, word):
         ("--threads 99", "there are 1 to"),
         ("--repeats=1", "--repeats"),
         ("--max-load=-1", "the machine is busy"),
+        ("--lce-python=no", "--lce-python=no is no program"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys, options, message):

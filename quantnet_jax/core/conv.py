@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from quantnet_jax.core.base import PyTree, Quantizer
-from quantnet_jax.core.qtensor import QTensor, dequantize
+from quantnet_jax.core.qtensor import QTensor, dequantize, lookup
 
 Weights = jax.Array | QTensor
 Strides = int | Sequence[int]
@@ -194,7 +194,7 @@ def _times_scale(product: Any, x: jax.Array, w: Weights) -> jax.Array:
         return product(x, w)
     if any(size != 1 for size in w.scale.shape[:-1]):
         return product(x, dequantize(w))
-    y = product(x, w.levels[w.codes])
+    y = product(x, lookup(w))
     # float32, so that a bfloat16 net rounds the scaled product, not the scale.
     scale = w.scale.reshape((1,) * (y.ndim - 1) + (-1,))
     return (y.astype(scale.dtype) * scale).astype(y.dtype)

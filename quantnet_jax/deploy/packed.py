@@ -46,9 +46,25 @@ class Packed:
         return self.codes.nbytes + self.levels.nbytes + self.scale.nbytes
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Binary weights of a layer that counts bits, see `deploy.popcount`.
+
+    Attributes:
+      words: of `popcount.pack_kernel`, uint32[..., ceil(Cin / 32), Cout].
+      scale: float32[Cout].
+      shape: of the weights. Static.
+    """
+
+    words: jax.Array
+    scale: jax.Array
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
 def is_packed(x: object) -> bool:
-    """True for a `Packed`."""
-    return isinstance(x, Packed)
+    """True for a `Packed` and for `Words`."""
+    return isinstance(x, Packed | Words)
 
 
 def pack_tree(params: PyTree) -> PyTree:
@@ -66,7 +82,7 @@ def unpack_tree(params: PyTree) -> PyTree:
     """The QTensors of a packed tree; float leaves stay. Inverse of `pack_tree`."""
 
     def one(x):
-        if not is_packed(x):
+        if not isinstance(x, Packed):
             return x
         return QTensor(unpack(x.codes, x.bits, x.shape), x.levels, x.scale)
 
@@ -80,11 +96,18 @@ def float_tree(params: PyTree) -> PyTree:
     )
 
 
-def values(x: Packed) -> jax.Array:
+def values(x: Packed | Words) -> jax.Array:
     """Float32 `levels[codes] * scale`.
 
     Binary codes choose between two numbers: a select costs less than a table look-up.
     """
+    if isinstance(x, Words):
+        ones = (1,) * (len(x.shape) - 1)
+        place = jnp.arange(32, dtype=jnp.uint32).reshape(*ones, 32, 1)
+        bits = (x.words[..., None, :] >> place) & jnp.uint32(1)
+        bits = bits.reshape(*x.shape[:-2], -1, x.shape[-1])[..., : x.shape[-2], :]
+        scale = x.scale.reshape(*ones, -1)
+        return jnp.where(bits == 1, scale, -scale)
     if x.levels.shape != (2,):
         return dequantize(QTensor(unpack(x.codes, x.bits, x.shape), x.levels, x.scale))
     size = math.prod(x.shape)

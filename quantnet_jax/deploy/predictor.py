@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax import models, quantizers
-from quantnet_jax.deploy import artifact
-from quantnet_jax.deploy.packed import float_tree, is_packed
+from quantnet_jax.deploy import artifact, forward
+from quantnet_jax.deploy.packed import is_packed
 
 PyTree = Any
 LARGEST_SIDE = 4096
@@ -27,10 +27,12 @@ class Predictor(NamedTuple):
     Attributes:
       logits: `uint8[N, H, W, C] -> float32[N, classes]`, compiled once for each N.
       apply: the pure function behind it, `(params, images) -> logits`.
-      params: tree of `Packed` and float32 leaves; the weights stay packed in memory.
+      params: tree of `Packed`, `Words` (layers that count bits) and float32 leaves; the
+        weights stay packed in memory.
       classes: names.
       shape: (H, W, C) of the images.
       spec: all that the artifact says of itself.
+      countable: paths of the convolutions that can count bits, whether or not they do.
     """
 
     logits: Callable[[np.ndarray], jax.Array]
@@ -39,30 +41,44 @@ class Predictor(NamedTuple):
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     spec: dict[str, Any]
+    countable: tuple[str, ...] = ()
 
 
-def load(path: str | os.PathLike) -> Predictor:
+def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> Predictor:
     """Loads an artifact of one of the shipped networks.
+
+    Args:
+      path: of the file.
+      popcount: whether convolutions of signs with binary weights are computed by XOR
+        and bit counts (`deploy.popcount`) instead of float products; see
+        `make_predictor`.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged or no artifact, or its tensors do not fit the
-        network that it names.
+        network that it names; or no layer can count bits and `popcount` is True.
     """
+    if popcount not in (True, False, "auto"):
+        raise ValueError(f"`popcount` is {popcount!r}, expected 'auto', True or False")
     params, spec = artifact.read(path)
     try:
-        return make_predictor(params, spec)
+        return make_predictor(params, spec, popcount=popcount)
     except Exception as e:  # whatever options of others make a network raise
         raise ValueError(f"{path}: {artifact.describe(e)}") from None
 
 
-def make_predictor(params: PyTree, spec: Mapping[str, Any]) -> Predictor:
+def make_predictor(
+    params: PyTree, spec: Mapping[str, Any], *, popcount: bool | str = "auto"
+) -> Predictor:
     """The network that a spec describes, with given parameters.
 
     Args:
       params: tree of `Packed` and float32 leaves.
       spec: 'model' (options of `models.create`, with 'name' and 'dtype'), 'activation'
-        ({'name', options}, or None), 'input' ({'shape', 'mean', 'std'}), 'classes'.
+        ({'name', options}, or None), 'input' ({'shape', 'mean', 'std'}), 'classes';
+        perhaps 'popcount', whether export found the same classes by bit counts.
+      popcount: True counts bits in all layers of `forward.countable`, False in none;
+        'auto' does on a CPU (where it was measured) if spec['popcount'] is true.
 
     Raises:
       ValueError, TypeError: the parameters or the spec do not fit.
@@ -74,6 +90,16 @@ def make_predictor(params: PyTree, spec: Mapping[str, Any]) -> Predictor:
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     _check_shapes(params, wanted)
+    countable = forward.countable(model, params, shape)
+    if popcount == "auto":
+        popcount = spec.get("popcount") is True and forward.on_cpu(params)
+    elif popcount and not countable:
+        raise ValueError(
+            "`popcount` is True, but no convolution has float32 signs as inputs and "
+            "binary weights"
+        )
+    if popcount:
+        params = forward.with_words(params, countable)
     dtype = model.dtype
 
     def apply(params: PyTree, images: jax.Array) -> jax.Array:
@@ -83,7 +109,7 @@ def make_predictor(params: PyTree, spec: Mapping[str, Any]) -> Predictor:
         x = (x - jnp.reshape(jnp.asarray(mean), across)) / jnp.reshape(
             jnp.asarray(std), across
         )
-        return model.apply({"params": float_tree(params)}, x.astype(dtype))
+        return forward.apply(model, params, x.astype(dtype))
 
     jitted = jax.jit(apply)
 
@@ -96,7 +122,7 @@ def make_predictor(params: PyTree, spec: Mapping[str, Any]) -> Predictor:
             )
         return jitted(params, images)
 
-    return Predictor(logits, apply, params, classes, shape, dict(spec))
+    return Predictor(logits, apply, params, classes, shape, dict(spec), countable)
 
 
 def _constants(

@@ -1,6 +1,7 @@
 """Layers and hooks that the shipped networks share, and the names of their kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from quantnet_jax.core import conv
+from quantnet_jax.core.qtensor import QTensor
 
 KERNELS = {
     # Every convolution and the dense head (the convention of MetaQuant).
@@ -56,29 +58,76 @@ class Conv(nn.Module):
       size: height and width of the kernel.
       strides: stride of both axes.
       groups: feature groups.
+      folded: of the network that is scored and that ships (see `BatchNorm`): products
+        in full float32 on every device.
+      quantized_input: the input is a quantized activation.
     """
 
     channels: int
     size: int = 3
     strides: int = 1
     groups: int = 1
+    folded: bool = False
+    quantized_input: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), channels)."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.channels)
         kernel = self.param("kernel", kaiming_normal, shape, jnp.float32)
-        # Symmetric, unlike 'SAME' at stride 2: output i is centred on input i * stride,
-        # the pixel that shortcut A keeps.
-        before = (self.size - 1) // 2
-        pad = (before, self.size - 1 - before)
-        return conv.conv2d(
+        return self.product(x, kernel)
+
+    def product(self, x: jax.Array, kernel: conv.Weights) -> jax.Array:
+        """The convolution with a given kernel."""
+        scale = None
+        if self.folded and self.quantized_input and not isinstance(kernel, QTensor):
+            # Binary weights become +1 and -1 exactly, and with signs as inputs all sums
+            # are integers: every program, whatever its order, rounds the same number.
+            scale = jnp.max(jnp.abs(kernel), axis=(0, 1, 2), keepdims=True)
+            scale = jnp.where(scale == 0.0, 1.0, scale)
+            kernel = kernel / scale
+        y = conv.conv2d(
             x,
             kernel,
             strides=self.strides,
-            padding=(pad, pad),
+            padding=self.padding,
             groups=self.groups,
+            precision=_precision(self.folded),
         )
+        if scale is None:
+            return y
+        return (y.astype(jnp.float32) * scale).astype(y.dtype)
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Zeros before and after each axis.
+
+        Symmetric, unlike 'SAME' at stride 2: output i is centred on input i * stride,
+        the pixel that shortcut A keeps.
+        """
+        before = (self.size - 1) // 2
+        pad = (before, self.size - 1 - before)
+        return pad, pad
+
+
+def replace_convolutions(
+    instead: Callable[[Conv, str, jax.Array], jax.Array | None],
+) -> AbstractContextManager:
+    """Within it, another function may compute the convolutions of a network.
+
+    Args:
+      instead: `(layer, its '/'-joined path, input) -> output`, or None for the
+        convolution as it is. A kernel whose place was taken is not looked at.
+    """
+
+    def intercept(call, args, kwargs, context):
+        layer = context.module
+        if not isinstance(layer, Conv) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        y = instead(layer, "/".join(layer.path), *args)
+        return call(*args, **kwargs) if y is None else y
+
+    return nn.intercept_methods(intercept)
 
 
 class Dense(nn.Module):
@@ -86,9 +135,11 @@ class Dense(nn.Module):
 
     Attributes:
       channels: output channels.
+      folded: as in `Conv`.
     """
 
     channels: int
+    folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -100,7 +151,8 @@ class Dense(nn.Module):
         bias = self.param(
             "bias", nn.initializers.zeros, (self.channels,), jnp.float32
         ).astype(x.dtype)
-        return conv.dense(x, kernel) + bias[None]
+        y = conv.dense(x, kernel, precision=_precision(self.folded))
+        return y + bias[None]
 
 
 class BatchNorm(nn.Module):
@@ -190,8 +242,18 @@ def subsample_pad(x: jax.Array, strides: int, channels: int) -> jax.Array:
             f"shortcut 'A' cannot go from {x.shape[-1]} to {channels} channels; "
             "use shortcut 'B'"
         )
-    x = x[:, ::strides, ::strides, :]
+    # No indexing, which becomes a gather where the batch size is symbolic.
+    for axis in (1, 2):
+        x = lax.slice_in_dim(x, 0, x.shape[axis], strides, axis)
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
+
+
+def _precision(folded: bool) -> Any:
+    """Of products: accelerators may round float32 inputs unless they are told not to.
+
+    Two programs of the same network then agree to the last digits, no less.
+    """
+    return lax.Precision.HIGHEST if folded else None
 
 
 def as_images(x: jax.Array, dtype: Any) -> jax.Array:

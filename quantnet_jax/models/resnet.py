@@ -48,11 +48,21 @@ class _Block(nn.Module):
     zero_init_last: bool = False
     folded: bool = False
 
-    def quantized(self, x: jax.Array, conv: str) -> jax.Array:
-        """The input `x` of a convolution, as that convolution sees it."""
-        if self.act_quant is None:
-            return x
-        return QuantizeInput(self.act_quant, name=f"{conv}_input")(x)
+    def conv(
+        self, x: jax.Array, channels: int, size: int = 3, strides: int = 1, *, name: str
+    ) -> jax.Array:
+        """A convolution of the residual branch, whose input may be quantized."""
+        if self.act_quant is not None:
+            x = QuantizeInput(self.act_quant, name=f"{name}_input")(x)
+        quantized = self.act_quant is not None
+        return Conv(
+            channels,
+            size,
+            strides,
+            folded=self.folded,
+            quantized_input=quantized,
+            name=name,
+        )(x)
 
     def norm(self, name: str, zero_init: bool = False) -> BatchNorm:
         """A BatchNorm of this block's settings."""
@@ -70,7 +80,7 @@ class _Block(nn.Module):
             return x
         if self.shortcut == "A":
             return subsample_pad(x, self.strides, channels)
-        x = Conv(channels, 1, self.strides, name="shortcut")(x)
+        x = Conv(channels, 1, self.strides, folded=self.folded, name="shortcut")(x)
         return self.norm("shortcut_bn")(x, train)
 
 
@@ -80,10 +90,9 @@ class BasicBlock(_Block):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), channels)."""
-        y = self.quantized(x, "conv1")
-        y = Conv(self.channels, 3, self.strides, name="conv1")(y)
+        y = self.conv(x, self.channels, 3, self.strides, name="conv1")
         y = self.act()(self.norm("bn1")(y, train))
-        y = Conv(self.channels, 3, name="conv2")(self.quantized(y, "conv2"))
+        y = self.conv(y, self.channels, name="conv2")
         y = self.norm("bn2", self.zero_init_last)(y, train)
         return self.act()(y + self.skip(x, self.channels, train))
 
@@ -99,11 +108,10 @@ class BiRealBlock(_Block):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), channels)."""
-        y = self.quantized(x, "conv1")
-        y = Conv(self.channels, 3, self.strides, name="conv1")(y)
+        y = self.conv(x, self.channels, 3, self.strides, name="conv1")
         y = self.norm("bn1", self.zero_init_last)(y, train)
         x = self.act()(y + self.skip(x, self.channels, train))
-        y = Conv(self.channels, 3, name="conv2")(self.quantized(x, "conv2"))
+        y = self.conv(x, self.channels, name="conv2")
         y = self.norm("bn2", self.zero_init_last)(y, train)
         return self.act()(y + x)
 
@@ -118,11 +126,11 @@ class Bottleneck(_Block):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), 4 * channels)."""
         wide = 4 * self.channels
-        y = Conv(self.channels, 1, name="conv1")(self.quantized(x, "conv1"))
-        y = self.quantized(self.act()(self.norm("bn1")(y, train)), "conv2")
-        y = Conv(self.channels, 3, self.strides, name="conv2")(y)
-        y = self.quantized(self.act()(self.norm("bn2")(y, train)), "conv3")
-        y = Conv(wide, 1, name="conv3")(y)
+        y = self.conv(x, self.channels, 1, name="conv1")
+        y = self.act()(self.norm("bn1")(y, train))
+        y = self.conv(y, self.channels, 3, self.strides, name="conv2")
+        y = self.act()(self.norm("bn2")(y, train))
+        y = self.conv(y, wide, 1, name="conv3")
         y = self.norm("bn3", self.zero_init_last)(y, train)
         return self.act()(y + self.skip(x, wide, train))
 
@@ -204,7 +212,13 @@ class ResNet(nn.Module):
           float32 logits (N, classes), or (logits, float32 features (N, F)).
         """
         x = as_images(x, self.dtype)
-        x = Conv(self.width, self.stem_size, self.stem_strides, name="stem")(x)
+        x = Conv(
+            self.width,
+            self.stem_size,
+            self.stem_strides,
+            folded=self.folded,
+            name="stem",
+        )(x)
         norm = BatchNorm(
             self.axis_name, self.momentum, folded=self.folded, name="stem_bn"
         )
@@ -230,7 +244,7 @@ class ResNet(nn.Module):
                     name=f"stage{stage + 1}_block{index}",
                 )(x, train)
         features = x.astype(jnp.float32).mean((1, 2))
-        logits = Dense(self.classes, name="head")(features)
+        logits = Dense(self.classes, self.folded, name="head")(features)
         return (logits, features) if return_features else logits
 
 

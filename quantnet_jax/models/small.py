@@ -50,12 +50,20 @@ class Small(nn.Module):
             ("conv1", "bn1", 1),
             ("conv2", "bn2", 1),
         ):
-            if self.act_quant is not None and name != "stem":
+            quantized = self.act_quant is not None and name != "stem"
+            if self.act_quant is not None and quantized:
                 x = QuantizeInput(self.act_quant, name=f"{name}_input")(x)
-            x = Conv(self.width, 3, strides, name=name)(x)
+            x = Conv(
+                self.width,
+                3,
+                strides,
+                folded=self.folded,
+                quantized_input=quantized,
+                name=name,
+            )(x)
             bn = BatchNorm(self.axis_name, self.momentum, folded=self.folded, name=norm)
             x = bn(x, train)
             x = self.act()(x)
         features = x.astype(jnp.float32).mean((1, 2))
-        logits = Dense(self.classes, name="head")(features)
+        logits = Dense(self.classes, self.folded, name="head")(features)
         return (logits, features) if return_features else logits

@@ -1,0 +1,146 @@
+"""Runs a network whose weights stay packed: each layer unpacks its own, or counts bits.
+
+Convolutions are replaced from outside: the networks know nothing of packed weights.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quantnet_jax.core.base import Quantizer
+from quantnet_jax.deploy import popcount
+from quantnet_jax.deploy.packed import Packed, Words, is_packed, values
+from quantnet_jax.models.layers import replace_convolutions
+
+PyTree = Any
+CACHE = 2**24
+"""Bytes of unpacked weights up to which it does not matter when they are unpacked."""
+
+
+def apply(model: Any, params: PyTree, x: jax.Array) -> jax.Array:
+    """`model.apply({"params": params}, x)`, where leaves may be `Packed` or `Words`.
+
+    Args:
+      model: one of `quantnet_jax.models`, `folded`.
+      params: its parameters.
+      x: floating (N, H, W, C).
+    """
+    found = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_packed)[0]
+    kernels = {_layer(key): leaf for key, leaf in found if is_packed(leaf)}
+    size = sum(4 * math.prod(leaf.shape) for leaf in kernels.values())
+
+    def instead(layer, path, x):
+        leaf = kernels.get(path)
+        if leaf is None:
+            return None
+        if isinstance(leaf, Words):
+            return popcount.binary_conv2d(
+                x,
+                leaf.words,
+                scale=leaf.scale,
+                strides=layer.strides,
+                padding=layer.padding,
+            )
+        return layer.product(x, values(_after(x, leaf) if size > CACHE else leaf))
+
+    def outside(leaf):  # what no convolution takes
+        return values(leaf) if is_packed(leaf) and len(leaf.shape) != 4 else leaf
+
+    rest = jax.tree.map(outside, params, is_leaf=is_packed)
+    with replace_convolutions(instead):
+        return model.apply({"params": rest}, x)
+
+
+def countable(model: Any, params: PyTree, shape: Sequence[int]) -> tuple[str, ...]:
+    """Paths of the layers whose products can be bit counts, equal bit for bit.
+
+    Those are convolutions of float32 signs with binary weights, levels (-1, +1) and one
+    scale for each output channel. Not for use inside jit (it reads values).
+
+    Args:
+      model: one of `quantnet_jax.models`, `folded`.
+      params: its parameters, tree of `Packed` and float leaves.
+      shape: (H, W, C) of the images.
+    """
+    quantizer = getattr(model, "act_quant", None)
+    if model.dtype != jnp.float32 or quantizer is None or not gives_signs(quantizer):
+        return ()
+    paths = []
+
+    def note(layer, path, x):
+        if layer.quantized_input and layer.groups == 1:
+            paths.append(path)
+
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    with replace_convolutions(note):
+        jax.eval_shape(model.init, jax.random.key(0), image)
+    found = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_packed)[0]
+    binary = {_layer(key) for key, leaf in found if _is_binary(leaf)}
+    return tuple(path for path in paths if path in binary)
+
+
+def gives_signs(quantizer: Quantizer) -> bool:
+    """Whether a quantizer of activations without parameters is the sign."""
+    x = np.asarray([-3.0, -0.6, -1e-30, -0.0, 0.0, 1e-30, 0.4, 2.0], np.float32)
+    if jax.tree.leaves(jax.eval_shape(quantizer.init, jax.random.key(0), x)):
+        return False
+    y = quantizer.soft((), jnp.asarray(x), step=0)
+    return bool((np.asarray(y) == np.where(x >= 0, 1.0, -1.0)).all())
+
+
+def on_cpu(params: PyTree) -> bool:
+    """Whether parameters lie in the memory of a CPU."""
+    arrays = map(jnp.asarray, jax.tree.leaves(params))
+    return {device.platform for x in arrays for device in x.devices()} == {"cpu"}
+
+
+def with_words(params: PyTree, paths: Sequence[str]) -> PyTree:
+    """`params` with `Words` in the place of the kernels of the given layers."""
+
+    def one(key, leaf):
+        if not is_packed(leaf) or _layer(key) not in paths:
+            return leaf
+        scale = np.broadcast_to(np.asarray(leaf.scale).reshape(-1), leaf.shape[-1:])
+        return Words(jnp.asarray(_words(leaf)), jnp.asarray(scale), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_packed)
+
+
+def _layer(key: Any) -> str:
+    """Path of the layer that a kernel belongs to."""
+    name = jax.tree_util.keystr(key, simple=True, separator="/")
+    return name.removesuffix("/kernel")
+
+
+def _words(leaf: Packed) -> np.ndarray:
+    """`popcount.pack_kernel` in NumPy: nothing is compiled for each shape."""
+    size, (*_, inputs, _) = math.prod(leaf.shape), leaf.shape
+    bits = np.unpackbits(np.asarray(leaf.codes), count=size, bitorder="little")
+    bits = np.swapaxes(bits.reshape(leaf.shape), -1, -2)
+    bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -inputs % popcount.BITS)])
+    words = np.packbits(bits, axis=-1, bitorder="little").view("<u4")
+    return np.swapaxes(words, -1, -2).astype(np.uint32, order="C")
+
+
+def _is_binary(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, Packed)
+        and leaf.levels.shape == (2,)
+        and np.asarray(leaf.levels).tolist() == [-1.0, 1.0]
+        and all(size == 1 for size in leaf.scale.shape[:-1])
+    )
+
+
+def _after(x: jax.Array, leaf: Packed) -> Packed:
+    """The same weights, but they wait for the input of their layer.
+
+    Weights depend on no input, so XLA would unpack those of all layers first; what does
+    not fit into the cache is then written to memory and read back.
+    """
+    never = jnp.any(x[:1, 0, 0, 0] > jnp.inf)
+    return dataclasses.replace(leaf, codes=leaf.codes ^ never.astype(jnp.uint8))
