@@ -10,7 +10,7 @@ import pytest
 
 from quantnet_jax import models, quantizers
 from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import experiment
+from quantnet_jax.training import experiment, networks
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -44,7 +44,7 @@ def test_full_variant_is_valid(name):
     for section in ("weights", "meta"):
         rate = experiment.make_rate(section, config[section], total)
         experiment.make_optimizer(section, config[section], rate)
-    assert experiment.make_model(config, 10, None).classes == 10
+    assert networks.make_model(config, 10, None).classes == 10
     assert config.model.name in models.names()
 
 
