@@ -165,7 +165,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         accumulate=functools.partial(
             accumulation.accumulate,
             parts=config.accumulate,
-            loop=runner.platform != "cpu",
+            loop=parallel.backend() != "cpu",
         ),
         decay=config.ema,
     )

@@ -21,7 +21,6 @@ class Runner(NamedTuple):
       axis_name: what the functions get as `axis_name`: a mapped axis under 'pmap', None
         under 'jit', where one program sees the global batch.
       devices: number of devices over all processes.
-      platform: of the devices: 'cpu', 'gpu', 'tpu'.
       process_index, process_count: of this process.
       compile: `(fn, replicated, sharded_out=False, donate=False, axis=0) -> callable`:
         the first `replicated` arguments of `fn(..., axis_name=...)` are equal on all
@@ -35,7 +34,6 @@ class Runner(NamedTuple):
     kind: str
     axis_name: str | None
     devices: int
-    platform: str
     process_index: int
     process_count: int
     compile: Callable[..., Callable]
@@ -158,7 +156,6 @@ def _pmap_runner(devices: list) -> Runner:
         kind="pmap",
         axis_name=AXIS,
         devices=len(devices),
-        platform=devices[0].platform,
         process_index=jax.process_index(),
         process_count=count,
         compile=compile,
@@ -204,7 +201,6 @@ def _jit_runner(devices: list) -> Runner:
         kind="jit",
         axis_name=None,
         devices=len(devices),
-        platform=devices[0].platform,
         process_index=jax.process_index(),
         process_count=len({d.process_index for d in devices}),
         compile=compile,
