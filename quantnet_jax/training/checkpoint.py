@@ -221,7 +221,8 @@ class Checkpoints:
         like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in saved.items()}
         restored = self._read(number, like, None, (_WEIGHTS,))
         arrays = {k: np.asarray(v) for k, v in restored.state.items()}
-        averaged = {k[4:]: v for k, v in arrays.items() if k.startswith("ema/")}
+        ema = "ema/"
+        averaged = {k[len(ema) :]: v for k, v in arrays.items() if k.startswith(ema)}
         return restored._replace(state=averaged or arrays)
 
     def wait(self) -> None:
