@@ -72,6 +72,7 @@ def main(argv):
         float_config.quantizer.name = "identity"
         float_config.activation.name = ""
         float_config.export = False  # compared with, not shipped
+        float_config.distill.workdir = ""  # it may become the teacher itself
         baseline = train(float_config, workdir / "float")
     train(CONFIG.value, workdir, baseline, profile=PROFILE.value)
 

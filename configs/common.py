@@ -1,4 +1,4 @@
-"""What the experiments share: the CIFAR recipe, the shrinking.
+"""What the experiments share: the CIFAR and ImageNet recipes, the shrinking.
 
 `train.py` and pytest put the root of the repository on the path, so a configuration
 finds this file as `configs.common` from any working directory.
@@ -33,6 +33,64 @@ def cifar_resnet20(name: str, variant: str):
         c.model.name = "resnet8"
 
     return variant_of(c, variant, shrink)
+
+
+def imagenet(model: str, variant: str):
+    """A ResNet on ImageNet: QuantNet, or what it is compared with.
+
+    Args:
+      model: 'resnet18' or 'resnet34'.
+      variant: '' (QuantNet, all but stem and head binary), 'float', or 'ste' (1-bit
+        DoReFa, the best straight-through member of results/gap_table/bundled); any of
+        them with 'runlocal', as in 'ste,runlocal'.
+
+    Raises:
+      ValueError: for another variant.
+    """
+    methods = {"": "quantnet", "float": "identity", "ste": "dorefa"}
+    method, _, rest = variant.partition(",")
+    if variant == "runlocal":
+        method, rest = "", variant
+    if method not in methods:
+        raise ValueError(
+            f"unknown variant {variant!r}, expected '', 'float', 'ste', 'runlocal', "
+            "'float,runlocal' or 'ste,runlocal'"
+        )
+
+    c = base()
+    c.epochs = 100.0
+    c.batch_size = 256
+    c.eval_batch_size = 1024
+    c.data.name = "imagenet2012"
+    c.data.image_size = 224
+    c.data.pad = 0  # the crop is taken while decoding
+    c.data.workers = 16
+    c.model.name = model
+    c.model.width = 64
+    c.model.zero_init_last = True
+    c.dtype = "bfloat16"
+    c.layers = "inner"
+    c.quantizer.name = methods[method]
+    c.smoothing = 0.1
+    c.ema = 0.9999  # of 5,005 steps an epoch: the last two count
+    c.weights.learning_rate = 0.1  # for batch 256; in proportion to another one
+    c.weights.warmup = 0.05
+    # Binary weights need less of it; He et al. (arXiv 1512.03385) for the float ones.
+    c.weights.weight_decay = 1e-4 if method == "float" else 5e-5
+    c.meta.learning_rate = 1e-3
+    c.meta.warmup = 0.05
+    # Counts once distill.workdir names the run of a float network.
+    c.distill.weight = 0.5
+    c.distill.temperature = 4.0
+
+    def shrink(c):
+        c.model.name = "resnet8"  # of the same parts, and faster to compile
+        c.model.shortcut, c.model.stem_pool = "B", True
+        c.model.stem_size, c.model.stem_strides = 7, 2
+        c.data.image_size = 32
+        c.data.workers = 0
+
+    return variant_of(c, rest, shrink)
 
 
 def variant_of(c, variant: str, shrink=None):

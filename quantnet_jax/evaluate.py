@@ -50,9 +50,11 @@ def restore(
     The optimizer, which may be larger than all else, is not read: its part of the
     state is that of the start.
     """
-    exp = experiment.build(config_lib.load(workdir))
+    config = config_lib.load(workdir)
+    config.distill.workdir = ""  # a teacher is for training only, and may be gone
+    exp = experiment.build(config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats")}
+        wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats", "ema")}
         restored = checkpoints.restore_params(jax.device_get(wanted), step)
     saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
     return exp, exp.state._replace(**exp.runner.replicate(saved)), restored.step

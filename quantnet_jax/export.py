@@ -24,7 +24,7 @@ import numpy as np
 
 from quantnet_jax import deploy, evaluate
 from quantnet_jax.core.tree import dequantize_tree
-from quantnet_jax.training import experiment, metrics
+from quantnet_jax.training import experiment, metrics, networks
 from quantnet_jax.training.provenance import provenance
 
 FLOATS = ("float32", "float16")
@@ -125,7 +125,7 @@ def make_spec(exp: experiment.Experiment) -> dict[str, Any]:
         name = config.activation.name
         activation = {"name": name, **config.activation[name].to_dict()}
     return {
-        "model": experiment.model_options(config) | {"dtype": config.dtype},
+        "model": networks.model_options(config) | {"dtype": config.dtype},
         "activation": activation,
         "input": {
             "shape": list(feed.shape),

@@ -82,10 +82,10 @@ def from_config(config: Any) -> tuple[PyTree, dict[str, Any]]:
         says how many classes there are is missing.
     """
     from quantnet_jax.core import tree
-    from quantnet_jax.training import experiment
+    from quantnet_jax.training import experiment, networks
 
     shape, classes = _data(config)
-    model = experiment.make_model(config, classes, None).clone(folded=True)
+    model = networks.make_model(config, classes, None).clone(folded=True)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     key = jax.random.key(0)
     params = jax.eval_shape(model.init, key, image)["params"]
@@ -95,7 +95,7 @@ def from_config(config: Any) -> tuple[PyTree, dict[str, Any]]:
     if name := config.activation.name:
         activation = {"name": name, **config.activation[name].to_dict()}
     spec = {
-        "model": experiment.model_options(config) | {"dtype": config.dtype},
+        "model": networks.model_options(config) | {"dtype": config.dtype},
         "activation": activation,
         "input": {"shape": shape},
         "classes": [str(number) for number in range(classes)],

@@ -1,16 +1,29 @@
 """Every file under configs/ builds, keeps to the known keys, and takes a step."""
 
+import functools
 import importlib
 import math
 import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
+from tiny import train
 
-from quantnet_jax import models, quantizers
+from quantnet_jax import data, models, quantizers
+from quantnet_jax.core import tree
+from quantnet_jax.training import (
+    accumulation,
+    distillation,
+    experiment,
+    networks,
+    optim,
+    steps,
+)
 from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import experiment
+from quantnet_jax.training.scoring import make_apply
+from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
 
@@ -26,14 +39,6 @@ def get(name, variant=""):
     return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
-def take_steps(exp, count):
-    """Trains `count` steps; returns the state and the metrics of the last one."""
-    state, batches = exp.state, exp.train_batches(0)
-    for _ in range(count):
-        state, metrics = exp.train_step(state, exp.train_data, next(batches))
-    return state, jax.device_get(metrics)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_full_variant_is_valid(name):
     config = get(name)
@@ -46,7 +51,7 @@ def test_full_variant_is_valid(name):
     for section in ("weights", "meta"):
         rate = experiment.make_rate(section, config[section], total)
         experiment.make_optimizer(section, config[section], rate)
-    assert experiment.make_model(config, 10, None).classes == 10
+    assert networks.make_model(config, 10, None).classes == 10
     assert config.model.name in models.names()
 
 
@@ -56,7 +61,7 @@ def test_small_variant_takes_a_step(name):
     config_lib.check(config)
     exp = experiment.build(config, jax.devices()[:1])
     before = jax.device_get(exp.state.params)
-    state, metrics = take_steps(exp, 1)
+    state, metrics = train(exp, 1)
     assert all(math.isfinite(v) for v in metrics.values()), metrics
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
     # The very first step of a warm-up has rate 0.
@@ -94,6 +99,78 @@ def test_conventions_of_the_literature():
     assert "_float" in binary.init_from
 
 
+IMAGENET = {"imagenet_resnet18": 11_689_512, "imagenet_resnet34": 21_797_672}
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_variants_differ_in_the_method_alone(name):
+    quantnet = get(name)
+    methods = {"float": "identity", "ste": "dorefa"}
+    for variant, method in methods.items():
+        config, local = get(name, variant), get(name, f"{variant},runlocal")
+        for c in (config, local):
+            config_lib.check(c)
+            assert c.quantizer.name == method and c.ema and c.smoothing == 0.1
+        assert local.data.name == "synthetic" and config.data == quantnet.data
+        config.quantizer.name = "quantnet"
+        config.weights.weight_decay = quantnet.weights.weight_decay
+        assert config == quantnet
+    for variant in ("float,ste", "runlocal,ste", "ste,bread"):
+        with pytest.raises(ValueError, match="unknown variant"):
+            get(name, variant)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("imagenet_resnet18", 4), ("imagenet_resnet34", 1)]
+)
+def test_imagenet_step_at_full_shape(name, parts):
+    """224 pixels, 1000 classes, batch 256, a teacher: shapes, with nothing computed."""
+    config = get(name)
+    model = networks.make_model(config, 1000, None)
+    size = config.data.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    rules = experiment.make_rules(config, 1000)
+    quantizer = tree.quantize_tree(rules, variables["params"])
+    rate = experiment.make_rate("weights", config.weights, 1000)
+    tx = optim.partition(
+        experiment.make_optimizer("weights", config.weights, rate),
+        experiment.make_optimizer("meta", config.meta, rate),
+    )
+    create = lambda v, key: create_state(v, quantizer, tx, key, averaged=True)
+    state = jax.eval_shape(create, variables, jax.random.key(1))
+    prepared = functools.partial(
+        *(data.prepare,), seed=0, train=True, pad=0, flip=True, dtype=jnp.bfloat16
+    )
+    mean, std = data.STATISTICS["imagenet2012"]
+    logits = lambda v, x: model.apply(v, x, train=False)
+    step = steps.make_train_step(
+        *(make_apply(model), quantizer, tx),
+        distillation.with_teacher(
+            functools.partial(prepared, mean=mean, std=std), logits
+        ),
+        seed=0,
+        accumulate=functools.partial(accumulation.accumulate, parts=parts, loop=True),
+        decay=config.ema,
+    )
+    rows = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
+    rows |= {"position": ((), jnp.uint32), "mask": ((), jnp.float32)}
+    batch = {
+        k: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+        for k, (shape, dtype) in rows.items()
+    }
+    given = {"set": None, "teacher": variables}
+    run = functools.partial(step, axis_name=None)
+    new, metrics = jax.eval_shape(run, state, given, batch)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    kinds = {(x.shape, x.dtype) for x in metrics.values()}
+    assert kinds == {((), jnp.dtype("float32"))}
+    sizes = [x.size for x in jax.tree.leaves(new.ema["params"]["model"])]
+    assert sum(sizes) == IMAGENET[name] and config.batch_size == 256
+
+
 def test_streamed_set_trains_and_evaluates(tiny):
     config = get("imagenet_resnet18")
     config.data.name, config.data.folder = "tfds:tiny_jpegs", str(tiny[0])
@@ -107,7 +184,7 @@ def test_streamed_set_trains_and_evaluates(tiny):
     exp = experiment.build(config, jax.devices()[:2])
     assert exp.feed.classes == ("a", "b", "c") and exp.train_data is None
     assert exp.steps == round(100 * 11 / 4)
-    state, metrics = take_steps(exp, 2)
+    state, metrics = train(exp, 2)
     assert all(math.isfinite(v) for v in metrics.values()), metrics
     scores, layers, _ = exp.evaluate(state)
     assert scores["examples"] == 7  # each once, in a padded batch of 8

@@ -13,7 +13,7 @@ from util import assert_trees_close, noisy
 from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
 from quantnet_jax.core.base import identity
-from quantnet_jax.training import experiment, optim, parallel, steps
+from quantnet_jax.training import experiment, losses, optim, parallel, steps
 from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
@@ -63,7 +63,10 @@ def make(quantizer, meta=None, smoothing=0.0, tx=None):
     state = state._replace(params={"model": state.params["model"], "quant": quant})
     kwargs = {} if meta is None else {"meta": meta}
     step = steps.make_train_step(
-        apply, quantizer, tx, prepare, seed=0, smoothing=smoothing, **kwargs
+        *(apply, quantizer, tx, prepare),
+        seed=0,
+        criterion=functools.partial(losses.criterion, smoothing=smoothing),
+        **kwargs,
     )
     return state, jax.jit(lambda state, batch: step(state, None, batch, None))
 

@@ -23,6 +23,7 @@ __all__ = ["FOLDER", "Checkpoints", "Restored", "WarmStart", "flatten", "warm_st
 FOLDER = "checkpoints"
 # 'weights' is all that evaluation and warm starts read; the optimizer may be larger.
 _WEIGHTS, _REST, _EXTRA = "weights", "optimizer", "extra"
+_OF_WEIGHTS = ("params", "batch_stats", "ema")
 
 
 class Restored(NamedTuple):
@@ -207,16 +208,22 @@ class Checkpoints:
         *,
         sharding: jax.sharding.Sharding | None = None,
     ) -> Restored:
-        """Like `restore`, of `{'params', 'batch_stats'}` only: reads no optimizer."""
+        """Like `restore`, of `{'params', 'batch_stats', 'ema'}`: reads no optimizer."""
         return self._restore(like, step, sharding, (_WEIGHTS,))
 
     def load_arrays(self, step: int | str = "latest") -> Restored:
-        """Loads params and batch_stats as `{'/'-joined path: NumPy array}`."""
+        """Loads params and batch_stats as `{'/'-joined path: NumPy array}`.
+
+        Where the run kept averaged ones (`ema`), it is those.
+        """
         number = self._resolve(step)
         saved = self._metadata(number, (_WEIGHTS,))[_WEIGHTS]
         like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in saved.items()}
         restored = self._read(number, like, None, (_WEIGHTS,))
-        return restored._replace(state=jax.tree.map(np.asarray, restored.state))
+        arrays = {k: np.asarray(v) for k, v in restored.state.items()}
+        ema = "ema/"
+        averaged = {k[len(ema) :]: v for k, v in arrays.items() if k.startswith(ema)}
+        return restored._replace(state=averaged or arrays)
 
     def wait(self) -> None:
         """Blocks until every started save is on disk."""
@@ -333,7 +340,7 @@ def _split(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, leaf in flat.items():
         top = name.split("/", 1)[0]
         if np.prod(leaf.shape, dtype=np.int64) > 0:
-            items[_WEIGHTS if top in ("params", "batch_stats") else _REST][name] = leaf
+            items[_WEIGHTS if top in _OF_WEIGHTS else _REST][name] = leaf
     return items
 
 

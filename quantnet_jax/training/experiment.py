@@ -13,12 +13,22 @@ from ml_collections import ConfigDict
 from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
 from quantnet_jax.data import prepare
+from quantnet_jax.training import (
+    accumulation,
+    dispatch,
+    distillation,
+    evaluation,
+    losses,
+    optim,
+    parallel,
+    steps,
+)
 from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import dispatch, evaluation, optim, parallel, steps
 from quantnet_jax.training.config import Config
 from quantnet_jax.training.feed import Feed, make_feed
+from quantnet_jax.training.networks import make_model
 from quantnet_jax.training.scoring import make_apply, make_evaluate
-from quantnet_jax.training.state import TrainState, create_state
+from quantnet_jax.training.state import TrainState, create_state, scored
 
 PyTree = Any
 
@@ -35,7 +45,7 @@ class Experiment(NamedTuple):
       epoch_steps: steps of one epoch, a fraction in general.
       learning_rate: of the weights, a schedule of the step.
       state: before the first step, replicated.
-      train_data: on the devices, or None.
+      train_data: what `train_step` needs of data, on the devices, or None.
       train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
       train_chunk: the same for the stacked batches of `chunk` steps in one dispatch;
         the metrics are those of each step.
@@ -45,7 +55,8 @@ class Experiment(NamedTuple):
       is_finite: `state -> bool`.
       evaluate: `(state, previous codes) -> (scores, layers, codes)`.
       codes: `state -> {path: uint8 codes}`, on the host.
-      deployed: `state -> parameters` of the folded network, with QTensor leaves.
+      deployed: `state -> parameters` of the folded network, with QTensor leaves. This,
+        `evaluate` and `codes` are of the averaged parameters where there are some.
       predict: `folded float parameters -> float32[N, classes]` logits of all test
         images, on the host; the compiled function that `evaluate` scores with.
     """
@@ -110,6 +121,12 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     if quantizer.gradient is not None:
         tx = optim.lagged(tx)
     meta = make_meta(config, rate, runner, quantizer)
+    accumulation.check(
+        config.accumulate,
+        config.batch_size // runner.devices,
+        config.meta.mode,
+        lagged=quantizer.gradient is not None,
+    )
 
     data = {
         name: None if arrays is None else runner.replicate(arrays)
@@ -127,14 +144,30 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     plain = functools.partial(
         prepare, seed=0, train=False, pad=0, flip=False, **constants
     )
+    train_prepare, train_data = augmented, data["train"]
+    if config.distill.workdir:
+        logits, teacher = distillation.load_teacher(config, feed, runner)
+        train_prepare = distillation.with_teacher(augmented, logits)
+        train_data = {"set": data["train"], "teacher": runner.replicate(teacher)}
     train_step = steps.make_train_step(
         make_apply(model),
         quantizer,
         tx,
-        augmented,
+        train_prepare,
         seed=config.seed,
-        smoothing=config.smoothing,
+        criterion=functools.partial(
+            losses.criterion,
+            smoothing=config.smoothing,
+            weight=config.distill.weight,
+            temperature=config.distill.temperature,
+        ),
         meta=meta,
+        accumulate=functools.partial(
+            accumulation.accumulate,
+            parts=config.accumulate,
+            loop=parallel.backend() != "cpu",
+        ),
+        decay=config.ema,
     )
 
     def init(images):
@@ -142,7 +175,8 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         key = jax.random.key(config.seed)
         real = bool(config.activation.name)  # then BatchNorm takes their statistics
         variables = model.init(jax.random.fold_in(key, 0), images, train=real)
-        return create_state(variables, quantizer, tx, jax.random.fold_in(key, 1))
+        key = jax.random.fold_in(key, 1)
+        return create_state(variables, quantizer, tx, key, averaged=config.ema > 0)
 
     images = jnp.zeros(image.shape)
     if config.activation.name:
@@ -168,6 +202,8 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         hard = quantizer.hard(state.params["quant"], state.params["model"])
         return models.fold(hard, state.batch_stats)
 
+    ship = runner.compile(deployed, replicated=1)
+
     return Experiment(
         config=config,
         runner=runner,
@@ -177,7 +213,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         epoch_steps=epoch_steps,
         learning_rate=rate,
         state=runner.replicate(jax.device_get(jax.jit(init)(images))),
-        train_data=data["train"],
+        train_data=train_data,
         train_step=runner.compile(train_step, replicated=2, donate=True),
         train_chunk=runner.compile(
             steps.make_chunk(train_step), replicated=2, donate=True, axis=1
@@ -185,53 +221,12 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         chunk=chunk,
         train_batches=train_batches,
         is_finite=lambda state: bool(finite(state)),
-        evaluate=evaluate,
-        codes=lambda state: jax.device_get(realize(state).codes),
-        deployed=runner.compile(deployed, replicated=1),
+        # The one place that decides which parameters are scored and shipped.
+        evaluate=lambda state, codes=None: evaluate(scored(state), codes),
+        codes=lambda state: jax.device_get(realize(scored(state)).codes),
+        deployed=lambda state: ship(scored(state)),
         predict=predict,
     )
-
-
-def make_model(config: Config, classes: int, axis_name: str | None):
-    """The network of `config.model`."""
-    options = config.model.to_dict() | make_activation(config)
-    try:
-        return models.create(
-            options.pop("name"),
-            classes=classes,
-            dtype=config.dtype,
-            axis_name=axis_name,
-            **options,
-        )
-    except (ValueError, TypeError, KeyError) as e:
-        raise ValueError(f"config.model: {e}") from None
-
-
-def model_options(config: Config) -> dict:
-    """Name and options of the network as plain data, without its quantizer."""
-    made = config.model.to_dict() | make_activation(config)
-    return {name: value for name, value in made.items() if name != "act_quant"}
-
-
-def make_activation(config: Config) -> dict:
-    """Options of the network that follow from `config.activation`."""
-    name, act = config.activation.name, config.model.get("act")
-    if not name:
-        return {}
-    options = config.activation.get(name, ConfigDict()).to_dict()
-    try:
-        found: dict = {"act_quant": quantizers.create_activation(name, **options)}
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"config.activation: {e}") from None
-    if quantizers.ACTIVATIONS[name].signed:
-        if act == "relu":
-            raise ValueError(
-                f"model.act={act!r} is never negative, so activation.name={name!r} "
-                "would make +1 of all activations; expected 'hardtanh' (what a network "
-                "gets without model.act), 'identity' or 'prelu'"
-            )
-        found |= {"act": act or "hardtanh"}
-    return found
 
 
 def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:

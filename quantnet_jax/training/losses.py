@@ -1,5 +1,7 @@
 """Masked losses and counts over batches of logits."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,18 +28,51 @@ def cross_entropy(
     )
 
 
-def masked_mean(x: jax.Array, mask: jax.Array, axis_name: str | None) -> jax.Array:
-    """Mean of `x` where `mask` is 1, so that its mean over devices is the global mean.
+def criterion(
+    logits: jax.Array,
+    batch: Mapping[str, jax.Array],
+    *,
+    smoothing: float = 0.0,
+    weight: float = 0.0,
+    temperature: float = 1.0,
+) -> jax.Array:
+    """The loss of every example of a batch, with or without a teacher.
+
+    (1 - weight) * cross-entropy + weight * T^2 * KL(softmax(teacher / T) ||
+    softmax(logits / T)): Hinton et al., Distilling the Knowledge in a Neural Network,
+    arXiv 1503.02531, section 2. T^2 keeps the gradient's size whatever the temperature.
 
     Args:
-      x: float32 (N,) of this device.
-      mask: float32 (N,), 1 for real examples.
+      logits: float32 (N, classes).
+      batch: 'label' int32 (N,); 'teacher', if there is one: its logits, like `logits`.
+      smoothing: of the labels, see `cross_entropy`.
+      weight: of the imitation, in [0, 1]; counts for nothing without a teacher.
+      temperature: T, positive.
+
+    Returns:
+      float32 (N,).
+    """
+    loss = cross_entropy(logits, batch["label"], smoothing)
+    if "teacher" not in batch:
+        return loss
+    hot = kl_divergence(batch["teacher"] / temperature, logits / temperature)
+    return (1 - weight) * loss + weight * temperature**2 * hot
+
+
+def weights(mask: jax.Array, axis_name: str | None) -> jax.Array:
+    """Weights of examples whose mean, over all devices, is 1, and 0 for padding.
+
+    The mean of `x * weights` over all rows is that of `x` over the real ones; and so is
+    the mean of its means over equal parts of the rows.
+
+    Args:
+      mask: float32 (N,) of this device, 1 for real examples.
       axis_name: mapped axis of the devices, or None.
     """
-    count = jnp.sum(mask)
+    share = jnp.mean(mask)
     if axis_name is not None:
-        count = jax.lax.pmean(count, axis_name)
-    return jnp.sum(x * mask) / count
+        share = jax.lax.pmean(share, axis_name)
+    return mask / share
 
 
 def correct(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -21,12 +21,14 @@ class TrainState(NamedTuple):
       params: {'model': float32 latent weights, 'quant': qparams of the tree quantizer}.
       batch_stats: running statistics of BatchNorm, {} without BatchNorm.
       opt_state: of the optimizer over `params`.
+      ema: {'params', 'batch_stats'}: their moving average, see `average`; {} without.
     """
 
     step: jax.Array
     params: dict[str, PyTree]
     batch_stats: PyTree
     opt_state: PyTree
+    ema: dict[str, PyTree]
 
 
 def create_state(
@@ -34,6 +36,8 @@ def create_state(
     quantizer: Quantizer,
     tx: optax.GradientTransformation,
     key: jax.Array,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
@@ -42,12 +46,47 @@ def create_state(
       quantizer: over the tree of `variables['params']`.
       tx: optimizer over {'model', 'quant'}.
       key: for the initialization of `qparams`.
+      averaged: whether the state holds a moving average.
     """
     model = variables["params"]
     params = {"model": model, "quant": quantizer.init(key, model)}
+    batch_stats = variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=tx.init(params),
+        ema={"params": params, "batch_stats": batch_stats} if averaged else {},
     )
+
+
+def average(
+    state: TrainState, params: PyTree, batch_stats: PyTree, decay: float
+) -> dict[str, PyTree]:
+    """The moving average after a step: keep * old + (1 - keep) * new.
+
+    keep = min(decay, t / (9 + t)) at the t-th step, counted from 0. So the average
+    begins with the parameters of the first step, and is not drawn to the start of the
+    run however near to 1 the decay is. That is the rule (1 + n) / (10 + n) of
+    TensorFlow's `ExponentialMovingAverage(num_updates=n)`, for the n-th update of an
+    average that exists.
+
+    Args:
+      state: before the step.
+      params, batch_stats: after it.
+      decay: in [0, 1); 0 for no average.
+
+    Returns:
+      What `TrainState.ema` holds; {} if `decay` is 0.
+    """
+    if not decay:
+        return {}
+    step = state.step.astype(jnp.float32)
+    keep = jnp.minimum(decay, step / (9.0 + step))
+    new = {"params": params, "batch_stats": batch_stats}
+    return jax.tree.map(lambda a, x: keep * a + (1.0 - keep) * x, state.ema, new)
+
+
+def scored(state: TrainState) -> TrainState:
+    """The state that is evaluated and deployed: averaged, where there is an average."""
+    return state._replace(**state.ema, ema={})

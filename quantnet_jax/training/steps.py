@@ -13,7 +13,8 @@ import optax
 
 from quantnet_jax.core.base import Quantizer
 from quantnet_jax.training import losses
-from quantnet_jax.training.state import TrainState
+from quantnet_jax.training.accumulation import accumulate
+from quantnet_jax.training.state import TrainState, average
 
 PyTree = Any
 
@@ -44,8 +45,10 @@ def make_train_step(
     prepare: Callable,
     *,
     seed: int,
-    smoothing: float = 0.0,
+    criterion: Callable = losses.criterion,
     meta: Meta = Meta(),  # noqa: B008 (immutable)
+    accumulate: Callable = accumulate,
+    decay: float = 0.0,
 ) -> Callable:
     """Makes `train_step(state, data, batch, axis_name) -> (state, metrics)`.
 
@@ -54,10 +57,13 @@ def make_train_step(
         `mutable=['batch_stats']` when `train`.
       quantizer: over the tree of the model's parameters.
       tx: optimizer over {'model', 'quant'}.
-      prepare: `(data, batch) -> {'image', 'label', 'mask'}`, with augmentation.
+      prepare: `(data, batch) -> {'image', 'label', 'mask'}`, with augmentation, and
+        'teacher', logits to imitate, where there is one.
       seed: of the noise of stochastic quantizers.
-      smoothing: of the labels.
+      criterion: `(logits, prepared batch) -> float32 (N,)`, the loss of each example.
       meta: how the sub-network is optimized.
+      accumulate: `accumulation.accumulate` with its options; for 'joint'.
+      decay: of the moving average in the state, 0 for none.
 
     A quantizer with a `gradient` of its own (MetaQuant) needs the optimizer state of
     `optim.lagged`: the gradient for the quantized weights waits there until the next
@@ -68,7 +74,7 @@ def make_train_step(
     'accuracy', 'penalty', 'grad_norm' (weights), 'meta_grad_norm'.
     """
 
-    def loss_fn(model, quant, batch_stats, batch, step, axis_name, offset=None):
+    def loss_fn(model, quant, batch_stats, batch, step, offset=None):
         # The same on every replica: noise on replicated weights must be equal.
         key = jax.random.fold_in(jax.random.key(seed), step)
         weights = quantizer.soft(quant, model, step=step, key=key)
@@ -77,8 +83,8 @@ def make_train_step(
         logits, updated = apply(
             {"params": weights, "batch_stats": batch_stats}, batch["image"], train=True
         )
-        mean = lambda x: losses.masked_mean(x, batch["mask"], axis_name)
-        task = mean(losses.cross_entropy(logits, batch["label"], smoothing))
+        mean = lambda x: jnp.mean(x * batch["mask"])
+        task = mean(criterion(logits, batch))
         penalty = quantizer.penalty(quant, model, step=step)
         metrics = {
             "loss": task,
@@ -87,28 +93,30 @@ def make_train_step(
         }
         return task + penalty, (updated.get("batch_stats", {}), metrics)
 
-    def joint(state, batch, axis_name):
-        def loss(params):
-            return loss_fn(
-                params["model"],
-                params["quant"],
-                state.batch_stats,
-                batch,
-                state.step,
-                axis_name,
-            )
+    def joint(state, data, batch, axis_name):
+        def part(batch_stats, rows):
+            rows = prepare(data, rows)
 
-        grads, aux = jax.grad(loss, has_aux=True)(state.params)
-        return pmean(grads, axis_name), aux, state.opt_state
+            def loss(params):
+                model, quant = params["model"], params["quant"]
+                return loss_fn(model, quant, batch_stats, rows, state.step)
 
-    def bilevel(state, batch, axis_name):
+            grads, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
+            return batch_stats, (grads, metrics)
+
+        batch_stats, means = accumulate(part, state.batch_stats, batch)
+        grads, metrics = means
+        return pmean(grads, axis_name), (batch_stats, metrics), state.opt_state
+
+    def bilevel(state, data, batch, axis_name):
+        batch = prepare(data, batch)
         held_out = jax.tree.map(lambda x: _every(x, meta.every, True), batch)
         batch = jax.tree.map(lambda x: _every(x, meta.every, False), batch)
         model, quant = state.params["model"], state.params["quant"]
 
         def weight_grads(quant):
             grads, aux = jax.grad(loss_fn, has_aux=True)(
-                model, quant, state.batch_stats, batch, state.step, axis_name
+                model, quant, state.batch_stats, batch, state.step
             )
             return pmean(grads, axis_name), aux
 
@@ -117,16 +125,15 @@ def make_train_step(
             step_grads = grads if meta.exact else jax.lax.stop_gradient(grads)
             rate = meta.rate(state.step)
             ahead = jax.tree.map(lambda w, g: w - rate * g, model, step_grads)
-            loss, _ = loss_fn(
-                ahead, quant, state.batch_stats, held_out, state.step, axis_name
-            )
+            loss, _ = loss_fn(ahead, quant, state.batch_stats, held_out, state.step)
             return loss, (grads, aux)
 
         meta_grads, (grads, aux) = jax.grad(held_out_loss, has_aux=True)(quant)
         grads = {"model": grads, "quant": pmean(meta_grads, axis_name)}
         return grads, aux, state.opt_state
 
-    def lagged(state, batch, axis_name):
+    def lagged(state, data, batch, axis_name):
+        batch = prepare(data, batch)
         params, stop = state.params, jax.lax.stop_gradient
 
         def updated(quant):
@@ -149,8 +156,7 @@ def make_train_step(
         def loss(quant, offset):
             model, grads = updated(quant)
             value, aux = loss_fn(
-                *(model, quant, state.batch_stats, batch, state.step, axis_name),
-                offset=offset,
+                model, quant, state.batch_stats, batch, state.step, offset
             )
             return value, (grads, aux)
 
@@ -166,19 +172,25 @@ def make_train_step(
         gradients = lagged
 
     def train_step(state: TrainState, data, batch, axis_name):
-        batch = prepare(data, batch)
-        grads, (batch_stats, metrics), opt_state = gradients(state, batch, axis_name)
+        # With the mean 1: means of parts of the batch then make up the masked mean.
+        batch = batch | {"mask": losses.weights(batch["mask"], axis_name)}
+        grads, (batch_stats, metrics), opt_state = gradients(
+            state, data, batch, axis_name
+        )
         updates, opt_state = tx.update(grads, opt_state, state.params)
         metrics = pmean(metrics, axis_name) | {
             "grad_norm": optax.tree.norm(grads["model"]),
             "meta_grad_norm": jnp.asarray(optax.tree.norm(grads["quant"]), jnp.float32),
         }
+        params = cast(dict, optax.apply_updates(state.params, updates))
+        # Equal already where BatchNorm averages over the axis; else made equal.
+        batch_stats = pmean(batch_stats, axis_name)
         new_state = TrainState(
             step=state.step + 1,
-            params=cast(dict, optax.apply_updates(state.params, updates)),
-            # Equal already where BatchNorm averages over the axis; else made equal.
-            batch_stats=pmean(batch_stats, axis_name),
+            params=params,
+            batch_stats=batch_stats,
             opt_state=opt_state,
+            ema=average(state, params, batch_stats, decay),
         )
         return new_state, metrics
 

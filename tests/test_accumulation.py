@@ -1,0 +1,164 @@
+"""Tests of gradient accumulation: parts make up the batch, on any runner, in order."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+from util import assert_trees_close, noisy, normal
+
+from quantnet_jax import quantizers
+from quantnet_jax.core import tree
+from quantnet_jax.training import experiment, losses, optim, parallel, steps
+from quantnet_jax.training.accumulation import accumulate, check
+from quantnet_jax.training.state import create_state
+
+LOOPS = pytest.mark.parametrize("loop", [False, True], ids=["written", "loop"])
+
+
+# The parts ---------------------------------------------------------------------------
+@LOOPS
+def test_parts_are_strided_rows_in_order(loop):
+    """The carry goes through the parts in order; the outputs are averaged."""
+
+    def fn(carry, rows):
+        return 10 * carry + rows["x"][0], {"sum": rows["x"].sum(), "y": rows["y"][1]}
+
+    batch = {"x": jnp.arange(6), "y": jnp.arange(12.0).reshape(6, 2)}
+    run = jax.jit(functools.partial(accumulate, fn, parts=3, loop=loop))
+    with jax.numpy_dtype_promotion("standard"):
+        carry, out = run(jnp.asarray(7), batch)
+    assert int(carry) == 7012  # rows 0, 1, 2 lead the parts {0, 3}, {1, 4}, {2, 5}
+    assert float(out["sum"]) == pytest.approx((3 + 5 + 7) / 3)
+    np.testing.assert_allclose(out["y"], batch["y"][3:].mean(0))
+
+
+def test_one_part_is_a_plain_call():
+    batch, carry = {"x": jnp.arange(4)}, object()
+    got = accumulate(lambda *args: args, carry, batch)
+    assert got[0] is carry and got[1] is batch
+
+
+# The training step -------------------------------------------------------------------
+def apply(variables, image, train):
+    """Two dense layers and running statistics that add up: no BatchNorm."""
+    w = variables["params"]
+    hidden = jnp.tanh(image @ w["one"])
+    seen = variables["batch_stats"]
+    new = {"last": 0.5 * seen["last"] + 0.5 * jnp.mean(image, 0)} if seen else {}
+    return hidden @ w["two"], {"batch_stats": new}
+
+
+def make(parts, loop=False, stats=False, width=8):
+    """(state, train_step) of SGD with rate 1: new less old is the gradient."""
+    params = {"one": jnp.asarray(normal(0, (5, width)))}
+    params["two"] = jnp.asarray(normal(1, (width, 4)))
+    quantnet = quantizers.create("quantnet", width=2, sharpness=2.0, penalty=0.3)
+    quantizer = tree.quantize_tree([tree.Rule("one", quantnet, "model")], params)
+    sgd = optim.optimizer("sgd", lambda step: 1.0, momentum=0.0)
+    tx = optim.partition(sgd, sgd)
+    variables = {"params": params}
+    if stats:
+        variables["batch_stats"] = {"last": jnp.zeros(5)}
+    state = create_state(variables, quantizer, tx, jax.random.key(1))
+    quant = noisy(state.params["quant"])
+    state = state._replace(params={"model": state.params["model"], "quant": quant})
+    step = steps.make_train_step(
+        *(apply, quantizer, tx, lambda data, batch: batch),
+        seed=0,
+        criterion=functools.partial(losses.criterion, smoothing=0.1),
+        accumulate=functools.partial(accumulate, parts=parts, loop=loop),
+    )
+    return state, step
+
+
+def ready(size, masked=()):
+    mask = np.ones(size, np.float32)
+    mask[list(masked)] = 0.0
+    label = np.random.default_rng(3).integers(0, 4, size).astype(np.int32)
+    return {"image": normal(2, (size, 5)), "label": label, "mask": mask}
+
+
+@functools.cache
+def whole(masked):
+    """The step on one device, with the batch as a whole."""
+    state, step = make(1)
+    return jax.jit(step, static_argnums=3)(state, None, ready(16, masked), None)
+
+
+@pytest.mark.parametrize("kind", parallel.RUNNERS)
+@LOOPS
+# Of four parts on four devices, the rows 1, 5, 9, 13 are all of part 1.
+@pytest.mark.parametrize("masked", [(), (2, 3, 11), (1, 5, 9, 13)], ids=str)
+def test_parts_equal_the_whole_batch(kind, loop, masked):
+    """Weights, sub-network and metrics, on four devices, padding or none."""
+    wanted, wanted_metrics = whole(masked)
+    runner = parallel.make_runner(kind)
+    state, step = make(4, loop)
+    step = runner.compile(step, replicated=2)
+    state, batch = runner.replicate(state), runner.shard(ready(16, masked))
+    got, metrics = step(state, runner.replicate({}), batch)
+    assert_trees_close(got.params, wanted.params, 1e-5, 1e-6)
+    assert_trees_close(metrics, wanted_metrics, 1e-5, 1e-6)
+    assert float(metrics["meta_grad_norm"]) > 1e-3 and float(metrics["penalty"]) > 1e-3
+
+
+@LOOPS
+def test_running_statistics_are_updated_part_after_part(loop):
+    state, step = make(4, loop, stats=True)
+    batch = ready(16)
+    new, _ = jax.jit(step, static_argnums=3)(state, None, batch, None)
+    wanted = np.zeros(5)
+    for part in range(4):
+        wanted = 0.5 * wanted + 0.5 * batch["image"][part::4].mean(0)
+    np.testing.assert_allclose(new.batch_stats["last"], wanted, rtol=1e-5, atol=1e-6)
+
+
+@functools.cache
+def compiled(parts, loop):
+    """The program of four devices under 'jit', of a wide layer and many rows."""
+    runner = parallel.make_runner("jit")
+    state, step = make(parts, loop, width=512)
+    args = runner.replicate(state), None, runner.shard(ready(4096))
+    return runner.compile(step, replicated=2).lower(*args).compile()
+
+
+def test_parts_in_a_loop_take_less_memory():
+    held = compiled(8, True).memory_analysis().temp_size_in_bytes
+    assert held < compiled(1, True).memory_analysis().temp_size_in_bytes / 3
+
+
+@LOOPS
+def test_splitting_moves_no_rows_between_devices(loop):
+    text = compiled(8, loop).as_text()
+    collectives = set(re.findall(r"all-\w+|collective-\w+|reduce-scatter", text))
+    assert collectives == {"all-reduce"}
+    assert (" while(" in text) == loop
+
+
+# What is refused ---------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((3, 4, "joint", False), "accumulate=3 does not divide the 4 examples of a"),
+        ((8, 4, "joint", False), "accumulate=8 does not divide the 4 examples of a"),
+        ((2, 4, "bilevel", False), "accumulate=2 cannot .* with meta.mode='bilevel'"),
+        ((2, 4, "joint", True), "accumulate=2 cannot .* with a gradient network"),
+    ],
+)
+def test_check_refuses(args, message):
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        check(*args)
+    assert "\n" not in str(error.value)
+    check(1, *args[1:])
+
+
+def test_experiment_refuses():
+    with pytest.raises(ValueError, match="accumulate=3 does not divide the 4 examples"):
+        experiment.build(tiny_config(accumulate=3))
+    config = tiny_config(accumulate=2, quantizer__name="metaquant")
+    with pytest.raises(ValueError, match="accumulate=2 .* a gradient network"):
+        experiment.build(config)

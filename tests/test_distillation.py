@@ -1,0 +1,215 @@
+"""Tests of distillation: the teacher's logits, what it changes, what is refused."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+from util import assert_trees_close, noisy, normal
+
+import train
+from quantnet_jax import evaluate, models, quantizers
+from quantnet_jax.core import tree
+from quantnet_jax.data import prepare
+from quantnet_jax.training import (
+    checkpoint,
+    distillation,
+    experiment,
+    losses,
+    metrics,
+    optim,
+    parallel,
+    steps,
+)
+from quantnet_jax.training.feed import make_feed
+from quantnet_jax.training.state import create_state, scored
+
+
+def save_run(workdir, **overrides):
+    """A float run that was never trained; returns (network, its variables)."""
+    config = tiny_config(quantizer__name="identity", model__width=6, **overrides)
+    runner = parallel.make_runner("jit")
+    feed = make_feed(config, runner)
+    model = experiment.make_model(config, len(feed.classes), None)
+    shape = (1, *feed.shape)
+    variables = jax.jit(model.init)(jax.random.key(7), jnp.zeros(shape))
+    stats = jax.tree.map(lambda x: np.abs(x) + 0.1, noisy(variables["batch_stats"]))
+    state = {
+        "step": np.asarray(3, np.int32),
+        "params": {"model": noisy(variables["params"], spread=0.1)},
+        "batch_stats": stats,
+    }
+    with checkpoint.Checkpoints(workdir) as saved:
+        saved.save(3, state)
+    metrics.write_json(workdir / "config.json", config.to_dict())
+    return model, {"params": state["params"]["model"], "batch_stats": stats}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """(workdir, network, variables) of a teacher wider than the student."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    return workdir, *save_run(workdir)
+
+
+def load(workdir, **overrides):
+    config = tiny_config(distill__workdir=str(workdir), **overrides)
+    runner = parallel.make_runner("jit")
+    return distillation.load_teacher(config, make_feed(config, runner), runner)
+
+
+# The teacher -------------------------------------------------------------------------
+def test_teacher_sees_the_augmented_batch_in_evaluation_mode(teacher):
+    workdir, model, variables = teacher
+    logits, weights = load(workdir)
+    feed = make_feed(tiny_config(), parallel.make_runner("jit"))
+    augmented = functools.partial(
+        *(prepare,), seed=0, train=True, pad=1, flip=True, mean=feed.mean, std=feed.std
+    )
+    batch = feed.sample()
+    made = distillation.with_teacher(augmented, logits)(
+        {"set": None, "teacher": weights}, batch
+    )
+    alone = augmented(None, batch)
+    np.testing.assert_array_equal(made["image"], alone["image"])
+    wanted = model.apply(variables, alone["image"], train=False)
+    np.testing.assert_allclose(made["teacher"], wanted, rtol=1e-4, atol=1e-4)
+    assert made["teacher"].dtype == jnp.float32 and np.ptp(wanted) > 0.1
+
+
+def test_teacher_is_data_of_the_program_not_a_part_of_it(teacher):
+    logits, weights = load(teacher[0])
+    made = jax.make_jaxpr(logits)(weights, jnp.zeros((2, 8, 8, 3)))
+    assert sum(np.size(x) for x in made.consts) == 0
+
+
+# What it changes ---------------------------------------------------------------------
+MODES = {
+    "joint": steps.Meta(),
+    "bilevel": steps.Meta("bilevel", 2, False, lambda step: 0.2),
+}
+
+
+def linear_step(mode, weight):
+    """(state, step) of a linear network whose batches hold the teacher's logits."""
+    params = {"kernel": jnp.asarray(normal(0, (5, 4)))}
+    quantnet = quantizers.create("quantnet", width=2, sharpness=2.0)
+    quantizer = tree.quantize_tree([tree.Rule("kernel", quantnet, "model")], params)
+    sgd = optim.optimizer("sgd", lambda step: 1.0, momentum=0.0)
+    tx = optim.partition(sgd, sgd)
+    state = create_state({"params": params}, quantizer, tx, jax.random.key(1))
+    quant = noisy(state.params["quant"])
+    state = state._replace(params={"model": params, "quant": quant})
+    step = steps.make_train_step(
+        lambda variables, x, train: (x @ variables["params"]["kernel"], {}),
+        *(quantizer, tx, lambda data, batch: batch),
+        seed=0,
+        criterion=functools.partial(losses.criterion, weight=weight, temperature=2.0),
+        meta=MODES[mode],
+    )
+    return state, jax.jit(step, static_argnums=3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_weight_says_whose_word_counts(mode, weight):
+    """0: as without a teacher. 1: labels count for nothing, held out or not."""
+    rng = np.random.default_rng(3)
+    batch = {"image": normal(2, (8, 5)), "mask": np.ones(8, np.float32)}
+    labels = rng.integers(0, 4, (2, 8)).astype(np.int32)
+    batch |= {"label": labels[0], "teacher": normal(4, (8, 4))}
+    state, step = linear_step(mode, weight)
+    ends = {
+        "it": step(state, None, batch, None)[0].params,
+        "other labels": step(state, None, batch | {"label": labels[1]}, None)[0].params,
+    }
+    if weight:
+        assert_trees_close(ends["it"], ends["other labels"], 0, 0)
+        # Both losses, of the weights and of the sub-network, follow the teacher.
+        other = batch | {"teacher": -batch["teacher"]}
+        moved = step(state, None, other, None)[0].params
+        for a, b in zip(
+            jax.tree.leaves(ends["it"]), jax.tree.leaves(moved), strict=True
+        ):
+            assert np.abs(a - b).max() > 1e-4
+    else:
+        del batch["teacher"]
+        alone = step(state, None, batch, None)[0].params
+        assert_trees_close(ends["it"], alone, 1e-6, 1e-7)
+        moved = ends["it"]["model"]["kernel"] - state.params["model"]["kernel"]
+        assert np.abs(moved).max() > 1e-3
+
+
+# A whole run -------------------------------------------------------------------------
+def test_run_with_teacher_average_and_parts(teacher, tmp_path):
+    """What is scored, packed, exported and evaluated later are averaged weights."""
+    gone = tmp_path / "teacher"
+    shutil.copytree(teacher[0], gone)
+    options = {"ema": 0.9, "accumulate": 2, "distill__workdir": str(gone)}
+    options |= {"epochs": 0.64, "eval_every": 1.0, "export": True, "report": False}
+    result = train.train(tiny_config(**options), tmp_path / "run")
+    assert result["hard"] == result["packed"] == result["exported"]
+    shutil.rmtree(gone)  # training alone needs it
+    exp, state, _ = evaluate.restore(str(tmp_path / "run"))
+    host = jax.device_get(state)
+    raw, averaged = host.params, scored(host).params
+    for a, b in zip(jax.tree.leaves(raw), jax.tree.leaves(averaged), strict=True):
+        assert np.abs(a - b).max() > 1e-6
+    # The last weights themselves count for nothing, and the averaged ones for all.
+    blank = {
+        k: jax.tree.map(np.zeros_like, getattr(host, k))
+        for k in ("params", "batch_stats")
+    }
+    state = state._replace(**exp.runner.replicate(blank))
+    scores, _, _ = exp.evaluate(state)
+    assert {k: result[k] for k in scores} == scores
+    quantizer = tree.tree_quantizer(exp.buckets)
+    hard = tree.flatten(quantizer.hard(averaged["quant"], averaged["model"]))
+    codes, shipped = exp.codes(state), tree.flatten(exp.deployed(state))
+    assert codes
+    for path, got in codes.items():
+        np.testing.assert_array_equal(got, hard[path].codes)
+        np.testing.assert_array_equal(got, shipped[path].codes)
+    wanted = models.fold(averaged["model"]["bn1"], host.ema["batch_stats"]["bn1"])
+    got = {k: shipped[f"bn1/{k}"] for k in ("scale", "bias")}
+    assert_trees_close(got, wanted)
+
+
+# What is refused ---------------------------------------------------------------------
+def refused(workdir, message, **overrides):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        load(workdir, **overrides)
+    text = str(error.value)
+    assert text.startswith(f"distill.workdir={str(workdir)!r}: ") and "\n" not in text
+
+
+def test_refuses_what_is_no_float_run(teacher, tmp_path):
+    refused(tmp_path / "nothing", "config.json not found: .* holds no run")
+    copy = tmp_path / "copy"
+    shutil.copytree(teacher[0], copy)
+    config = json.loads((copy / "config.json").read_text())
+    for change, message in (
+        ({"quantizer": config["quantizer"] | {"name": "lsq"}}, "quantizer.name='lsq'"),
+        ({"rules": [["head", "lsq", "layer"]]}, "rules="),
+        ({"activation": config["activation"] | {"name": "lsq"}}, "activation.name='l"),
+        ({"model": {"name": "small", "width": 5}}, "saved as float32.* config builds"),
+        ({"model": {"name": "resnet8"}}, "was saved as nothing"),
+        ({"seed": "one"}, "seed='one' is a str"),
+    ):
+        metrics.write_json(copy / "config.json", config | change)
+        refused(copy, message)
+    shutil.rmtree(copy / "checkpoints")
+    metrics.write_json(copy / "config.json", config)
+    refused(copy, "no checkpoints in")
+
+
+def test_refuses_other_classes_and_images(teacher):
+    workdir, *_ = teacher
+    refused(workdir, "with classes in number 4, expected 3", data__classes=3)
+    refused(workdir, "shape .8, 8, 3., expected .12, 12, 3.", data__image_size=12)
+    # The same images under other words in the configuration are welcome.
+    load(workdir, data__image_size=8)

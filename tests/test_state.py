@@ -1,0 +1,111 @@
+"""Tests of the moving average: its closed form, in checkpoints, and without one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from util import assert_trees_close, normal
+
+from quantnet_jax import quantizers
+from quantnet_jax.core import tree
+from quantnet_jax.training import checkpoint, optim, steps
+from quantnet_jax.training.state import average, create_state, scored
+
+STEPS = 25
+
+
+def shares(count, decay):
+    """Weight of the parameters after each of `count` steps in the last average."""
+    keep = [min(decay, t / (9 + t)) for t in range(count)]
+    return [(1 - keep[t]) * np.prod(keep[t + 1 :]) for t in range(count)]
+
+
+def apply(variables, image, train):
+    w, seen = variables["params"], variables["batch_stats"]
+    new = {"mean": 0.5 * seen["mean"] + 0.5 * jnp.mean(image, 0)}
+    return image @ w["kernel"], {"batch_stats": new}
+
+
+@functools.cache
+def run(decay):
+    """The states of some steps of a linear network, first to last."""
+    params = {"kernel": jnp.asarray(normal(0, (5, 4)))}
+    quantnet = quantizers.create("quantnet", width=2, sharpness=2.0, penalty=0.3)
+    quantizer = tree.quantize_tree([tree.Rule("kernel", quantnet, "model")], params)
+    sgd = optim.optimizer("sgd", lambda step: 0.5)
+    tx = optim.partition(sgd, sgd)
+    variables = {"params": params, "batch_stats": {"mean": jnp.zeros(5)}}
+    key = jax.random.key(1)
+    state = create_state(variables, quantizer, tx, key, averaged=decay > 0)
+    made = steps.make_train_step(
+        *(apply, quantizer, tx, lambda data, batch: batch), seed=0, decay=decay
+    )
+    step, states = jax.jit(made, static_argnums=3), [state]
+    for i in range(STEPS):
+        label = np.random.default_rng(i).integers(0, 4, 6).astype(np.int32)
+        batch = {"image": normal(i, (6, 5)), "label": label}
+        batch["mask"] = np.ones(6, np.float32)
+        states.append(step(states[-1], None, batch, None)[0])
+    return jax.device_get(states)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9999], ids=["constant", "warming up"])
+def test_average_against_its_closed_form(decay):
+    """Of latent weights, sub-network and running statistics; of no start."""
+    states = run(decay)
+    weights = shares(STEPS, decay)
+    assert sum(weights) == pytest.approx(1.0) and len(weights) == STEPS
+    taken = [{"params": s.params, "batch_stats": s.batch_stats} for s in states[1:]]
+    wanted = jax.tree.map(
+        lambda *xs: sum(w * x.astype(float) for w, x in zip(weights, xs, strict=True)),
+        *taken,
+    )
+    assert_trees_close(states[-1].ema, wanted, 1e-5, 1e-6)
+    assert len(jax.tree.leaves(wanted)) > 3
+    for mean, last in zip(
+        jax.tree.leaves(wanted), jax.tree.leaves(taken[-1]), strict=True
+    ):
+        assert np.abs(mean - last).max() > 1e-4  # or equality would say nothing
+
+
+def test_average_begins_with_the_first_step():
+    """Bit for bit, whatever it held before: a warm start need not reset it."""
+    first, second = run(0.9999)[:2]
+    assert_trees_close(second.ema["params"], second.params, 0, 0)
+    other = first._replace(ema=jax.tree.map(lambda x: x + 7.0, first.ema))
+    got = average(other, second.params, second.batch_stats, 0.9999)
+    assert_trees_close(got, second.ema, 0, 0)
+
+
+def test_without_an_average_nothing_is_held_or_changed():
+    plain, averaged = run(0.0)[-1], run(0.5)[-1]
+    assert plain.ema == {} and not jax.tree.leaves(plain.ema)
+    assert scored(plain) is not plain and scored(plain) == plain
+    assert_trees_close(plain.params, averaged.params)
+    assert average(plain, {}, {}, 0.0) == {}
+
+
+def test_what_is_scored():
+    state = run(0.5)[-1]
+    got = scored(state)
+    assert got.params is state.ema["params"] and int(got.step) == STEPS
+    assert got.batch_stats is state.ema["batch_stats"] and got.ema == {}
+
+
+def test_checkpoints_hold_the_average_beside_the_weights(tmp_path):
+    """Evaluation reads it without the optimizer; a warm start gets it."""
+    state = run(0.5)[-1]
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(STEPS, state)
+    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+        whole = saved.restore(state).state
+        like = {k: getattr(state, k) for k in ("params", "batch_stats", "ema")}
+        part = saved.restore_params(like).state
+        arrays = saved.load_arrays().state
+    assert_trees_close(jax.device_get(whole), state, 0, 0)
+    assert_trees_close(jax.device_get(part), like, 0, 0)
+    assert arrays.keys() == checkpoint.flatten(state.ema).keys()
+    for name, wanted in checkpoint.flatten(state.ema).items():
+        np.testing.assert_array_equal(arrays[name], wanted)
