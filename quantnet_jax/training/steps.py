@@ -51,7 +51,8 @@ def make_train_step(
 
     Args:
       apply: `(variables, image, train) -> logits`, as `model.apply` with
-        `mutable=['batch_stats']` when `train`.
+        `mutable=['batch_stats']` when `train`. Its statistics must be equal on all
+        devices, as those of our BatchNorm with an `axis_name` are.
       quantizer: over the tree of the model's parameters.
       tx: optimizer over {'model', 'quant'}.
       prepare: `(data, batch) -> {'image', 'label', 'mask'}`, with augmentation.
@@ -169,15 +170,15 @@ def make_train_step(
         batch = prepare(data, batch)
         grads, (batch_stats, metrics), opt_state = gradients(state, batch, axis_name)
         updates, opt_state = tx.update(grads, opt_state, state.params)
-        metrics = pmean(metrics, axis_name) | {
+        means = pmean({k: metrics.pop(k) for k in ("loss", "accuracy")}, axis_name)
+        metrics |= means | {
             "grad_norm": optax.tree.norm(grads["model"]),
             "meta_grad_norm": jnp.asarray(optax.tree.norm(grads["quant"]), jnp.float32),
         }
         new_state = TrainState(
             step=state.step + 1,
             params=cast(dict, optax.apply_updates(state.params, updates)),
-            # Equal already where BatchNorm averages over the axis; else made equal.
-            batch_stats=pmean(batch_stats, axis_name),
+            batch_stats=batch_stats,
             opt_state=opt_state,
         )
         return new_state, metrics
@@ -240,7 +241,8 @@ def make_statistics(apply: Callable, prepare: Callable) -> Callable:
     def statistics(weights, batch_stats, data, batch, axis_name):
         variables = {"params": weights, "batch_stats": batch_stats}
         _, updated = apply(variables, prepare(data, batch)["image"], train=True)
-        return pmean(updated.get("batch_stats", {}), axis_name)
+        del axis_name  # BatchNorm has averaged over it
+        return updated.get("batch_stats", {})
 
     return statistics
 
