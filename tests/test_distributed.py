@@ -131,7 +131,7 @@ def test_both_processes_hold_the_same(outcomes, runner):
 
 
 def test_a_state_divided_over_two_processes_is_that_of_one(outcomes):
-    """Its metrics and codes in both, and what they saved, as another process reads it."""
+    """Metrics and codes in both, and what they saved, as another process reads it."""
     processes, folder = outcomes
     wanted = of_one_process("jit")
     for process in processes:
