@@ -144,11 +144,11 @@ def train(
             workdir, keep_latest=config.keep_latest, processes=runner.process_count
         )
         if checkpoints.latest() is not None:
-            restored = checkpoints.restore(jax.device_get(state))
+            restored = checkpoints.restore(state)
             start, extra = restored.step, restored.extra
             resume.check(extra, config, exp.feed.train_size, start)
             seconds, seen = extra["seconds"], extra["seen"]
-            state = runner.replicate(restored.state)
+            state = runner.place(restored.state)
             if start in evaluations:  # else those of the last evaluation are not known
                 codes = exp.codes(state)
             notes.append(f"resuming {workdir} at step {start}")
@@ -156,8 +156,8 @@ def train(
             like = {"params": state.params, "batch_stats": state.batch_stats}
             with checkpoint.Checkpoints(config.init_from, read_only=True) as source:
                 saved = source.load_arrays().state
-            warm, matched = checkpoint.warm_start(jax.device_get(like), saved)
-            state = state._replace(**runner.replicate(warm))
+            warm, matched = checkpoint.warm_start(like, saved)
+            state = state._replace(**runner.place(warm))
             notes.append(f"{matched} (from {config.init_from})")
     # Only now: a run that could not start must not claim the workdir.
     if writes:

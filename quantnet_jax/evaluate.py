@@ -8,7 +8,6 @@ Reproduces the numbers that training printed at that step.
 import argparse
 import sys
 
-import jax
 import numpy as np
 
 from quantnet_jax.training import checkpoint, experiment, metrics
@@ -55,9 +54,9 @@ def restore(
     exp = experiment.build(config)
     with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats", "ema")}
-        restored = checkpoints.restore_params(jax.device_get(wanted), step)
+        restored = checkpoints.restore_params(wanted, step)
     saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
-    return exp, exp.state._replace(**exp.runner.replicate(saved)), restored.step
+    return exp, exp.state._replace(**exp.runner.place(saved)), restored.step
 
 
 def main(argv: list[str] | None = None) -> int:

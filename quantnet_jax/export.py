@@ -75,7 +75,7 @@ def export_state(
       ValueError: the predictions differ; the files are then removed.
     """
     hard_tree = jax.device_get(exp.deployed(state))
-    hard = exp.predict(exp.runner.replicate(dequantize_tree(hard_tree)))
+    hard = exp.predict(exp.runner.place(dequantize_tree(hard_tree)))
     folder.mkdir(parents=True, exist_ok=True)
     weights, program = folder / "model.safetensors", folder / "model.stablehlo"
     try:

@@ -214,6 +214,11 @@ def test_workdir_without_a_run(tmp_path):
         config_lib.load(tmp_path)
 
 
+def test_a_run_may_go_on_at_another_place(tmp_path):
+    write(tmp_path, tiny_config(runner="jit", fsdp=4))
+    config_lib.check_same_run(tiny_config(runner="pmap"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "first"),
     [

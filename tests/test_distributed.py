@@ -1,5 +1,6 @@
 """Tests of two processes over jax.distributed: equal to one process of four devices."""
 
+import functools
 import json
 import os
 import pathlib
@@ -90,20 +91,25 @@ def assert_scores_agree(got, wanted):
 # The library --------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """[{runner: outcome} of process 0, of process 1]."""
+    """[{runner: outcome} of process 0, of process 1], and their folder."""
     folder = tmp_path_factory.mktemp("two")
     script = str(HERE / "two_process.py")
     start_two(script, str(folder), "{address}", "{count}", "{number}")
     paths = [folder / f"process{i}.pickle" for i in range(2)]
-    return [pickle.loads(path.read_bytes()) for path in paths]
+    return [pickle.loads(path.read_bytes()) for path in paths], folder
+
+
+@functools.cache
+def of_one_process(runner):
+    return outcome(tiny_config(runner=runner), STEPS)
 
 
 @pytest.mark.parametrize("runner", parallel.RUNNERS)
 def test_two_processes_equal_one(outcomes, runner):
-    wanted = outcome(tiny_config(runner=runner), STEPS)
+    wanted = of_one_process(runner)
     assert wanted["devices"] == (4, 4)
     assert wanted["scores"]["examples"] == 50
-    for process in outcomes:
+    for process in outcomes[0]:
         got = process[runner]
         assert got["devices"] == (2, 4)
         assert_states_close(got["state"], wanted["state"])
@@ -117,13 +123,28 @@ def test_two_processes_equal_one(outcomes, runner):
 
 @pytest.mark.parametrize("runner", parallel.RUNNERS)
 def test_both_processes_hold_the_same(outcomes, runner):
-    first, second = (process[runner] for process in outcomes)
+    first, second = (process[runner] for process in outcomes[0])
     for a, b in zip(
         jax.tree.leaves(first["state"]), jax.tree.leaves(second["state"]), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     assert first["scores"] == second["scores"]
     assert first["metrics"] == second["metrics"]
+
+
+def test_a_state_divided_over_two_processes_is_that_of_one(outcomes):
+    """Metrics and codes in both, and what they saved, as another process reads it."""
+    processes, folder = outcomes
+    wanted = of_one_process("jit")
+    for process in processes:
+        got = process["fsdp"]
+        for name, value in got["metrics"].items():
+            assert value == pytest.approx(wanted["metrics"][name], rel=2e-6), name
+        for path, codes in got["codes"].items():
+            assert np.mean(codes != wanted["codes"][path]) < 0.01, path
+    with checkpoint.Checkpoints(folder / "fsdp", read_only=True) as checkpoints:
+        restored = checkpoints.restore(wanted["state"])
+    assert_states_close(restored.state, wanted["state"])
 
 
 # The program --------------------------------------------------------------------------

@@ -134,3 +134,21 @@ def identity() -> Quantizer:
         hard=lambda qparams, w: w,
         penalty=no_penalty,
     )
+
+
+def prepared(q: Quantizer, prepare: Callable) -> Quantizer:
+    """`q` with `prepare(qparams)` in the place of its parameters, wherever it is used.
+
+    `init` is left as it is; what `project` moves is moved from the prepared values.
+    """
+
+    def wrapped(fn: Callable) -> Callable:
+        return lambda qparams, *args, **kw: fn(prepare(qparams), *args, **kw)
+
+    return q._replace(
+        **{
+            field: wrapped(fn)
+            for field, fn in q._asdict().items()
+            if field != "init" and fn is not None
+        }
+    )

@@ -135,17 +135,22 @@ def _to_units(w: jax.Array, unit: str) -> jax.Array:
     if unit == "conv":
         height = spatial[0] if spatial else 1
         return w.reshape(height, -1, channels, filters)
-    if unit == "weight":
-        return w.reshape(-1, 1)
     # Units as rows: a product with them needs no transpose, whatever is mapped over.
+    # One filter after another: devices that divide the filters have whole rows.
+    if unit == "weight":
+        return w.reshape(-1, filters).T.reshape(-1, 1)
     if unit == "slice":
-        return w.reshape(-1, channels * filters).T
+        return w.reshape(-1, channels, filters).T.reshape(channels * filters, -1)
     return w.reshape(-1, filters).T
 
 
 def _from_units(c: jax.Array, unit: str, shape: tuple[int, ...]) -> jax.Array:
     """Inverse of `_to_units`."""
-    return (c.T if unit in ("slice", "filter") else c).reshape(shape)
+    if unit == "conv":
+        return c.reshape(shape)
+    if unit == "slice":
+        return c.reshape(shape[-1], shape[-2], -1).T.reshape(shape)
+    return c.reshape(shape[-1], -1).T.reshape(shape)
 
 
 def _contract(layer: dict, h: jax.Array) -> jax.Array:

@@ -160,9 +160,7 @@ class Checkpoints:
                     " NumPy array"
                 )
         if self._processes > 1:
-            # Orbax refuses arrays that only one process addresses, as those of pmap. A
-            # state is equal everywhere: copied to the host, the first process saves it.
-            flat = {name: np.array(leaf) for name, leaf in flat.items()}
+            flat = {name: _savable(leaf) for name, leaf in flat.items()}
         items: dict[str, Any] = {_EXTRA: ocp.args.JsonSave(dict(extra or {}))}
         for item, arrays in _split(flat).items():
             if not arrays:
@@ -342,6 +340,16 @@ def _split(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if np.prod(leaf.shape, dtype=np.int64) > 0:
             items[_WEIGHTS if top in _OF_WEIGHTS else _REST][name] = leaf
     return items
+
+
+def _savable(leaf: Any) -> Any:
+    """What Orbax takes from several processes.
+
+    It saves an array over all processes, each writing its own part, but refuses one
+    that a single process addresses, as those of pmap. These are equal everywhere:
+    copied to the host, the first process saves them.
+    """
+    return np.array(leaf) if getattr(leaf, "is_fully_addressable", True) else leaf
 
 
 def _target(leaf: Any, sharding: jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:

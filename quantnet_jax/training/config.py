@@ -110,6 +110,9 @@ def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
 OPEN = ("model", "quantizer", "activation")
 """Sections whose keys are checked by the factories that they go to."""
 
+PLACE = ("runner", "fsdp")
+"""Keys that say where a run is computed: it may go on elsewhere."""
+
 POSITIVE = (
     "epochs",
     "batch_size",
@@ -205,7 +208,7 @@ def load(workdir: str | pathlib.Path) -> Config:
 
 
 def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Refuses a workdir whose run has another configuration.
+    """Refuses a workdir whose run has another configuration, but for `PLACE`.
 
     Raises:
       ValueError: naming the first key that differs and both values.
@@ -217,7 +220,7 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
     new = _flat(json.loads(config.to_json()))
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if a != b:
+        if a != b and key not in PLACE:
             raise ValueError(
                 f"{workdir} belongs to another run: {key} is {a!r} there and {b!r} "
                 "here; choose another --workdir, or the configuration of that run"

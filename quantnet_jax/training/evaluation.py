@@ -11,6 +11,7 @@ import numpy as np
 from quantnet_jax.core import tree
 from quantnet_jax.core.base import Quantizer
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
+from quantnet_jax.training.parallel import SAME, STATE
 from quantnet_jax.training.state import TrainState
 
 PyTree = Any
@@ -40,6 +41,10 @@ class Realized(NamedTuple):
     hard: PyTree
     codes: dict[str, jax.Array]
     layers: dict[str, dict[str, jax.Array]]
+
+
+REALIZED = Realized._make((STATE, STATE, SAME, SAME))
+"""Where the parts go, for `Runner.compile`: the host reads the last two."""
 
 
 def make_realize(quantizer: Quantizer) -> Callable:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
+from quantnet_jax.core.base import prepared
 from quantnet_jax.data import prepare
 from quantnet_jax.training import (
     accumulation,
@@ -44,7 +45,7 @@ class Experiment(NamedTuple):
       steps: of the whole run.
       epoch_steps: steps of one epoch, a fraction in general.
       learning_rate: of the weights, a schedule of the step.
-      state: before the first step, replicated.
+      state: before the first step, on the devices.
       train_data: what `train_step` needs of data, on the devices, or None.
       train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
       train_chunk: the same for the stacked batches of `chunk` steps in one dispatch;
@@ -92,7 +93,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
       ValueError, FileNotFoundError: one line that names the key or the file.
     """
     config_lib.check(config)
-    runner = parallel.make_runner(config.runner, devices)
+    runner = parallel.make_runner(config.runner, devices, config.fsdp)
     parallel.check_batch("batch_size", config.batch_size, runner)
     parallel.check_batch("eval_batch_size", config.eval_batch_size, runner)
     feed = make_feed(config, runner)
@@ -109,7 +110,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     buckets = tree.plan(make_rules(config, total), shapes["params"])
-    quantizer = tree.tree_quantizer(buckets)
+    quantizer = prepared(tree.tree_quantizer(buckets), runner.gather)
 
     rate = make_rate("weights", config.weights, total)
     tx = optim.partition(
@@ -150,7 +151,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         train_prepare = distillation.with_teacher(augmented, logits)
         train_data = {"set": data["train"], "teacher": runner.replicate(teacher)}
     train_step = steps.make_train_step(
-        make_apply(model),
+        make_apply(model, runner),
         quantizer,
         tx,
         train_prepare,
@@ -192,8 +193,11 @@ def build(config: Config, devices: list | None = None) -> Experiment:
                 stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
                 yield runner.shard(stacked, axis=1)
 
+    stepped = (parallel.STATE, parallel.SAME)
     finite = runner.compile(steps.all_finite, replicated=1)
-    realize = runner.compile(evaluation.make_realize(quantizer), replicated=1)
+    realize = runner.compile(
+        evaluation.make_realize(quantizer), replicated=1, out=evaluation.REALIZED
+    )
     evaluate, predict = make_evaluate(
         model, realize, config, runner, feed, data, augmented, plain
     )
@@ -212,11 +216,11 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         steps=total,
         epoch_steps=epoch_steps,
         learning_rate=rate,
-        state=runner.replicate(jax.device_get(jax.jit(init)(images))),
+        state=runner.place(jax.device_get(jax.jit(init)(images))),
         train_data=train_data,
-        train_step=runner.compile(train_step, replicated=2, donate=True),
+        train_step=runner.compile(train_step, 2, out=stepped, donate=True),
         train_chunk=runner.compile(
-            steps.make_chunk(train_step), replicated=2, donate=True, axis=1
+            steps.make_chunk(train_step), 2, out=stepped, donate=True, axis=1
         ),
         chunk=chunk,
         train_batches=train_batches,

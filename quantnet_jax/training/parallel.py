@@ -10,7 +10,29 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 PyTree = Any
 AXIS = "batch"
+FSDP = "fsdp"
 RUNNERS = ("pmap", "jit")
+SAME, ROWS, STATE = "same", "rows", "state"
+"""Where results go: a copy on every device, split along the first axis, or as `place`
+places a state."""
+
+
+class Compiled:
+    """A function that a runner compiles: `f(*args)` runs it, `f.lower` gives it away.
+
+    Args:
+      choose: `args -> jitted function`.
+    """
+
+    def __init__(self, choose: Callable[..., Any]):
+        self._choose = choose
+
+    def __call__(self, *args: Any) -> Any:
+        return self._choose(*args)(*args)
+
+    def lower(self, *args: Any) -> Any:
+        """The lowered program, for `compile` and its text or memory."""
+        return self._choose(*args).lower(*args)
 
 
 class Runner(NamedTuple):
@@ -22,11 +44,17 @@ class Runner(NamedTuple):
         under 'jit', where one program sees the global batch.
       devices: number of devices over all processes.
       process_index, process_count: of this process.
-      compile: `(fn, replicated, sharded_out=False, donate=False, axis=0) -> callable`:
-        the first `replicated` arguments of `fn(..., axis_name=...)` are equal on all
-        devices, the others are split along `axis`; so is the result, along its first,
-        if `sharded_out`, else it is replicated. `donate` gives up the first argument.
+      compile: `(fn, replicated, out=SAME, donate=False, axis=0) -> Compiled`: the first
+        `replicated` arguments of `fn(..., axis_name=...)` mean the same on all devices,
+        the others are split along `axis`. `out` is SAME, ROWS or STATE, or a tuple or
+        other prefix of the result made of them. `donate` gives up the first argument.
       replicate: puts a tree of host arrays on every device.
+      place: puts a state, or a part of it, where the runner keeps states: a copy on
+        every device, or divided by `leaf_spec`. Takes host arrays, equal in all
+        processes, and arrays of `place` itself.
+      gather: in a compiled function: the same values, whole on every device, for what
+        mixes the channels of a state.
+      spread: in a compiled function: the same values, split along their first axis.
       shard: `(batch, axis=0)`: splits the rows that this process holds over its
         devices; axis 1 is for batches stacked in front.
     """
@@ -36,8 +64,11 @@ class Runner(NamedTuple):
     devices: int
     process_index: int
     process_count: int
-    compile: Callable[..., Callable]
+    compile: Callable[..., Compiled]
     replicate: Callable[[PyTree], PyTree]
+    place: Callable[[PyTree], PyTree]
+    gather: Callable[[PyTree], PyTree]
+    spread: Callable[[PyTree], PyTree]
     shard: Callable[..., PyTree]
 
 
@@ -96,16 +127,49 @@ def peak_memory() -> int | None:
     return max(peaks, default=None)
 
 
-def make_runner(kind: str = "pmap", devices: Sequence | None = None) -> Runner:
+def make_runner(
+    kind: str = "pmap", devices: Sequence | None = None, fsdp: int = 1
+) -> Runner:
     """A runner over `devices` (default: all, of every process).
 
+    Args:
+      kind: 'pmap' or 'jit'.
+      devices: to run on.
+      fsdp: how many neighbouring devices share the output channels of a state among
+        them, under 'jit'; 1 keeps a copy on each.
+
     Raises:
-      ValueError: unknown kind.
+      ValueError: unknown kind, or `fsdp` devices cannot be had.
     """
     if kind not in RUNNERS:
         raise ValueError(f"runner={kind!r}, expected one of {RUNNERS}")
     devices = list(devices or jax.devices())
-    return {"pmap": _pmap_runner, "jit": _jit_runner}[kind](devices)
+    if kind == "jit":
+        if fsdp < 1 or len(devices) % fsdp:
+            raise ValueError(f"fsdp={fsdp} does not divide the {len(devices)} devices")
+        return _jit_runner(devices, fsdp)
+    if fsdp != 1:
+        raise ValueError(f"fsdp={fsdp} needs runner='jit', not {kind!r}")
+    return _pmap_runner(devices)
+
+
+def leaf_spec(shape: Sequence[int], parts: int) -> PartitionSpec:
+    """How `parts` devices of the axis 'fsdp' share an array of a state.
+
+    Along the last axis, that of the output channels, where its length is a multiple of
+    `parts`; else each holds all of it. Weights, the optimizer's moments and parameters
+    of each channel have the same last axis, so they are divided alike, and whatever is
+    computed of each channel by itself stays on its device.
+
+    Example:
+      >>> leaf_spec((3, 3, 16, 32), 4)
+      PartitionSpec(None, None, None, 'fsdp')
+      >>> leaf_spec((64, 10), 4), leaf_spec((), 4), leaf_spec((32,), 1)
+      (PartitionSpec(), PartitionSpec(), PartitionSpec())
+    """
+    if parts == 1 or not shape or shape[-1] == 0 or shape[-1] % parts:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * (len(shape) - 1), FSDP)
 
 
 def check_batch(name: str, batch_size: int, runner: Runner) -> None:
@@ -123,13 +187,13 @@ def _pmap_runner(devices: list) -> Runner:
     replicated = NamedSharding(mesh, PartitionSpec())
     count = len({d.process_index for d in devices})
 
-    def compile(fn, replicated, sharded_out=False, donate=False, axis=0):
+    def compile(fn, replicated, out=SAME, donate=False, axis=0):
         def bound(*args):
             return fn(*args, axis_name=AXIS)
 
         cache = {}
 
-        def call(*args):
+        def choose(*args):
             n = len(args)
             if n == replicated:  # nothing to map over
                 cache.setdefault(n, jax.jit(bound))
@@ -138,13 +202,13 @@ def _pmap_runner(devices: list) -> Runner:
                     bound,
                     axis_name=AXIS,
                     in_axes=(None,) * replicated + (axis,) * (n - replicated),
-                    out_axes=0 if sharded_out else None,
+                    out_axes=jax.tree.map({SAME: None, STATE: None, ROWS: 0}.get, out),
                     devices=devices if count == 1 else None,
                     donate_argnums=(0,) if donate else (),
                 )
-            return cache[n](*args)
+            return cache[n]
 
-        return call
+        return Compiled(choose)
 
     def shard(batch, axis=0):
         def split(x):
@@ -160,42 +224,71 @@ def _pmap_runner(devices: list) -> Runner:
         process_count=count,
         compile=compile,
         replicate=lambda tree: jax.device_put(tree, replicated),
+        place=lambda tree: jax.device_put(tree, replicated),
+        gather=lambda tree: tree,
+        spread=lambda tree: tree,
         shard=shard,
     )
 
 
-def _jit_runner(devices: list) -> Runner:
-    mesh = jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
+def _jit_runner(devices: list, fsdp: int) -> Runner:
+    mesh = jax.make_mesh(
+        (len(devices) // fsdp, fsdp),
+        (AXIS, FSDP),
+        (AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
     replicated_ = NamedSharding(mesh, PartitionSpec())
-    sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+    sharded = NamedSharding(mesh, PartitionSpec((AXIS, FSDP)))
 
-    def compile(fn, replicated, sharded_out=False, donate=False, axis=0):
+    def placed(tree):
+        return jax.tree.map(
+            lambda x: NamedSharding(mesh, leaf_spec(x.shape, fsdp)), tree
+        )
+
+    def compile(fn, replicated, out=SAME, donate=False, axis=0):
         del replicated, axis  # the arguments bring their own shardings
 
         def bound(*args):
             return fn(*args, axis_name=None)
 
-        return jax.jit(
-            bound,
-            out_shardings=sharded if sharded_out else replicated_,
-            donate_argnums=(0,) if donate else (),
-        )
+        places, cache = {SAME: replicated_, ROWS: sharded}, {}
+
+        def choose(*args):
+            n = len(args)
+            if n not in cache:  # the shapes of a state stay those of the first call
+                cache[n] = jax.jit(
+                    bound,
+                    out_shardings=jax.tree.map(
+                        lambda word, part: places.get(word) or placed(part),
+                        out,
+                        jax.jit(bound).eval_shape(*args),
+                    ),
+                    donate_argnums=(0,) if donate else (),
+                )
+            return cache[n]
+
+        return Compiled(choose)
 
     def shard(batch, axis=0):
-        spec = PartitionSpec(*[None] * axis, AXIS)
+        spec = PartitionSpec(*[None] * axis, (AXIS, FSDP))
         place = NamedSharding(mesh, spec)
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)),
             batch,
         )
 
-    def replicate(tree):
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(
-                replicated_, np.asarray(x)
-            ),
-            tree,
-        )
+    def put(x, sharding):
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        # Each process has the whole array, and gives its devices their parts of it.
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    def hold(sharding):
+        if fsdp == 1:  # nothing that the compiler would not find by itself
+            return lambda tree: tree
+        return lambda tree: jax.lax.with_sharding_constraint(tree, sharding)
 
     return Runner(
         kind="jit",
@@ -204,6 +297,9 @@ def _jit_runner(devices: list) -> Runner:
         process_index=jax.process_index(),
         process_count=len({d.process_index for d in devices}),
         compile=compile,
-        replicate=replicate,
+        replicate=lambda tree: jax.tree.map(lambda x: put(x, replicated_), tree),
+        place=lambda tree: jax.tree.map(lambda x: put(x, placed(x)), tree),
+        gather=hold(replicated_),
+        spread=hold(sharded),
         shard=shard,
     )

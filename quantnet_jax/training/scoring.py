@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from quantnet_jax import models
-from quantnet_jax.training import evaluation, steps
+from quantnet_jax.training import evaluation, parallel, steps
 
 
 def make_evaluate(
@@ -20,16 +20,19 @@ def make_evaluate(
     """
     # What is scored is what ships: normalizations folded, weights hard or soft.
     forward = runner.compile(
-        steps.make_forward(make_apply(model.clone(folded=True)), plain),
+        steps.make_forward(make_apply(model.clone(folded=True), runner), plain),
         replicated=2,
-        sharded_out=True,
+        out=parallel.ROWS,
     )
-    fold = runner.compile(lambda w, stats, axis_name: models.fold(w, stats), 2)
+    fold = runner.compile(
+        lambda w, stats, axis_name: models.fold(w, stats), 2, out=parallel.STATE
+    )
     tally = runner.compile(steps.tally, replicated=1)
     # With momentum 0 the running statistics are those of the last batch.
     statistics = runner.compile(
-        steps.make_statistics(make_apply(model.clone(momentum=0.0)), augmented),
+        steps.make_statistics(make_apply(model.clone(momentum=0.0), runner), augmented),
         replicated=3,
+        out=parallel.STATE,
     )
 
     def evaluate(state, previous=None):
@@ -58,12 +61,20 @@ def make_evaluate(
     return evaluate, predict
 
 
-def make_apply(model) -> Callable:
-    """`(variables, image, train) -> logits`, or `(logits, updated)` when training."""
+def make_apply(model, runner: parallel.Runner) -> Callable:
+    """`(variables, image, train) -> logits`, or `(logits, updated)` when training.
+
+    However a state is divided, the network itself is computed on whole variables and
+    each device's own images.
+    """
 
     def apply(variables, image, train):
-        return model.apply(
-            variables, image, train=train, mutable=["batch_stats"] if train else False
+        variables, image = runner.gather(variables), runner.spread(image)
+        if not train:
+            return runner.spread(model.apply(variables, image, train=False))
+        logits, updated = model.apply(
+            variables, image, train=True, mutable=["batch_stats"]
         )
+        return runner.spread(logits), runner.gather(updated)
 
     return apply

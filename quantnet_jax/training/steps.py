@@ -54,7 +54,8 @@ def make_train_step(
 
     Args:
       apply: `(variables, image, train) -> logits`, as `model.apply` with
-        `mutable=['batch_stats']` when `train`.
+        `mutable=['batch_stats']` when `train`. Its statistics must be equal on all
+        devices, as those of our BatchNorm with an `axis_name` are.
       quantizer: over the tree of the model's parameters.
       tx: optimizer over {'model', 'quant'}.
       prepare: `(data, batch) -> {'image', 'label', 'mask'}`, with augmentation, and
@@ -178,13 +179,12 @@ def make_train_step(
             state, data, batch, axis_name
         )
         updates, opt_state = tx.update(grads, opt_state, state.params)
-        metrics = pmean(metrics, axis_name) | {
+        means = pmean({k: metrics.pop(k) for k in ("loss", "accuracy")}, axis_name)
+        metrics |= means | {
             "grad_norm": optax.tree.norm(grads["model"]),
             "meta_grad_norm": jnp.asarray(optax.tree.norm(grads["quant"]), jnp.float32),
         }
         params = cast(dict, optax.apply_updates(state.params, updates))
-        # Equal already where BatchNorm averages over the axis; else made equal.
-        batch_stats = pmean(batch_stats, axis_name)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -252,7 +252,8 @@ def make_statistics(apply: Callable, prepare: Callable) -> Callable:
     def statistics(weights, batch_stats, data, batch, axis_name):
         variables = {"params": weights, "batch_stats": batch_stats}
         _, updated = apply(variables, prepare(data, batch)["image"], train=True)
-        return pmean(updated.get("batch_stats", {}), axis_name)
+        del axis_name  # BatchNorm has averaged over it
+        return updated.get("batch_stats", {})
 
     return statistics
 
