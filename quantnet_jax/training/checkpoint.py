@@ -18,7 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from quantnet_jax.training.storage import StorageError, check_room, check_writable
+from quantnet_jax.training.storage import (
+    StorageError,
+    check_room,
+    check_writable,
+    without_warning,
+)
 from quantnet_jax.training.warm_start import WarmStart, check_fits, flatten, warm_start
 
 __all__ = [
@@ -192,7 +197,7 @@ class Checkpoints:
         ranked = np.isfinite(scores.get(self._metric, np.nan))
         self.wait()
         check_room(self.directory, sum(leaf.nbytes for leaf in flat.values()))
-        with self._storage():
+        with self._storage(), without_warning("did not provide metrics"):
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -76,3 +77,18 @@ def told(error: OSError) -> str:
     if error.errno not in CAUSES:
         return ""
     return f"cannot write {error.filename!r} ({error.strerror})"
+
+
+@contextlib.contextmanager
+def without_warning(text: str) -> Iterator[None]:
+    """Keeps Orbax from logging, in the block, what is meant so."""
+    logger = logging.getLogger("absl")
+
+    def unlike(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logger.addFilter(unlike)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unlike)
