@@ -56,13 +56,15 @@ class Blow(NamedTuple):
     """What is done to one life of the training program.
 
     Attributes:
-      name: 'random' for SIGKILL at once; 'writing' or 'saved', once this life writes
-        its next checkpoint, or has written one; 'term' for SIGTERM at once.
+      signal: SIGKILL, or SIGTERM, which asks it to save and stop.
       delay: seconds after the start before which nothing is done.
+      after: '' for then, 'writing' or 'saved' for once this life writes its next
+        checkpoint, or has written one.
     """
 
-    name: str
-    delay: float
+    signal: signal.Signals
+    delay: float = 0.0
+    after: str = ""
 
 
 class Tally:
@@ -150,8 +152,11 @@ def plan(kills: int, seed: int, window: float, tally: Tally) -> Iterator[Blow]:
     """Moments, uniform over `window` seconds, until there were enough kills."""
     rng = random.Random(seed)
     while tally.counts["kills"] < kills:
-        (name,) = rng.choices(("random", "writing", "term"), (6, 3, 1))
-        yield Blow(name, rng.uniform(0, window))
+        (kind,) = rng.choices(
+            ((signal.SIGKILL, ""), (signal.SIGKILL, "writing"), (signal.SIGTERM, "")),
+            (6, 3, 1),
+        )
+        yield Blow(kind[0], rng.uniform(0, window), kind[1])
 
 
 # Lives --------------------------------------------------------------------------------
@@ -212,34 +217,34 @@ def suffer(
     while not finished and not tally.errors:
         before, leftover = saved(workdir), unfinished(workdir)
         seen, told = set(before), len(text(f"{workdir}.log"))
-        blow, struck = next(blows, Blow("", 0)), ""
+        blow, struck = next(blows, None), False
         process, began = start(rest, workdir), time.monotonic()
         while process.poll() is None:
             now = saved(workdir)
             seen |= now
             due = {
-                "random": True,
-                "term": True,
-                "writing": blow.name == "writing" and unfinished(workdir) - leftover,
-                "saved": now - before,
-            }.get(blow.name)
-            if due and not struck and time.monotonic() > began + blow.delay:
-                struck = blow.name
-                process.send_signal(
-                    signal.SIGTERM if struck == "term" else signal.SIGKILL
-                )
-            if time.monotonic() > began + PATIENCE:
+                "": True,
+                "writing": bool(unfinished(workdir) - leftover),
+                "saved": bool(now - before),
+            }
+            age = time.monotonic() - began
+            if blow and not struck and age > blow.delay and due[blow.after]:
+                process.send_signal(blow.signal)
+                struck = True
+            if age > PATIENCE:
                 process.kill()
             time.sleep(LOOK)
         code = process.returncode
         finished = code == 0
-        expected = (-signal.SIGTERM, RESUME_ME) if struck == "term" else ()
-        if code and code not in (expected or (-signal.SIGKILL,) * bool(struck)):
-            tally.errors.append(f"exit code {code} after {PATIENCE} s or less")
+        ways = {signal.SIGTERM: (-signal.SIGTERM, RESUME_ME)}
+        if code and not (
+            blow and struck and code in ways.get(blow.signal, (-blow.signal,))
+        ):
+            tally.errors.append(f"exit code {code} after {age:.0f} s")
         at = re.search(
             r"^resuming .* at step (\d+)", text(f"{workdir}.log")[told:], re.M
         )
-        if at and int(at[1]) != max(before):
+        if at and int(at[1]) != max(before, default=0):
             tally.counts["lost_checkpoints"] += 1
             tally.errors.append(f"resumed at {at[1]}, not at the newest of {before}")
         if code:
