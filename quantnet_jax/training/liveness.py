@@ -116,7 +116,7 @@ def _watch(folder: pathlib.Path, number: int, count: int, identity: str) -> int:
                 peer.look()
 
     def nobody_left() -> bool:
-        return all(peer.state != RUNNING for peer in others.values())
+        return all(p.state != RUNNING or p.silent for p in others.values())
 
     def say(fault: str) -> None:
         print(f"error: {fault}; {REMEDY}", file=sys.stderr, flush=True)
