@@ -26,6 +26,7 @@ from quantnet_jax.training import (
     metrics,
     parallel,
     resume,
+    storage,
 )
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training.meter import Meter, tracing
@@ -64,17 +65,23 @@ def main(argv):
         parallel.initialize(
             DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
         )
+    with parallel.watched(workdir, orderly=(RESUME_ME,)):
+        train_with_baseline(CONFIG.value, workdir, PROFILE.value)
+
+
+def train_with_baseline(config: ConfigDict, workdir: pathlib.Path, profile: bool):
+    """Trains a configuration, after the float network if that is wanted too."""
     baseline = None
-    if CONFIG.value.float_baseline:
+    if config.float_baseline:
         # A ConfigDict made of another one would share its sections.
-        float_config = CONFIG.value.copy_and_resolve_references()
+        float_config = config.copy_and_resolve_references()
         float_config.float_baseline = False
         float_config.quantizer.name = "identity"
         float_config.activation.name = ""
         float_config.export = False  # compared with, not shipped
         float_config.distill.workdir = ""  # it may become the teacher itself
         baseline = train(float_config, workdir / "float")
-    train(CONFIG.value, workdir, baseline, profile=PROFILE.value)
+    train(config, workdir, baseline, profile=profile)
 
 
 def parse_flags(argv):
@@ -108,6 +115,19 @@ def nearest_key(word):
     return f"the nearest known one is {names[near]!r}"
 
 
+@contextlib.contextmanager
+def disk_errors():
+    """Tells in one line what cannot be written: a full disk, a wrong place."""
+    try:
+        yield
+    except OSError as e:
+        told = storage.told(e)
+        if not told:
+            raise
+        sys.exit(f"error: {told}; what was saved is safe: mend this and start again")
+
+
+@disk_errors()
 def train(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -149,8 +169,9 @@ def train(
             resume.check(extra, config, exp.feed.train_size, start)
             seconds, seen = extra["seconds"], extra["seen"]
             state = runner.place(restored.state)
-            if start in evaluations:  # else those of the last evaluation are not known
-                codes = exp.codes(state)
+            codes = (
+                exp.codes(state) if start in evaluations else restored.beside or None
+            )
             notes.append(f"resuming {workdir} at step {start}")
         elif config.init_from:
             like = {"params": state.params, "batch_stats": state.batch_stats}
@@ -191,7 +212,8 @@ def train(
         spent = seconds + time.monotonic() - began
         size = exp.feed.train_size
         extra = resume.extra(config, size, step, seconds=spent, seen=log.seen)
-        checkpoints.save(step, state, scores, extra)
+        # With what the next evaluation compares; of an evaluated state it is known.
+        checkpoints.save(step, state, scores, extra, None if scores else codes)
         return spent
 
     with checkpoints, writer, progress, preemption, trace as tick, told(checkpoints):

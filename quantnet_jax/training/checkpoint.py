@@ -5,9 +5,11 @@ file format does not depend on container types (NamedTuples, empty tuples, optax
 keys that hold a `/`): structure always comes from the state the caller has built.
 """
 
+import contextlib
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +18,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from quantnet_jax.training.storage import (
+    StorageError,
+    check_room,
+    check_writable,
+    without_warning,
+)
 from quantnet_jax.training.warm_start import WarmStart, check_fits, flatten, warm_start
 
-__all__ = ["FOLDER", "Checkpoints", "Restored", "WarmStart", "flatten", "warm_start"]
+__all__ = [
+    "FOLDER", "Checkpoints", "Restored", "StorageError", "WarmStart", "flatten",
+    "warm_start",
+]  # fmt: skip
 
 FOLDER = "checkpoints"
 # 'weights' is all that evaluation and warm starts read; the optimizer may be larger.
-_WEIGHTS, _REST, _EXTRA = "weights", "optimizer", "extra"
+_WEIGHTS, _REST, _EXTRA, _BESIDE = "weights", "optimizer", "extra", "beside"
 _OF_WEIGHTS = ("params", "batch_stats", "ema")
 
 
@@ -32,6 +43,7 @@ class Restored(NamedTuple):
     step: int
     state: Any
     extra: dict[str, Any]
+    beside: dict[str, np.ndarray]
 
 
 class Checkpoints:
@@ -63,7 +75,9 @@ class Checkpoints:
         self._read_only = read_only
         self._processes = processes
         self._metric = metric
-        if read_only and not os.path.isdir(self.directory):
+        if not read_only:
+            check_writable(self.directory)
+        elif not os.path.isdir(self.directory):
             raise FileNotFoundError(
                 f"no checkpoints in workdir {os.fspath(workdir)!r} (expected the folder"
                 f" {self.directory!r}); give the folder of a run that saved one"
@@ -99,6 +113,7 @@ class Checkpoints:
                     _WEIGHTS: ocp.StandardCheckpointHandler(),
                     _REST: ocp.StandardCheckpointHandler(),
                     _EXTRA: ocp.JsonCheckpointHandler(),
+                    _BESIDE: ocp.StandardCheckpointHandler(),
                 },
             )
         except Exception as error:
@@ -110,8 +125,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # Of two errors the first one is told.
+        with contextlib.suppress(*((StorageError,) if kind else ())):
+            self.close()
 
     def steps(self) -> list[int]:
         """Returns the saved steps, ascending."""
@@ -131,6 +148,7 @@ class Checkpoints:
         state: Any,
         metrics: Mapping[str, float] | None = None,
         extra: Mapping[str, Any] | None = None,
+        beside: Mapping[str, np.ndarray] | None = None,
     ) -> bool:
         """Starts saving `state`; returns False where this step is saved already.
 
@@ -140,9 +158,12 @@ class Checkpoints:
             (what `restore_params` reads) and others, such as `step`, `opt_state`.
           metrics: `{'hard': accuracy}`; absent or not finite = never the best.
           extra: JSON values restored beside the state.
+          beside: arrays restored beside the state, by `restore` alone.
 
         Raises:
           ValueError: a leaf is no array, a part is missing, `step` is too low.
+          StorageError: this or the save before cannot be written; all saves before
+            that one are complete.
         """
         latest = self.latest()
         if latest is not None and step < latest:
@@ -162,6 +183,8 @@ class Checkpoints:
         if self._processes > 1:
             flat = {name: _savable(leaf) for name, leaf in flat.items()}
         items: dict[str, Any] = {_EXTRA: ocp.args.JsonSave(dict(extra or {}))}
+        if beside:
+            items[_BESIDE] = ocp.args.StandardSave(dict(beside))
         for item, arrays in _split(flat).items():
             if not arrays:
                 raise ValueError(
@@ -171,11 +194,14 @@ class Checkpoints:
             items[item] = ocp.args.StandardSave(arrays)
         scores = {k: float(v) for k, v in (metrics or {}).items()}
         ranked = np.isfinite(scores.get(self._metric, np.nan))
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(**items),
-            metrics=scores if ranked else None,
-        )
+        self.wait()
+        check_room(self.directory, sum(leaf.nbytes for leaf in flat.values()))
+        with self._storage(), without_warning("did not provide metrics"):
+            return self._manager.save(
+                step,
+                args=ocp.args.Composite(**items),
+                metrics=scores if ranked else None,
+            )
 
     def restore(
         self,
@@ -197,7 +223,7 @@ class Checkpoints:
           FileNotFoundError: there is no such checkpoint.
           ValueError: it belongs to another architecture, or it is damaged.
         """
-        return self._restore(like, step, sharding, (_WEIGHTS, _REST))
+        return self._restore(like, step, sharding, (_WEIGHTS, _REST, _BESIDE))
 
     def restore_params(
         self,
@@ -224,13 +250,29 @@ class Checkpoints:
         return restored._replace(state=averaged or arrays)
 
     def wait(self) -> None:
-        """Blocks until every started save is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until every started save is on disk.
+
+        Raises:
+          StorageError: one of them could not be written.
+        """
+        with self._storage():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finishes the saves and releases the folder."""
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _storage(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            cause = re.search(r"[^:\[\]]*\[os_error_code='\d+'\]", str(error))
+            raise StorageError(
+                f"cannot write a checkpoint into {self.directory!r} "
+                f"({cause[0].strip() if cause else _short(error)})"
+            ) from error
 
     def _folder(self, step: int) -> str:
         return os.path.join(self.directory, f"{step:08d}")
@@ -279,7 +321,8 @@ class Checkpoints:
     def _metadata(self, step: int, items: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         try:
             metadata = self._manager.item_metadata(step)
-            return {item: dict(metadata[item]) for item in items}
+            found = [item for item in items if item != _BESIDE or item in metadata]
+            return {item: dict(metadata[item]) for item in found}
         except Exception as error:
             raise _Damaged(self._folder(step), error) from error
 
@@ -292,6 +335,10 @@ class Checkpoints:
     ) -> Restored:
         flat = flatten(like)
         metadata = self._metadata(step, items)
+        beside = {
+            k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=jnp.zeros(()).sharding)
+            for k, v in metadata.pop(_BESIDE, {}).items()
+        }
         saved = {k: v for part in metadata.values() for k, v in part.items()}
         stored = {k: v for part in _split(flat).values() for k, v in part.items()}
         check_fits(saved, stored, self._folder(step))
@@ -304,6 +351,8 @@ class Checkpoints:
             item: ocp.args.StandardRestore(arrays) for item, arrays in targets.items()
         }
         restores[_EXTRA] = ocp.args.JsonRestore()
+        if beside:
+            restores[_BESIDE] = ocp.args.StandardRestore(beside)
         try:
             out = self._manager.restore(step, args=ocp.args.Composite(**restores))
         except Exception as error:
@@ -314,7 +363,8 @@ class Checkpoints:
             for k, v in flat.items()
         ]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        return Restored(step, state, out[_EXTRA])
+        arrays = {k: np.asarray(v) for k, v in (out[_BESIDE] if beside else {}).items()}
+        return Restored(step, state, out[_EXTRA], arrays)
 
 
 class _Damaged(ValueError):

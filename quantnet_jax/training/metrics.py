@@ -16,6 +16,7 @@ from quantnet_jax.training.progress import (
     summary,
     table,
 )
+from quantnet_jax.training.storage import writing
 
 __all__ = [
     "ACCURACIES", "METRICS_FILE", "Progress", "Writer", "duration", "format_metric",
@@ -61,11 +62,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def _replace(path: str | os.PathLike[str], text: str) -> None:
     temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with writing(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 class Writer:
@@ -119,21 +121,24 @@ class Writer:
         if self._file is None:
             return
         line = jsonable({"step": int(step), "kind": kind, **record})
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        with writing(self.path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._events is not None:
             _write_events(self._events, kind, int(step), line)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
         if self._file is not None:
-            self._file.flush()
+            with writing(self.path):
+                self._file.flush()
         if self._events is not None:
             self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes; a second call does nothing."""
         if self._file is not None:
-            self._file.close()
+            with writing(self.path):
+                self._file.close()
         if self._events is not None:
             self._events.close()
         self._file = self._events = None

@@ -1,12 +1,17 @@
 """The only file that knows devices and processes: two runners for one pure function."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from quantnet_jax.training import liveness
 
 PyTree = Any
 AXIS = "batch"
@@ -98,6 +103,33 @@ def initialize(
         # Connected while all are in step: on a CPU the first collective waits for half
         # a minute only, less than processes may differ in compiling.
         multihost_utils.sync_global_devices("start")
+
+
+@contextlib.contextmanager
+def watched(
+    workdir: str | os.PathLike[str], orderly: tuple[int, ...] = ()
+) -> Iterator[None]:
+    """Around a run: with several processes, each ends soon after another one died.
+
+    Args:
+      workdir: that all processes see; the folder `alive` in it is for this.
+      orderly: exit codes that are no failure.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    with liveness.watched(
+        pathlib.Path(workdir) / "alive",
+        jax.process_index(),
+        jax.process_count(),
+        meet=lambda: multihost_utils.sync_global_devices("watched"),
+        orderly=orderly,
+        # The type with which a collective fails depends on the version of JAX.
+        suspicious=lambda e: (
+            isinstance(e, jax.errors.JaxRuntimeError) or "Gloo" in str(e)
+        ),
+    ):
+        yield
 
 
 def describe_devices() -> str:

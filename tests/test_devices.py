@@ -1,0 +1,44 @@
+"""A run that goes on with other devices and the other runner after each restart."""
+
+import jax
+import numpy as np
+from tiny import tiny_config
+
+from quantnet_jax.training import checkpoint, experiment
+
+PLACES = (("pmap", 1, range(2)), ("jit", 4, range(2, 4)), ("pmap", 2, range(4, 25)))
+EPOCHS = 4  # of 100 examples, in 25 steps; after step 6 the rates are 0
+
+
+def test_one_curve_and_each_example_once_an_epoch(tmp_path):
+    def go(exp, state, steps):
+        """Trains; returns the state, the losses, and the examples that were fed."""
+        losses, fed = [], []
+        batches = exp.train_batches(steps[0], [1] * len(steps))
+        for _, batch in zip(steps, batches, strict=True):
+            fed.append(np.asarray(batch["index"]).ravel())
+            state, numbers = exp.train_step(state, exp.train_data, batch)
+            losses.append(float(numbers["loss"]))
+        return state, losses, fed
+
+    curve, seen, untouched = [], [], []
+    for runner, count, steps in PLACES:
+        # Programs of these places are made in test_parallel.py, too.
+        exp = experiment.build(tiny_config(runner=runner), jax.devices()[:count])
+        assert exp.runner.devices == count
+        state = jax.device_get(exp.state)
+        if not untouched:
+            _, untouched, _ = go(exp, exp.runner.replicate(state), range(25))
+        with checkpoint.Checkpoints(tmp_path) as saved:
+            if steps[0]:
+                restored = saved.restore(state)
+                assert restored.step == steps[0]
+                state = restored.state
+            state, losses, fed = go(exp, exp.runner.replicate(state), steps)
+            saved.save(steps[-1] + 1, state)
+        curve += losses
+        seen += fed
+    assert untouched[0] > 1.01 * untouched[5]
+    np.testing.assert_allclose(curve, untouched, rtol=1e-5)
+    for epoch in np.concatenate(seen).reshape(EPOCHS, 100):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(100))

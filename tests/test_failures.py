@@ -1,0 +1,114 @@
+"""A disk that is full, or the wrong place; a state that must not be saved."""
+
+import errno
+import io
+import resource
+
+import numpy as np
+import pytest
+from test_train import (  # noqa: F401  # two are fixtures
+    assert_same_run,
+    compile_once,
+    settings,
+    told_to_stop,
+    whole,
+)
+
+import train
+from quantnet_jax.training import checkpoint, metrics, storage
+
+# Disks --------------------------------------------------------------------------------
+
+
+def test_full_disk_is_told_in_one_line_and_costs_nothing(whole, tmp_path, monkeypatch):  # noqa: F811
+    workdir = tmp_path / "run"
+    usage = storage.shutil.disk_usage
+
+    def full(folder):
+        done = (workdir / checkpoint.FOLDER / "00000004").exists()
+        return usage(folder)._replace(free=1000) if done else usage(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.shutil, "disk_usage", full)
+        with pytest.raises(SystemExit, match="^error: cannot write .*no space") as e:
+            train.train(settings(), workdir)
+    text = str(e.value)
+    assert "\n" not in text and f"{workdir}/{checkpoint.FOLDER}" in text
+    assert "0.0 MB are free" in text and "what was saved is safe" in text
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        assert saved.steps() == [4]
+    train.train(settings(), workdir)  # there is room again
+    assert_same_run(whole[0], workdir)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
+    def state(value):
+        return {"step": np.int32(0), "params": np.full(1 << 18, value, np.float32)}
+
+    arrays = [{k: np.asarray(v) for k, v in state(i).items()} for i in range(4)]
+    arrays = [a | {"params": a["params"] + np.random.rand(1 << 18)} for a in arrays]
+    arrays = [{k: v.astype(np.float32) for k, v in a.items()} for a in arrays]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        saved.save(1, arrays[1])
+        saved.wait()
+        try:  # no file above 64 KiB: found out in the middle of writing
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+            with pytest.raises(storage.StorageError, match="File too large") as e:
+                saved.save(2, arrays[2])
+                saved.save(3, arrays[3])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(e.value) and str(tmp_path) in str(e.value)
+    with checkpoint.Checkpoints(tmp_path) as saved:
+        assert saved.steps() == [1]
+        out = saved.restore(arrays[1])
+        np.testing.assert_array_equal(out.state["params"], arrays[1]["params"])
+        saved.save(2, arrays[2])
+    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+        assert saved.steps() == [1, 2]
+
+
+def test_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(SystemExit, match="^error: cannot write .*Not a dir") as e:
+        train.train(settings(), tmp_path / "run")
+    assert "\n" not in str(e.value) and f"'{tmp_path / 'run'}" in str(e.value)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_records_name_the_file_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(storage.StorageError, match="file/result.json' .Not a directo"):
+        metrics.write_json(tmp_path / "file" / "result.json", {})
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = metrics.Writer(tmp_path, tensorboard=False)
+    writer.close()
+    writer._file = Full()
+    with pytest.raises(storage.StorageError, match="metrics.jsonl' .No space left"):
+        writer.write("train", 1, {"loss": 0.0})
+
+
+# A state that is not finite -----------------------------------------------------------
+
+
+def test_told_to_stop_with_a_bad_state_saves_nothing(
+    tmp_path,
+    monkeypatch,
+    compile_once,  # noqa: F811
+):
+    def sick(config):
+        exp = compile_once(config)
+        return exp._replace(is_finite=lambda state: int(state.step) < 5)
+
+    told_to_stop(monkeypatch, sick, 6)  # between two checkpoints
+    with pytest.raises(SystemExit, match="^error: diverged at step 6") as e:
+        train.train(settings(checkpoint_every=4), tmp_path / "run")
+    assert "last good checkpoint: step 4" in str(e.value)
+    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+        assert saved.steps() == [4]
