@@ -13,8 +13,15 @@ from ml_collections import ConfigDict
 from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
 from quantnet_jax.data import prepare
+from quantnet_jax.training import (
+    build_check,
+    dispatch,
+    evaluation,
+    optim,
+    parallel,
+    steps,
+)
 from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import dispatch, evaluation, optim, parallel, steps
 from quantnet_jax.training.config import Config
 from quantnet_jax.training.feed import Feed, make_feed
 from quantnet_jax.training.scoring import make_apply, make_evaluate
@@ -85,8 +92,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     parallel.check_batch("batch_size", config.batch_size, runner)
     parallel.check_batch("eval_batch_size", config.eval_batch_size, runner)
     feed = make_feed(config, runner)
-    epoch_steps = feed.train_size / config.batch_size
-    total = max(1, round(config.epochs * epoch_steps))
+    epoch_steps, total = build_check.check_length(config, feed.train_size)
     chunk = dispatch.chunk_size(
         config.chunk,
         config.log_every,
@@ -97,7 +103,8 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     model = make_model(config, len(feed.classes), runner.axis_name)
     image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    buckets = tree.plan(make_rules(config, total), shapes["params"])
+    build_check.check_network(config, shapes["params"])
+    buckets = build_check.plan(config, make_rules(config, total), shapes["params"])
     quantizer = tree.tree_quantizer(buckets)
 
     rate = make_rate("weights", config.weights, total)
@@ -195,16 +202,13 @@ def build(config: Config, devices: list | None = None) -> Experiment:
 def make_model(config: Config, classes: int, axis_name: str | None):
     """The network of `config.model`."""
     options = config.model.to_dict() | make_activation(config)
-    try:
-        return models.create(
-            options.pop("name"),
-            classes=classes,
-            dtype=config.dtype,
-            axis_name=axis_name,
-            **options,
-        )
-    except (ValueError, TypeError, KeyError) as e:
-        raise ValueError(f"config.model: {e}") from None
+    return models.create(
+        options.pop("name"),
+        classes=classes,
+        dtype=config.dtype,
+        axis_name=axis_name,
+        **options,
+    )
 
 
 def model_options(config: Config) -> dict:
@@ -219,17 +223,9 @@ def make_activation(config: Config) -> dict:
     if not name:
         return {}
     options = config.activation.get(name, ConfigDict()).to_dict()
-    try:
+    with build_check.named(f"activation.{name}"):
         found: dict = {"act_quant": quantizers.create_activation(name, **options)}
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"config.activation: {e}") from None
-    if quantizers.ACTIVATIONS[name].signed:
-        if act == "relu":
-            raise ValueError(
-                f"model.act={act!r} is never negative, so activation.name={name!r} "
-                "would make +1 of all activations; expected 'hardtanh' (what a network "
-                "gets without model.act), 'identity' or 'prelu'"
-            )
+    if quantizers.ACTIVATIONS[name].signed:  # with 'relu' refused before
         found |= {"act": act or "hardtanh"}
     return found
 
@@ -238,30 +234,20 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
 
     def quantizer(name):
-        if name not in quantizers.names():
-            raise ValueError(
-                f"config.rules: unknown quantizer {name!r}"
-                + quantizers.nearest(name, quantizers.names())
-            )
         options = config.quantizer.get(name, ConfigDict()).to_dict()
-        return quantizers.create(name, total_steps=total_steps, **options)
+        with build_check.named(f"quantizer.{name}"):
+            return quantizers.create(name, total_steps=total_steps, **options)
 
     rows = [(config.layers, config.quantizer.name, config.share), *config.rules]
-    rules = []
-    for row in rows:
-        if len(row) != 3:
-            raise ValueError(
-                f"config.rules: {row!r}, expected (pattern, quantizer name, share)"
-            )
-        pattern, name, share = row
-        pattern = str(models.KERNELS.get(pattern, pattern))
-        rules.append(tree.Rule(pattern, quantizer(name), share))
-    return rules
+    return [
+        tree.Rule(models.KERNELS.get(pattern, pattern), quantizer(name), share)
+        for pattern, name, share in rows
+    ]
 
 
 def make_rate(section: str, c: Config, total_steps: int) -> Callable:
     """The learning-rate schedule of one section."""
-    try:
+    with build_check.named(section):
         return optim.learning_rate(
             c.learning_rate,
             total_steps,
@@ -269,13 +255,11 @@ def make_rate(section: str, c: Config, total_steps: int) -> Callable:
             warmup=c.warmup,
             milestones=tuple(c.milestones),
         )
-    except ValueError as e:
-        raise ValueError(f"config.{section}: {e}") from None
 
 
 def make_optimizer(section: str, c: Config, rate: Callable):
     """The optimizer of one section."""
-    try:
+    with build_check.named(section):
         return optim.optimizer(
             c.optimizer,
             rate,
@@ -283,8 +267,6 @@ def make_optimizer(section: str, c: Config, rate: Callable):
             weight_decay=c.weight_decay,
             clip=c.clip,
         )
-    except ValueError as e:
-        raise ValueError(f"config.{section}: {e}") from None
 
 
 def make_meta(config: Config, rate: Callable, runner, quantizer) -> steps.Meta:
