@@ -19,8 +19,8 @@ INF = float("inf")
 def case(number: int) -> Case:
     """The bad configuration of a number; the same on every machine."""
     rng = random.Random(f"{SEED} {number}")
-    category = list(CATEGORIES)[number % len(CATEGORIES)]
-    return CATEGORIES[category](rng)._replace(category=category)
+    category = ORDER[number % len(ORDER)]
+    return CATEGORIES[category][1](rng)._replace(category=category)
 
 
 # Values -------------------------------------------------------------------------------
@@ -207,15 +207,17 @@ def schedule(rng) -> Case:
     elif name == "until":
         plain[name] = outside(rng, Range(0, 1, open="low"))
     else:
-        zero = plain["schedule"] == "exponential"
+        zero = plain["schedule"] == "exponential" and not limit.low
         plain[name] = outside(rng, limit._replace(open="low" if zero else ""))
     return Case(f"schedule {key}: {name}", (named,), ((key, plain),))
 
 
 def missing_key(rng) -> Case:
     optional = ("model.width", "model.act", "model.stem_strides", "model.momentum")
-    key = rng.choice([k for k in (*KEYS, *SECTIONS) if k not in optional])
-    return Case(f"without {key}", (key,), removed=(key,))
+    needed = [k for k in (*KEYS, *SECTIONS) if k not in optional]
+    keys = rng.sample(needed, rng.randint(1, 3))
+    outer = tuple(k for k in keys if k.split(".")[0] not in keys or "." not in k)
+    return Case(f"without {', '.join(outer)}", outer, removed=outer)
 
 
 def wrong_kind(rng) -> Case:
@@ -224,7 +226,7 @@ def wrong_kind(rng) -> Case:
         key = rng.choice([*SECTIONS, *OPTIONS, *PLAIN])
         return Case(f"{key} no section", (key,), ((key, alien(rng, dict)),))
     key = rng.choice([*KEYS])
-    value = pick(rng, {}, {word(rng): 1}, {"name": "x"})
+    value = pick(rng, {}, {word(rng): 1}, {"name": word(rng)}, {key[-1]: {}})
     return Case(f"{key} a section", (key,), ((key, value),))
 
 
@@ -240,7 +242,7 @@ def two_at_once(rng) -> Case:
 
 def words(rng) -> Case:
     """On the command line, as text."""
-    how = rng.randrange(5)
+    how = rng.randrange(7)
     numbers = [k for k, v in KEYS.items() if isinstance(v, Range) if k[:5] != "model"]
     if how == 0:
         key = unknown_key(rng).keys[0]
@@ -256,31 +258,43 @@ def words(rng) -> Case:
         key = rng.choice([k for k, v in KEYS.items() if v == "flag"])
         text = pick(rng, word(rng), "2", "maybe", "1.5", "-1", "()")
         return Case(f"--config.{key}", (key,), words=(f"--config.{key}={text}",))
-    key = rng.choice([k for k, v in KEYS.items() if isinstance(v, tuple)])
+    if how == 4:
+        key = rng.choice([*SECTIONS, *OPTIONS, *PLAIN])
+        return Case(f"--config.{key}", (key,), words=(f"--config.{key}={word(rng)}",))
+    if how == 5:
+        key = pick(rng, "rules", "weights.milestones", "meta.milestones")
+        text = pick(rng, "(0.5,", word(rng), "[", "((", "0.5,,1", "{", "(1,2", ")", "=")
+        return Case(f"--config.{key}", (key,), words=(f"--config.{key}={text}",))
+    key = rng.choice([k for k, v in KEYS.items() if type(v) is tuple])
     if key == "model.act":
         key = "runner"
     text = typo(rng, rng.choice(KEYS[key]), KEYS[key])
     return Case(f"--config.{key}", (key,), words=(f"--config.{key}={text}",))
 
 
-CATEGORIES: dict[str, Callable[[random.Random], Case]] = {
-    "unknown key": unknown_key,
-    "wrong nesting": wrong_nesting,
-    "wrong type": type_of_key,
-    "out of range": range_of_key,
-    "option of a quantizer": lambda rng: option(rng, ("quantizer",)),
-    "option of an activation": lambda rng: option(rng, ("activation",)),
-    "option of a network": model_option,
-    "schedule": schedule,
-    "missing key": missing_key,
-    "section or value": wrong_kind,
-    "two at once": two_at_once,
-    "command line": words,
-    "rules and layers": together.layers,
-    "does not go together": together.keys,
-    "data": together.data,
-    "devices and steps": together.run,
-    "network and quantizer": together.network,
+CATEGORIES: dict[str, tuple[int, Callable[[random.Random], Case]]] = {
+    "unknown key": (4, unknown_key),
+    "wrong nesting": (3, wrong_nesting),
+    "wrong type": (4, type_of_key),
+    "out of range": (5, range_of_key),
+    "option of a quantizer": (5, lambda rng: option(rng, ("quantizer",))),
+    "option of an activation": (1, lambda rng: option(rng, ("activation",))),
+    "option of a network": (3, model_option),
+    "schedule": (4, schedule),
+    "missing key": (2, missing_key),
+    "section or value": (2, wrong_kind),
+    "two at once": (2, two_at_once),
+    "command line": (4, words),
+    "rules and layers": (3, together.layers),
+    "does not go together": (2, together.keys),
+    "data": (3, together.data),
+    "devices and steps": (2, together.run),
+    "network and quantizer": (1, together.network),
 }
-"""Category -> `random numbers -> case`; the case of a number is of category
-`number mod` their number."""
+"""Category -> how many of fifty, and `random numbers -> case`."""
+ORDER = [
+    name
+    for turn in range(max(share for share, _ in CATEGORIES.values()))
+    for name, (share, _) in CATEGORIES.items()
+    if turn < share
+]

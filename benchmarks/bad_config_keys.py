@@ -77,7 +77,7 @@ KEYS: dict[str, Any] = {
     "eval_every": Range(0, 1e9, open="low"),
     "checkpoint_every": WHOLE,
     "log_every": COUNT,
-    "bn_batches": Range(0, 2**20, True),
+    "bn_batches": Range(0, 2**16, True),
     "keep_latest": Range(1, 2**20, True),
     "tensorboard": "flag",
     "report": "flag",

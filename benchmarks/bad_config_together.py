@@ -174,6 +174,12 @@ def data(rng) -> Case:
             **bundled | {"data__test_size": 2_000 + many}),
         wrong("too many classes", "data.classes", **bundled, data__classes=10 + many),
         wrong("one class", "data.classes", data__classes=1, seed=many),
+        wrong("more classes than images", "data.classes data.train_size",
+            data__classes=TRAIN + min(many, 2**19)),
+        wrong("fewer images than classes", "data.classes data.train_size",
+            **bundled | {"data__train_size": rng.randint(4, 9)}, batch_size=4),
+        wrong("folder that is none", "data.folder", data__name=named,
+            data__folder=pick(rng, name(rng) * 90, f"{folder}\0", "~no_one/" + folder)),
     )  # fmt: skip
 
 
@@ -188,6 +194,8 @@ def run(rng) -> Case:
         wrong("batch on devices", "eval_batch_size", eval_batch_size=odd),
         wrong("batch on devices", "batch_size", batch_size=odd, runner="jit"),
         wrong("batch larger than the set", "batch_size", batch_size=many),
+        wrong("batch of padding", "eval_batch_size",
+            eval_batch_size=4096 + DEVICES * rng.randint(1, 2**17)),
         wrong("no step", "epochs", epochs=tiny),
         wrong("too many steps", "epochs", epochs=rng.uniform(1e8, 1e9)),
         wrong("dispatches over a record", "chunk", log_every=rng.randint(2, 10**6),
@@ -220,6 +228,8 @@ def network(rng) -> Case:
         wrong("too wide", "model.width", model={"name": pick(rng, "resnet18",
             "resnet34", "resnet50"), "width": wide}),
         wrong("too wide", "model.width", model={"name": "resnet110", "width": wide}),
+        wrong("too wide a sub-network", "quantizer.quantnet", quantizer__quantnet={
+            "width": wide, "depth": rng.randint(30, 64)}),
         wrong("sub-network of a bias", "layers", layers="head/bias", seed=seed),
         wrong("network without a layer", "layers", model={"name": "resnet8"},
             layers=f"stage{rng.randint(4, 99)}_block0/conv1/kernel"),

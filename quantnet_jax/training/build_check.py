@@ -15,8 +15,10 @@ from quantnet_jax import models
 from quantnet_jax.core import tree
 
 PyTree = Any
-LARGEST_NETWORK = 2**31
+LARGEST_NETWORK = 2**30
 """Parameters; what is beyond is a slip of the pen on any machine."""
+LARGEST_BATCH = 4096
+"""Of an evaluation with fewer examples than that; what is beyond is padding only."""
 LARGEST_RUN = 10**8
 """Steps; they are listed before the first."""
 
@@ -35,10 +37,9 @@ def named(key: str, **arguments: str):
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, ImportError) as e:
-        kind = next(
-            k for k in (FileNotFoundError, ImportError, ValueError) if isinstance(e, k)
-        )
+    except (ValueError, OSError, ImportError) as e:
+        kinds = {OSError: FileNotFoundError, ImportError: ImportError}
+        kind = next((kinds[k] for k in kinds if isinstance(e, k)), ValueError)
         text = " ".join(str(e).split())
         found = re.match(r"(`?)(\w+)\1(?==| is |:)", text)
         if found and found[2] in arguments:
@@ -48,8 +49,23 @@ def named(key: str, **arguments: str):
         raise kind(text) from None
 
 
-def check_length(config, train_size: int) -> tuple[float, int]:
-    """Refuses runs without a step, or with more than can be counted.
+def check_devices(config, devices: int) -> None:
+    """Refuses what cannot be divided by the devices."""
+    if devices % config.fsdp:
+        raise ValueError(
+            f"fsdp={config.fsdp} does not divide the {devices} devices; choose a "
+            "divisor of their number"
+        )
+    own = config.batch_size // devices
+    if own % config.accumulate:
+        raise ValueError(
+            f"accumulate={config.accumulate} does not divide the {own} examples of a "
+            f"device (batch_size={config.batch_size} on {devices})"
+        )
+
+
+def check_length(config, train_size: int, test_size: int) -> tuple[float, int]:
+    """Refuses batches beyond the data, and runs without a step or without an end.
 
     Returns:
       (steps of an epoch, steps of the run).
@@ -60,6 +76,11 @@ def check_length(config, train_size: int) -> tuple[float, int]:
             f"batch_size={config.batch_size}, expected at most the {train_size} "
             "training images"
         )
+    if config.eval_batch_size > max(test_size, LARGEST_BATCH):
+        raise ValueError(
+            f"eval_batch_size={config.eval_batch_size}, expected at most the "
+            f"{test_size} test images"
+        )
     total = round(config.epochs * epoch_steps)
     if not 1 <= total <= LARGEST_RUN:
         raise ValueError(
@@ -69,19 +90,34 @@ def check_length(config, train_size: int) -> tuple[float, int]:
     if round(config.eval_every * epoch_steps) < 1:
         raise ValueError(
             f"eval_every={config.eval_every} is less than a step, expected at least "
-            f"{1 / epoch_steps:.3g} epochs"
+            f"{1 / epoch_steps:.3g} epochs of {train_size} images in batches of "
+            f"{config.batch_size}"
         )
     return epoch_steps, total
 
 
+def check_classes(config, classes: int, train_size: int) -> None:
+    """Refuses more classes than training images."""
+    if classes > train_size:
+        given = (k for k in ("train_size", "classes") if config.data[k])
+        key = f"data.{next(given, 'name')}"
+        raise ValueError(
+            f"{key}={config.data[key[5:]]!r}: {train_size} training images of "
+            f"{classes} classes, expected one of each at least"
+        )
+
+
 def check_network(config, params: PyTree) -> None:
     """Refuses a network that no memory holds, before it is made."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if count > LARGEST_NETWORK:
+    if (count := _count(params)) > LARGEST_NETWORK:
         raise ValueError(
             f"model.width={config.model.get('width')}: {config.model.name!r} would "
-            f"have {count:.3g} parameters, expected at most 2**31"
+            f"have {count:.3g} parameters, expected at most 2**30"
         )
+
+
+def _count(shapes: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucket, ...]:
@@ -98,12 +134,18 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
     """
     keys = [f"layers={config.layers!r}"]
     keys += [f"rules[{i}]={tuple(row)!r}" for i, row in enumerate(config.rules)]
-    for key, rule in zip(keys, rules, strict=True):
+    names = [config.quantizer.name, *(row[1] for row in config.rules)]
+    for key, name, rule in zip(keys, names, rules, strict=True):
         with named(key):
             buckets = tree.plan([rule], params)
             _check_kernels(path for bucket in buckets for path in bucket.paths)
             quantizer = tree.tree_quantizer(buckets)
-            jax.eval_shape(quantizer.init, jax.random.key(0), params)
+            made = jax.eval_shape(quantizer.init, jax.random.key(0), params)
+        if (count := _count(made)) > LARGEST_NETWORK:
+            raise ValueError(
+                f"quantizer.{name} would learn {count:.3g} parameters, expected at "
+                f"most 2**30; lower quantizer.{name}.width"
+            )
     with named(", ".join(keys)):
         return tree.plan(rules, params)
 

@@ -151,9 +151,15 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
 
     Raises:
       ValueError: naming the first key that differs and both values.
+      FileNotFoundError: a new run is to start from one that is not there.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
+        source = pathlib.Path(config.init_from) / "config.json"
+        if config.init_from and not source.is_file():
+            raise FileNotFoundError(
+                f"init_from={config.init_from!r} holds no run: {source} not found"
+            )
         return
     old = _flat(_read(path))
     new = _flat(json.loads(config.to_json()))

@@ -78,7 +78,7 @@ LIMITS: dict[str, Limit] = {
     "eval_every": Number(0, 1e9, above=True),
     "checkpoint_every": COUNT_OR_0,
     "log_every": COUNT,
-    "bn_batches": Number(0, 2**20, whole=True),
+    "bn_batches": Number(0, 2**16, whole=True),
     "keep_latest": Number(1, 2**20, whole=True),
 }
 """Key -> what it may be; a key that is not here is held to the type of its default."""

@@ -91,8 +91,11 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     runner = parallel.make_runner(config.runner, devices)
     parallel.check_batch("batch_size", config.batch_size, runner)
     parallel.check_batch("eval_batch_size", config.eval_batch_size, runner)
+    build_check.check_devices(config, runner.devices)
     feed = make_feed(config, runner)
-    epoch_steps, total = build_check.check_length(config, feed.train_size)
+    build_check.check_classes(config, len(feed.classes), feed.train_size)
+    sizes = feed.train_size, feed.test_size
+    epoch_steps, total = build_check.check_length(config, *sizes)
     chunk = dispatch.chunk_size(
         config.chunk,
         config.log_every,

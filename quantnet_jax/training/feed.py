@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantnet_jax import data as qdata
+from quantnet_jax.core.limits import show
 from quantnet_jax.training.build_check import named
 from quantnet_jax.training.config import Config
 from quantnet_jax.training.config_check import STREAMED, TFDS
@@ -63,7 +64,8 @@ def make_feed(config: Config, runner: Runner) -> Feed:
 
 def _load(c: Config) -> qdata.Dataset:
     """The set in memory, or the wanted part of it."""
-    where = f"data.folder={c.folder!r}" if c.folder else f"data.name={c.name!r}"
+    key = "folder" if c.folder else "name"
+    where = f"data.{key}={show(c[key])}"
     if c.name == "synthetic":  # made in the wanted size
         wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
         wanted |= {"size": c.image_size}
