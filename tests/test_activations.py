@@ -442,8 +442,10 @@ def test_signed_activations_get_a_signed_nonlinearity():
     )
     assert act() is models.ACTS["hardtanh"]
     assert act(act="prelu") is models.ACTS["prelu"]
+    relu = {"name": "small", "act": "relu"}
+    config = tiny_config(model=relu, **activation_of("sign_ste"))
     with pytest.raises(ValueError, match="model.act='relu'.*'sign_ste'.*hardtanh"):
-        act(act="relu")
+        config_lib.check(config)
     config = tiny_config(**activation_of("pact"))
     assert experiment.make_model(config, 3, None).act is models.ACTS["relu"]
 
@@ -456,9 +458,9 @@ def test_signed_activations_get_a_signed_nonlinearity():
         ({"activation": {"name": ""} | {"lsq": 3}}, ["'activation.lsq'=3", "section"]),
         (
             activation_of("lsq") | {"activation__lsq": {"bit": 2}},
-            ["config.activation", "no option 'bit'", "'bits'"],
+            ["'activation.lsq.bit'", "'bits'"],
         ),
-        (activation_of("lsq", bits=9), ["config.activation", "`bits` is 9"]),
+        (activation_of("lsq", bits=9), ["activation.lsq.bits=9", "1 to 8"]),
     ],
 )
 def test_bad_sections_are_one_line(overrides, words):

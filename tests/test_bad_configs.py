@@ -181,14 +181,13 @@ def test_referee_sees_errors_of_others():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "get_config"),
         ("def get_config(): return {'seed': 1}", "dict"),
         ("def get_config(): return None", "None"),
         ("def get_config(:", "invalid syntax"),
         ("import no_such_module", "no_such_module"),
         ("def get_config(): raise ValueError('a\\nb')", "b"),
     ],
-    ids=["empty", "dict", "nothing", "syntax", "import", "raises"],
+    ids=["dict", "nothing", "syntax", "import", "raises"],
 )
 def test_file_that_holds_no_configuration(tmp_path, text, message):
     path = tmp_path / "experiment.py"

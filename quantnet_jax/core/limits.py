@@ -136,9 +136,10 @@ def _check_schedule(key: str, value: Mapping, limit: Scheduled) -> None:
     for name in value:
         if name not in SCHEDULE:
             raise ValueError(unknown(f"{key}.{name}", SCHEDULE))
+    if "schedule" in value:
+        check(f"{key}.schedule", value["schedule"], Choice(SCHEDULES))
     if missing := [name for name in SCHEDULE if name not in value]:
         raise ValueError(f"{key}.{missing[0]} is missing: a schedule has {SCHEDULE}")
-    check(f"{key}.schedule", value["schedule"], Choice(SCHEDULES))
     positive = limit.number._replace(low=max(limit.number.low, 0.0), above=True)
     ends = positive if value["schedule"] == "exponential" else limit.number
     if limit.number.low > 0:
