@@ -68,7 +68,9 @@ def main(argv):
     if CONFIG.value.float_baseline:
         with one_line_errors():  # not after the float run only
             config_lib.check_same_run(CONFIG.value, workdir)
-            experiment.build(CONFIG.value)
+            trial = CONFIG.value.copy_and_resolve_references()
+            trial.distill.workdir = ""  # the float run may become the teacher
+            experiment.build(trial)
         # A ConfigDict made of another one would share its sections.
         float_config = CONFIG.value.copy_and_resolve_references()
         float_config.float_baseline = False
