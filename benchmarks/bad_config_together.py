@@ -147,6 +147,7 @@ def data(rng) -> Case:
     many = rng.randint(1, 10 ** rng.randint(1, 6))
     bundled = {"data__name": "bundled", "data__train_size": 0, "data__test_size": 0}
     folder = f"{name(rng)}/{name(rng)}"
+    no_folder = pick(rng, (name(rng) * 90)[:270], f"{folder}\0", f"~no_one/{folder}")
     named = pick(rng, "cifar10", "cifar100", "mnist", "fashion_mnist")
     size = 4 * rng.randint(3, 60)
     size = size if size != 28 else 32
@@ -179,7 +180,7 @@ def data(rng) -> Case:
         wrong("fewer images than classes", "data.classes data.train_size",
             **bundled | {"data__train_size": rng.randint(4, 9)}, batch_size=4),
         wrong("folder that is none", "data.folder", data__name=named,
-            data__folder=pick(rng, name(rng) * 90, f"{folder}\0", "~no_one/" + folder)),
+            data__folder=no_folder),
     )  # fmt: skip
 
 

@@ -123,11 +123,10 @@ def _inside(value: int | float, limit: Number) -> bool:
         return True
     if not -LARGEST <= value <= LARGEST:  # and neither infinite nor nan
         return False
+    low, high = limit.low, limit.high
     if not limit.whole:
         # As the programs will see it: 1 - 1e-9 is 1, and 1e-50 is 0.
-        low, high, value = (np.float32(x) for x in (limit.low, limit.high, value))
-    else:
-        low, high = limit.low, limit.high
+        low, high, value = (float(np.float32(x)) for x in (low, high, value))
     enough = value > low if limit.above else value >= low
     return bool(enough and (value < high if limit.below else value <= high))
 

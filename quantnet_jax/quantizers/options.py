@@ -79,8 +79,9 @@ def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
                 if limits
                 else f"unknown config key {key!r}; {name!r} has no options"
             )
-        if limits[option] is not None:
-            check(key, value, limits[option])
+        limit = limits[option]
+        if limit is not None:
+            check(key, value, limit)
     get = lambda option: options.get(option, _default(member, option))
     place = f"{section}.{name}"
     if (

@@ -64,12 +64,24 @@ def check_devices(config, devices: int) -> None:
         )
 
 
-def check_length(config, train_size: int, test_size: int) -> tuple[float, int]:
+def check_data(config, feed) -> tuple[float, int]:
     """Refuses batches beyond the data, and runs without a step or without an end.
+
+    Args:
+      config: the configuration.
+      feed: its `Feed`.
 
     Returns:
       (steps of an epoch, steps of the run).
     """
+    train_size, test_size = feed.train_size, feed.test_size
+    if len(feed.classes) > train_size:
+        given = (k for k in ("train_size", "classes") if config.data[k])
+        key = next(given, "name")
+        raise ValueError(
+            f"data.{key}={config.data[key]!r}: {train_size} training images of "
+            f"{len(feed.classes)} classes, expected one of each at least"
+        )
     epoch_steps = train_size / config.batch_size
     if config.batch_size > train_size:
         raise ValueError(
@@ -96,18 +108,7 @@ def check_length(config, train_size: int, test_size: int) -> tuple[float, int]:
     return epoch_steps, total
 
 
-def check_classes(config, classes: int, train_size: int) -> None:
-    """Refuses more classes than training images."""
-    if classes > train_size:
-        given = (k for k in ("train_size", "classes") if config.data[k])
-        key = f"data.{next(given, 'name')}"
-        raise ValueError(
-            f"{key}={config.data[key[5:]]!r}: {train_size} training images of "
-            f"{classes} classes, expected one of each at least"
-        )
-
-
-def check_network(config, params: PyTree) -> None:
+def _check_network(config, params: PyTree) -> None:
     """Refuses a network that no memory holds, before it is made."""
     if (count := _count(params)) > LARGEST_NETWORK:
         raise ValueError(
@@ -129,9 +130,10 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
       params: shapes.
 
     Raises:
-      ValueError: also where a rule claims something else than a kernel, or a tensor
-        that its quantizer cannot take.
+      ValueError: also where the network is too large, or a rule claims something else
+        than a kernel, or a tensor that its quantizer cannot take.
     """
+    _check_network(config, params)
     keys = [f"layers={config.layers!r}"]
     keys += [f"rules[{i}]={tuple(row)!r}" for i, row in enumerate(config.rules)]
     names = [config.quantizer.name, *(row[1] for row in config.rules)]

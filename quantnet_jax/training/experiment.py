@@ -93,9 +93,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     parallel.check_batch("eval_batch_size", config.eval_batch_size, runner)
     build_check.check_devices(config, runner.devices)
     feed = make_feed(config, runner)
-    build_check.check_classes(config, len(feed.classes), feed.train_size)
-    sizes = feed.train_size, feed.test_size
-    epoch_steps, total = build_check.check_length(config, *sizes)
+    epoch_steps, total = build_check.check_data(config, feed)
     chunk = dispatch.chunk_size(
         config.chunk,
         config.log_every,
@@ -106,7 +104,6 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     model = make_model(config, len(feed.classes), runner.axis_name)
     image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    build_check.check_network(config, shapes["params"])
     buckets = build_check.plan(config, make_rules(config, total), shapes["params"])
     quantizer = tree.tree_quantizer(buckets)
 
@@ -205,13 +202,16 @@ def build(config: Config, devices: list | None = None) -> Experiment:
 def make_model(config: Config, classes: int, axis_name: str | None):
     """The network of `config.model`."""
     options = config.model.to_dict() | make_activation(config)
-    return models.create(
-        options.pop("name"),
-        classes=classes,
-        dtype=config.dtype,
-        axis_name=axis_name,
-        **options,
-    )
+    try:
+        return models.create(
+            options.pop("name"),
+            classes=classes,
+            dtype=config.dtype,
+            axis_name=axis_name,
+            **options,
+        )
+    except (ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"config.model: {e}") from None
 
 
 def model_options(config: Config) -> dict:
@@ -226,9 +226,17 @@ def make_activation(config: Config) -> dict:
     if not name:
         return {}
     options = config.activation.get(name, ConfigDict()).to_dict()
-    with build_check.named(f"activation.{name}"):
+    try:
         found: dict = {"act_quant": quantizers.create_activation(name, **options)}
-    if quantizers.ACTIVATIONS[name].signed:  # with 'relu' refused before
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"config.activation: {e}") from None
+    if quantizers.ACTIVATIONS[name].signed:
+        if act == "relu":
+            raise ValueError(
+                f"model.act={act!r} is never negative, so activation.name={name!r} "
+                "would make +1 of all activations; expected 'hardtanh' (what a network "
+                "gets without model.act), 'identity' or 'prelu'"
+            )
         found |= {"act": act or "hardtanh"}
     return found
 
@@ -243,7 +251,7 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
 
     rows = [(config.layers, config.quantizer.name, config.share), *config.rules]
     return [
-        tree.Rule(models.KERNELS.get(pattern, pattern), quantizer(name), share)
+        tree.Rule(str(models.KERNELS.get(pattern, pattern)), quantizer(name), share)
         for pattern, name, share in rows
     ]
 
