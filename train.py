@@ -73,6 +73,11 @@ def train_with_baseline(config: ConfigDict, workdir: pathlib.Path, profile: bool
     """Trains a configuration, after the float network if that is wanted too."""
     baseline = None
     if config.float_baseline:
+        with one_line_errors():  # not after the float run only
+            config_lib.check_same_run(config, workdir)
+            trial = config.copy_and_resolve_references()
+            trial.distill.workdir = ""  # the float run may become the teacher
+            experiment.build(trial)
         # A ConfigDict made of another one would share its sections.
         float_config = config.copy_and_resolve_references()
         float_config.float_baseline = False
@@ -97,11 +102,21 @@ def parse_flags(argv):
         while isinstance(reason, Exception):
             reason = reason.args[0]
         key, *hint = str(reason).strip().splitlines()
-        if not key.startswith("'"):
+        if not re.fullmatch("'[^']*'", key):
             sys.exit(f"error: {key}")
-        sys.exit(f"error: unknown config key {key}; {(hint or [nearest_key(key)])[-1]}")
-    except (flags.Error, OSError, TypeError, ValueError) as e:
+        hint, key = (hint or [nearest_key(key)])[-1], dotted(key.strip("'"), argv)
+        sys.exit(f"error: unknown config key {key!r}; {hint}")
+    except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as e:
         sys.exit(f"error: {str(e).strip().splitlines()[-1].strip()}")
+
+
+def dotted(key, argv):
+    """The override of `argv` that `key`, one of its names, is from."""
+    for word in argv:
+        names = re.match("--?config[.]([^=]*)", word)
+        if names and key in names[1].split("."):
+            return names[1]
+    return key
 
 
 def nearest_key(word):

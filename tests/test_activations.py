@@ -456,9 +456,9 @@ def test_signed_activations_get_a_signed_nonlinearity():
         ({"activation": {"name": ""} | {"lsq": 3}}, ["'activation.lsq'=3", "section"]),
         (
             activation_of("lsq") | {"activation__lsq": {"bit": 2}},
-            ["config.activation", "no option 'bit'", "'bits'"],
+            ["'activation.lsq.bit'", "'bits'"],
         ),
-        (activation_of("lsq", bits=9), ["config.activation", "`bits` is 9"]),
+        (activation_of("lsq", bits=9), ["activation.lsq.bits=9", "1 to 8"]),
     ],
 )
 def test_bad_sections_are_one_line(overrides, words):

@@ -116,7 +116,10 @@ def test_report_of_several_runs(trained, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--config.wieghts.learning_rate=1"], ["'wieghts'", '"weights"']),
+        (
+            ["--config.wieghts.learning_rate=1"],
+            ["'wieghts.learning_rate'", '"weights"'],
+        ),
         (["--config.flip=0"], ["'flip'", "'data.flip'"]),
         (["--config.seed=x"], ["config.seed=x", "int"]),
         (["--config=nowhere.py"], ["nowhere.py"]),

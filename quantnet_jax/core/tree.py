@@ -4,6 +4,7 @@
 and hard trees go through the same `model.apply`; the model is never edited.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -231,7 +232,7 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
     if not paths:
         raise ValueError(
             f"rule {rule.pattern!r} matches no parameter; the paths are "
-            + ", ".join(sorted(leaves))
+            + _near(rule.pattern, sorted(leaves))
         )
     for path in paths:
         if path in claims:
@@ -246,6 +247,14 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
             )
     claims |= dict.fromkeys(paths, rule.pattern)
     return paths
+
+
+def _near(pattern: str, paths: list[str], most: int = 8) -> str:
+    """All paths in words, of many those that a pattern may have meant."""
+    if len(paths) <= 2 * most:
+        return ", ".join(paths)
+    near = difflib.get_close_matches(pattern, paths, n=most, cutoff=0.0)
+    return ", ".join(sorted(near)) + f" and {len(paths) - most} more"
 
 
 def _share_key(rule: Rule, number: int, shape: tuple[int, ...]) -> str | None:

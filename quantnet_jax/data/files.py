@@ -49,7 +49,10 @@ def read_members(
       FileNotFoundError: the folder or a file is not there.
       ValueError: a file has another size, or its compression is broken.
     """
-    folder = Path(folder).expanduser()
+    try:
+        folder = Path(folder).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{folder}: found no such home: {error}") from error
     if folder.is_file():
         return _read_archive(folder, sizes)
     if not folder.is_dir():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,16 +10,38 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check, unknown
 from quantnet_jax.models.activations import ACTS
 from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
-from quantnet_jax.models.resnet import ResNet, cifar_resnet, imagenet_resnet
+from quantnet_jax.models.resnet import (
+    SHORTCUTS,
+    BasicBlock,
+    ResNet,
+    cifar_resnet,
+    imagenet_resnet,
+)
 from quantnet_jax.models.small import Small
+
+OPTIONS: dict[str, Limit] = {
+    "act": Choice(tuple(ACTS)),
+    "bi_real": Flag(),
+    "momentum": Number(0, 1, below=True),
+    "shortcut": Choice(SHORTCUTS),
+    "stem_pool": Flag(),
+    "stem_size": Number(1, 63, whole=True),
+    "stem_strides": Number(1, 64, whole=True),
+    "width": Number(1, 2**14, whole=True),
+    "zero_init_last": Flag(),
+}
+"""What a configuration may set of a network, beside its name; not all have all."""
 
 __all__ = [
     "ACTS",
     "KERNELS",
+    "OPTIONS",
     "ResNet",
     "Small",
+    "check_options",
     "create",
     "fold",
     "kernel_rule",
@@ -47,6 +69,32 @@ _FIXED = {"blocks", "block", "name", "parent"}
 def names() -> tuple[str, ...]:
     """Names that `create` knows."""
     return tuple(_MODELS)
+
+
+def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options of a configuration that a network lacks or that are impossible.
+
+    Args:
+      section: of the configuration, as in 'model'.
+      name: one of `names()`.
+      options: of the section, without the name.
+
+    Raises:
+      ValueError: one line with the key, such as 'model.width'.
+    """
+    cls, make = _MODELS[name]
+    fields = {f.name for f in dataclasses.fields(cls)}
+    known = {option for option in OPTIONS if option in fields}
+    for option, value in options.items():
+        if option not in known:
+            message = unknown(f"{section}.{option}", ["name", *known])
+            raise ValueError(f"{message} ({name!r} has {', '.join(sorted(known))})")
+        check(f"{section}.{option}", value, OPTIONS[option])
+    if options.get("bi_real") and make(classes=1).block is not BasicBlock:
+        raise ValueError(
+            f"{section}.bi_real=True, but {section}.name={name!r} has other than basic "
+            "blocks; expected a network such as resnet18, or False"
+        )
 
 
 def create(

@@ -4,18 +4,20 @@ To add a quantizer: write its file with a factory, and add one row to
 `quantnet_jax.quantizers.members`.
 """
 
-import difflib
 import inspect
 from collections.abc import Mapping
 
 from quantnet_jax.core import schedules
 from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.limits import nearest
 from quantnet_jax.quantizers.members import ACTIVATIONS, MEMBERS, Member
+from quantnet_jax.quantizers.options import check_options
 
 __all__ = [
     "ACTIVATIONS",
     "MEMBERS",
     "Member",
+    "check_options",
     "create",
     "create_activation",
     "names",
@@ -61,13 +63,6 @@ def create_activation(name: str, **options) -> Quantizer:
       >>> q = create_activation("dorefa", bits=2)
     """
     return _make("activation quantizer", ACTIVATIONS, name, 1, options)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """'; did you mean ...? known: ...' for an error message."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(known) or 'none'})"
 
 
 def _make(

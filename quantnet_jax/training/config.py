@@ -1,14 +1,13 @@
-"""The configuration: every key with its default, and the check of a user's version."""
+"""The configuration: every key with its default, and the configuration of a run."""
 
-import difflib
 import json
-import math
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
-from quantnet_jax import models, quantizers
+from quantnet_jax import quantizers
+from quantnet_jax.training import config_check
 
 Config = Any
 """An `ml_collections.ConfigDict`, whose attributes no type checker can know."""
@@ -107,86 +106,30 @@ def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
     return c
 
 
-OPEN = ("model", "quantizer", "activation")
-"""Sections whose keys are checked by the factories that they go to."""
-
 PLACE = ("runner", "fsdp")
 """Keys that say where a run is computed: it may go on elsewhere."""
-
-POSITIVE = (
-    "epochs",
-    "batch_size",
-    "eval_batch_size",
-    "eval_every",
-    "log_every",
-    "accumulate",
-    "fsdp",
-    "distill.temperature",
-)
-NOT_NEGATIVE = (
-    "seed",
-    "data.train_size",
-    "data.test_size",
-    "data.classes",
-    "data.hold_out",
-    "data.pad",
-    "data.image_size",
-    "data.workers",
-    "data.max_unreadable",
-    "bn_batches",
-    "chunk",
-    "checkpoint_every",
-)
 
 
 def check(config: Config) -> None:
     """Refuses a configuration with an unknown key, a wrong type or an impossible value.
 
-    What needs the data or the model (rules, class counts, divisibility by devices) is
-    checked when the experiment is built, before anything is trained or written.
+    What needs the data, the devices or the network (rules that match nothing, class
+    counts, divisibility) is checked when the experiment is built, before anything is
+    trained or written.
 
     Raises:
       ValueError: one line with the key, its value and what was expected.
     """
-    _check_keys(config.to_dict(), base().to_dict(), "")
-    flat = _flat(config.to_dict())
-    for key in POSITIVE:
-        if not flat[key] > 0:
-            raise ValueError(f"{key}={flat[key]!r}, expected a positive number")
-    for key in NOT_NEGATIVE:
-        if flat[key] < 0:
-            raise ValueError(f"{key}={flat[key]!r}, expected 0 or more")
-    if config.seed >= 2**32:
-        raise ValueError(f"seed={config.seed}, expected less than 2**32")
-    if not 0 <= config.smoothing < 1:
-        raise ValueError(f"smoothing={config.smoothing}, expected a value in [0, 1)")
-    if not 0 <= config.ema < 1:
-        raise ValueError(f"ema={config.ema}, expected a value in [0, 1)")
-    if not 0 <= config.distill.weight <= 1:
+    if not isinstance(config, ConfigDict):
         raise ValueError(
-            f"distill.weight={config.distill.weight}, expected a value in [0, 1]"
+            f"the configuration is a {type(config).__name__}, expected a ConfigDict "
+            "made from quantnet_jax.training.config.base()"
         )
-    if config.fsdp > 1 and config.runner != "jit":
-        raise ValueError(f"fsdp={config.fsdp} needs runner='jit'")
-    if config.keep_latest < 1:
-        raise ValueError(f"keep_latest={config.keep_latest}, expected at least 1")
-    _choice("runner", config.runner, ("pmap", "jit"))
-    _choice("meta.mode", config.meta.mode, ("joint", "bilevel"))
-    _choice("model.name", config.model.get("name"), models.names())
-    _choice("quantizer.name", config.quantizer.get("name"), quantizers.names())
-    _choice("dtype", config.dtype, ("float32", "bfloat16", "float16"))
-    if config.activation.get("name") != "":
-        known = ["", *sorted(quantizers.ACTIVATIONS)]
-        _choice("activation.name", config.activation.get("name"), known)
-    _check_sections("quantizer", config.quantizer, quantizers.names())
-    _check_sections("activation", config.activation, sorted(quantizers.ACTIVATIONS))
-    holdout = config.meta.holdout
-    if config.meta.mode == "bilevel":
-        every = round(1 / holdout) if 0 < holdout <= 0.5 else 0
-        if every < 2 or abs(every * holdout - 1) > 1e-6:
-            raise ValueError(
-                f"meta.holdout={holdout}, expected 1/2, 1/3, 1/4 or another 1/n"
-            )
+    try:
+        given = config.to_dict()
+    except config_dict.RequiredValueError as e:
+        raise ValueError(f"a value is missing: {e}") from None
+    config_check.check_config(given, base().to_dict())
 
 
 def load(workdir: str | pathlib.Path) -> Config:
@@ -212,9 +155,15 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
 
     Raises:
       ValueError: naming the first key that differs and both values.
+      FileNotFoundError: a new run is to start from one that is not there.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
+        source = pathlib.Path(config.init_from) / "config.json"
+        if config.init_from and not source.is_file():
+            raise FileNotFoundError(
+                f"init_from={config.init_from!r} holds no run: {source} not found"
+            )
         return
     old = _flat(_read(path))
     new = _flat(json.loads(config.to_json()))
@@ -235,71 +184,6 @@ def _read(path: pathlib.Path) -> dict:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: it holds a {type(config).__name__}")
     return config
-
-
-def _check_keys(config: dict, known: dict, prefix: str) -> None:
-    for key, value in config.items():
-        if key not in known:
-            raise ValueError(
-                f"unknown config key {prefix + key!r}{_nearest(key, known)}"
-            )
-        expected = known[key]
-        if isinstance(expected, dict) != isinstance(value, dict):
-            kind = "a section" if isinstance(expected, dict) else "a value"
-            raise ValueError(f"config key {prefix + key!r}={value!r}, expected {kind}")
-        if isinstance(expected, dict) and prefix + key not in OPEN:
-            _check_keys(value, expected, f"{prefix}{key}.")
-        elif not isinstance(expected, dict):
-            _check_type(prefix + key, value, expected)
-    for key in known:
-        if key not in config:
-            raise ValueError(f"config key {prefix + key!r} is missing")
-
-
-def _check_type(key: str, value: Any, default: Any) -> None:
-    types = {
-        bool: bool,
-        int: int,
-        float: (int, float),
-        str: str,
-        tuple: (tuple, list),
-    }[type(default)]
-    wrong_bool = isinstance(value, bool) and not isinstance(default, bool)
-    if wrong_bool or not isinstance(value, types):
-        raise ValueError(
-            f"{key}={value!r} is a {type(value).__name__}, expected a "
-            f"{type(default).__name__}"
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key}={value!r}, expected a finite number")
-
-
-def _check_sections(key: str, section: Config, names: list[str]) -> None:
-    """Refuses options of a quantizer that is not in `names`, and a lone value."""
-    for name in section:
-        if name == "name":
-            continue
-        if name not in names:
-            raise ValueError(
-                f"unknown config key {f'{key}.{name}'!r}"
-                + quantizers.nearest(name, ["name", *names])
-            )
-        if not isinstance(section[name], ConfigDict):
-            raise ValueError(
-                f"config key {f'{key}.{name}'!r}={section[name]!r}, expected a section"
-            )
-
-
-def _choice(key: str, value: Any, choices) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"{key}={value!r}{quantizers.nearest(str(value), list(choices))}"
-        )
-
-
-def _nearest(key: str, known: dict) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return f"; the nearest known one is {close[0]!r}" if close else ""
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from quantnet_jax.core.base import prepared
 from quantnet_jax.data import prepare
 from quantnet_jax.training import (
     accumulation,
+    build_check,
     dispatch,
     distillation,
     evaluation,
@@ -96,9 +97,9 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     runner = parallel.make_runner(config.runner, devices, config.fsdp)
     parallel.check_batch("batch_size", config.batch_size, runner)
     parallel.check_batch("eval_batch_size", config.eval_batch_size, runner)
+    build_check.check_devices(config, runner.devices)
     feed = make_feed(config, runner)
-    epoch_steps = feed.train_size / config.batch_size
-    total = max(1, round(config.epochs * epoch_steps))
+    epoch_steps, total = build_check.check_data(config, feed)
     chunk = dispatch.chunk_size(
         config.chunk,
         config.log_every,
@@ -109,7 +110,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     model = make_model(config, len(feed.classes), runner.axis_name)
     image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    buckets = tree.plan(make_rules(config, total), shapes["params"])
+    buckets = build_check.plan(config, make_rules(config, total), shapes["params"])
     quantizer = prepared(tree.tree_quantizer(buckets), runner.gather)
 
     rate = make_rate("weights", config.weights, total)
@@ -237,30 +238,20 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
 
     def quantizer(name):
-        if name not in quantizers.names():
-            raise ValueError(
-                f"config.rules: unknown quantizer {name!r}"
-                + quantizers.nearest(name, quantizers.names())
-            )
         options = config.quantizer.get(name, ConfigDict()).to_dict()
-        return quantizers.create(name, total_steps=total_steps, **options)
+        with build_check.named(f"quantizer.{name}"):
+            return quantizers.create(name, total_steps=total_steps, **options)
 
     rows = [(config.layers, config.quantizer.name, config.share), *config.rules]
-    rules = []
-    for row in rows:
-        if len(row) != 3:
-            raise ValueError(
-                f"config.rules: {row!r}, expected (pattern, quantizer name, share)"
-            )
-        pattern, name, share = row
-        pattern = str(models.KERNELS.get(pattern, pattern))
-        rules.append(tree.Rule(pattern, quantizer(name), share))
-    return rules
+    return [
+        tree.Rule(str(models.KERNELS.get(pattern, pattern)), quantizer(name), share)
+        for pattern, name, share in rows
+    ]
 
 
 def make_rate(section: str, c: Config, total_steps: int) -> Callable:
     """The learning-rate schedule of one section."""
-    try:
+    with build_check.named(section):
         return optim.learning_rate(
             c.learning_rate,
             total_steps,
@@ -268,13 +259,11 @@ def make_rate(section: str, c: Config, total_steps: int) -> Callable:
             warmup=c.warmup,
             milestones=tuple(c.milestones),
         )
-    except ValueError as e:
-        raise ValueError(f"config.{section}: {e}") from None
 
 
 def make_optimizer(section: str, c: Config, rate: Callable):
     """The optimizer of one section."""
-    try:
+    with build_check.named(section):
         return optim.optimizer(
             c.optimizer,
             rate,
@@ -282,8 +271,6 @@ def make_optimizer(section: str, c: Config, rate: Callable):
             weight_decay=c.weight_decay,
             clip=c.clip,
         )
-    except ValueError as e:
-        raise ValueError(f"config.{section}: {e}") from None
 
 
 def make_meta(config: Config, rate: Callable, runner, quantizer) -> steps.Meta:

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantnet_jax import data as qdata
+from quantnet_jax.core.limits import show
+from quantnet_jax.training.build_check import named
 from quantnet_jax.training.config import Config
+from quantnet_jax.training.config_check import STREAMED, TFDS
 from quantnet_jax.training.parallel import Runner
 
 PyTree = Any
-STREAMED = ("imagenet2012",)
 SAMPLE = 64
 """Largest number of examples in a `Feed.sample`."""
-TFDS = "tfds:"
-"""Before the name of any other TFDS set of pictures that is to be streamed."""
 
 
 class Feed(NamedTuple):
@@ -64,24 +64,34 @@ def make_feed(config: Config, runner: Runner) -> Feed:
 
 def _load(c: Config) -> qdata.Dataset:
     """The set in memory, or the wanted part of it."""
+    key = "folder" if c.folder else "name"
+    where = f"data.{key}={show(c[key])}"
     if c.name == "synthetic":  # made in the wanted size
         wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
         wanted |= {"size": c.image_size}
         sizes = {key: value for key, value in wanted.items() if value}
-        return qdata.load(c.name, c.folder or None, **sizes)
-    dataset = qdata.load(c.name, c.folder or None)
-    if c.train_size or c.test_size or c.classes:
-        dataset = qdata.subset(
-            dataset, c.train_size or None, c.test_size or None, c.classes or None
-        )
+        dataset = qdata.load(c.name, None, **sizes)
+    else:
+        with named(where):
+            dataset = qdata.load(c.name, c.folder or None)
+        if c.train_size or c.test_size or c.classes:
+            keys = {"train": "data.train_size", "test": "data.test_size"}
+            with named("data", **keys, classes="data.classes"):
+                dataset = qdata.subset(
+                    dataset,
+                    c.train_size or None,
+                    c.test_size or None,
+                    c.classes or None,
+                )
+    if c.hold_out:
+        with named("data.hold_out", size="data.hold_out"):
+            dataset = qdata.hold_out(dataset, c.hold_out)
     return dataset
 
 
 def _in_memory(config: Config, runner: Runner) -> Feed:
     c = config.data
     dataset = _load(c)
-    if c.hold_out:
-        dataset = qdata.hold_out(dataset, c.hold_out)
     shape = dataset.train_image.shape[1:]
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
         raise ValueError(
@@ -135,14 +145,10 @@ def _in_memory(config: Config, runner: Runner) -> Feed:
 
 def _streamed(config: Config, runner: Runner, name: str) -> Feed:
     c = config.data
-    for key in ("train_size", "test_size", "classes", "hold_out"):
-        if c[key]:
-            raise ValueError(
-                f"data.{key}={c[key]}: {c.name!r} is streamed whole, use 0"
-            )
     size = c.image_size or 224
-    train_source = qdata.load_source(name, "train", c.folder or None)
-    test_source = qdata.load_source(name, "validation", c.folder or None)
+    with named(f"data.name={c.name!r}, data.folder={c.folder!r}", name="data.name"):
+        train_source = qdata.load_source(name, "train", c.folder or None)
+        test_source = qdata.load_source(name, "validation", c.folder or None)
     mean, std = qdata.STATISTICS["imagenet2012"]  # of photographs in general
     common = {
         "size": size,

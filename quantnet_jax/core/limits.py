@@ -1,0 +1,173 @@
+"""What a setting may be, as plain data: a number in a range, a word of a list, ...
+
+`check(key, value, limit)` refuses everything else in one line that names the key. It
+computes nothing with JAX: settings are checked before any device is touched.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LARGEST = 3.4e38
+"""Of a float32."""
+SCHEDULE = ("end", "schedule", "start", "until")
+SCHEDULES = ("exponential", "linear")
+
+
+class Number(NamedTuple):
+    """A finite number; a whole one is an int, for another one an int will do.
+
+    Attributes:
+      low, high: the range, both ends included.
+      whole: only integers.
+      above: `low` itself is not allowed.
+      below: `high` itself is not allowed.
+      zero: 0 is allowed beside the range.
+    """
+
+    low: float = -LARGEST
+    high: float = LARGEST
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+    zero: bool = False
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low, high = (f"{x:g}" if abs(x) < 1e5 else f"{x}" for x in self[:2])
+        text = f"{kind} {'above' if self.above else 'from'} {low}"
+        if self.low <= -LARGEST:
+            text = kind
+        elif self.high >= LARGEST:
+            text += "" if self.above else " on"
+        if self.high < LARGEST:
+            text += f"{' and below' if self.below else ' to'} {high}"
+        return text + (", or 0" if self.zero else "")
+
+
+class Choice(NamedTuple):
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(repr, self.words))}"
+
+
+class Flag(NamedTuple):
+    """True or False."""
+
+    def __str__(self) -> str:
+        return "True or False"
+
+
+class Text(NamedTuple):
+    """Any string."""
+
+    def __str__(self) -> str:
+        return "a str"
+
+
+class Sequence(NamedTuple):
+    """A tuple or list, whose items are checked by who knows them."""
+
+    def __str__(self) -> str:
+        return "a tuple"
+
+
+class Scheduled(NamedTuple):
+    """A number; or a mapping that stands for a schedule between two such numbers.
+
+    See `quantnet_jax.core.schedules.from_spec`.
+    """
+
+    number: Number
+
+    def __str__(self) -> str:
+        return f"{self.number}, or a schedule"
+
+
+Limit = Number | Choice | Flag | Text | Sequence | Scheduled
+
+
+def check(key: str, value: Any, limit: Limit) -> None:
+    """Refuses a value that is not what `limit` says.
+
+    Raises:
+      ValueError: one line with the key, the value and what was expected.
+    """
+    if isinstance(limit, Scheduled) and isinstance(value, Mapping):
+        return _check_schedule(key, value, limit)
+    if isinstance(limit, Choice):
+        if not isinstance(value, str) or value not in limit.words:
+            raise ValueError(f"{key}={show(value)}{nearest(value, limit.words)}")
+        return
+    number = limit.number if isinstance(limit, Scheduled) else limit
+    if isinstance(number, Number):
+        kinds = int if number.whole else (int, float)
+    else:
+        kinds = {Flag: bool, Text: str, Sequence: (tuple, list)}[type(number)]
+    wrong_bool = isinstance(value, bool) and not isinstance(number, Flag)
+    if wrong_bool or not isinstance(value, kinds):
+        raise ValueError(
+            f"{key}={show(value)} is a {type(value).__name__}, expected {limit}"
+        )
+    if isinstance(number, Number) and not _inside(value, number):
+        raise ValueError(f"{key}={show(value)}, expected {limit}")
+
+
+def _inside(value: int | float, limit: Number) -> bool:
+    if limit.zero and value == 0:
+        return True
+    if not -LARGEST <= value <= LARGEST:  # and neither infinite nor nan
+        return False
+    low, high = limit.low, limit.high
+    if not limit.whole:
+        # As the programs will see it: 1 - 1e-9 is 1, and 1e-50 is 0.
+        low, high, value = (float(np.float32(x)) for x in (low, high, value))
+    enough = value > low if limit.above else value >= low
+    return bool(enough and (value < high if limit.below else value <= high))
+
+
+def _check_schedule(key: str, value: Mapping, limit: Scheduled) -> None:
+    for name in value:
+        if name not in SCHEDULE:
+            raise ValueError(unknown(f"{key}.{name}", SCHEDULE))
+    if "schedule" in value:
+        check(f"{key}.schedule", value["schedule"], Choice(SCHEDULES))
+    if missing := [name for name in SCHEDULE if name not in value]:
+        raise ValueError(f"{key}.{missing[0]} is missing: a schedule has {SCHEDULE}")
+    positive = limit.number._replace(low=max(limit.number.low, 0.0), above=True)
+    ends = positive if value["schedule"] == "exponential" else limit.number
+    if limit.number.low > 0:
+        ends = limit.number
+    check(f"{key}.start", value["start"], ends)
+    check(f"{key}.end", value["end"], ends)
+    check(f"{key}.until", value["until"], Number(0, 1, above=True))
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """The message for a key (dotted) that is none of `known` on its level."""
+    known = sorted(known)
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1, cutoff=0.0)
+    near = f"; the nearest known one is {close[0]!r}" if close else ""
+    return f"unknown config key {key!r}{near}"
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """'; did you mean ...? known: ...' for a message."""
+    known = list(known)
+    close = difflib.get_close_matches(str(word), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(x or repr(x) for x in known) or 'none'})"
+
+
+def show(value: Any) -> str:
+    """`repr` on one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,160 @@
+"""What is wrong with a configuration for its data, its devices or its network.
+
+Called while an experiment is built, before anything is compiled or written. Errors name
+the keys of the configuration, whatever the arguments are called further down.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+from quantnet_jax import models
+from quantnet_jax.core import tree
+
+PyTree = Any
+LARGEST_NETWORK = 2**30
+"""Parameters; what is beyond is a slip of the pen on any machine."""
+LARGEST_BATCH = 4096
+"""Of an evaluation with fewer examples than that; what is beyond is padding only."""
+LARGEST_RUN = 10**8
+"""Steps; they are listed before the first."""
+
+
+@contextlib.contextmanager
+def named(key: str, **arguments: str):
+    """Errors of what is inside begin with a key of the configuration.
+
+    Args:
+      key: put in front, as in 'data.folder: the file is damaged'.
+      **arguments: argument -> key: messages that begin with one of these arguments, as
+        'size=100' or '`size` is 100', get its key in place of it.
+
+    Raises:
+      ValueError, FileNotFoundError, ImportError: what was raised inside, on one line.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as e:
+        kinds = {OSError: FileNotFoundError, ImportError: ImportError}
+        kind = next((kinds[k] for k in kinds if isinstance(e, k)), ValueError)
+        text = " ".join(str(e).split())
+        found = re.match(r"(`?)(\w+)\1(?==| is |:)", text)
+        if found and found[2] in arguments:
+            text = arguments[found[2]] + text[found.end() :]
+        else:
+            text = f"{key}: {text}"
+        raise kind(text) from None
+
+
+def check_devices(config, devices: int) -> None:
+    """Refuses what cannot be divided by the devices."""
+    if devices % config.fsdp:
+        raise ValueError(
+            f"fsdp={config.fsdp} does not divide the {devices} devices; choose a "
+            "divisor of their number"
+        )
+    own = config.batch_size // devices
+    if own % config.accumulate:
+        raise ValueError(
+            f"accumulate={config.accumulate} does not divide the {own} examples of a "
+            f"device (batch_size={config.batch_size} on {devices})"
+        )
+
+
+def check_data(config, feed) -> tuple[float, int]:
+    """Refuses batches beyond the data, and runs without a step or without an end.
+
+    Args:
+      config: the configuration.
+      feed: its `Feed`.
+
+    Returns:
+      (steps of an epoch, steps of the run).
+    """
+    train_size, test_size = feed.train_size, feed.test_size
+    if len(feed.classes) > train_size:
+        given = (k for k in ("train_size", "classes") if config.data[k])
+        key = next(given, "name")
+        raise ValueError(
+            f"data.{key}={config.data[key]!r}: {train_size} training images of "
+            f"{len(feed.classes)} classes, expected one of each at least"
+        )
+    epoch_steps = train_size / config.batch_size
+    if config.batch_size > train_size:
+        raise ValueError(
+            f"batch_size={config.batch_size}, expected at most the {train_size} "
+            "training images"
+        )
+    if config.eval_batch_size > max(test_size, LARGEST_BATCH):
+        raise ValueError(
+            f"eval_batch_size={config.eval_batch_size}, expected at most the "
+            f"{test_size} test images"
+        )
+    total = round(config.epochs * epoch_steps)
+    if not 1 <= total <= LARGEST_RUN:
+        raise ValueError(
+            f"epochs={config.epochs} makes {total} steps of batch_size="
+            f"{config.batch_size} with {train_size} images, expected 1 to 10**8"
+        )
+    if round(config.eval_every * epoch_steps) < 1:
+        raise ValueError(
+            f"eval_every={config.eval_every} is less than a step, expected at least "
+            f"{1 / epoch_steps:.3g} epochs of {train_size} images in batches of "
+            f"{config.batch_size}"
+        )
+    return epoch_steps, total
+
+
+def _check_network(config, params: PyTree) -> None:
+    """Refuses a network that no memory holds, before it is made."""
+    if (count := _count(params)) > LARGEST_NETWORK:
+        raise ValueError(
+            f"model.width={config.model.get('width')}: {config.model.name!r} would "
+            f"have {count:.3g} parameters, expected at most 2**30"
+        )
+
+
+def _count(shapes: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucket, ...]:
+    """`tree.plan`, whose errors name the key of the rule; for the shipped networks.
+
+    Args:
+      config: the configuration, of whose `layers` and `rules` the rules are made.
+      rules: the first is that of `layers`, then those of `rules`.
+      params: shapes.
+
+    Raises:
+      ValueError: also where the network is too large, or a rule claims something else
+        than a kernel, or a tensor that its quantizer cannot take.
+    """
+    _check_network(config, params)
+    keys = [f"layers={config.layers!r}"]
+    keys += [f"rules[{i}]={tuple(row)!r}" for i, row in enumerate(config.rules)]
+    names = [config.quantizer.name, *(row[1] for row in config.rules)]
+    for key, name, rule in zip(keys, names, rules, strict=True):
+        with named(key):
+            buckets = tree.plan([rule], params)
+            _check_kernels(path for bucket in buckets for path in bucket.paths)
+            quantizer = tree.tree_quantizer(buckets)
+            made = jax.eval_shape(quantizer.init, jax.random.key(0), params)
+        if (count := _count(made)) > LARGEST_NETWORK:
+            raise ValueError(
+                f"quantizer.{name} would learn {count:.3g} parameters, expected at "
+                f"most 2**30; lower quantizer.{name}.width"
+            )
+    with named(", ".join(keys)):
+        return tree.plan(rules, params)
+
+
+def _check_kernels(paths: Iterable[str]) -> None:
+    others = [p for p in paths if not re.fullmatch(models.KERNELS["all"], p)]
+    if others:
+        raise ValueError(
+            f"only kernels are quantized, but the pattern matches {others[0]!r}"
+        )

@@ -1,0 +1,256 @@
+"""What is wrong with a configuration, as far as it can be told from itself alone.
+
+Nothing here touches a device or a file: `train.py` checks before it waits for other
+processes. What needs the data, the devices or the network is in `build_check`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from quantnet_jax import data, models, quantizers
+from quantnet_jax.core import tree
+from quantnet_jax.core.limits import (
+    Choice,
+    Flag,
+    Limit,
+    Number,
+    Sequence,
+    Text,
+    check,
+    nearest,
+    show,
+    unknown,
+)
+from quantnet_jax.training import optim, parallel
+
+STREAMED = ("imagenet2012",)
+"""Sets that are read while training."""
+TFDS = "tfds:"
+"""Before the name of any other TFDS set of pictures that is to be streamed."""
+OPEN = ("model", "quantizer", "activation")
+"""Sections whose options depend on their name; models and quantizers know them."""
+
+SHARE = Number(0, 1, below=True)
+NOT_NEGATIVE = Number(0, 1e6)
+COUNT = Number(1, 2**31 - 1, whole=True)
+COUNT_OR_0 = Number(0, 2**31 - 1, whole=True)
+BATCH = Number(1, 2**20, whole=True)
+OPTIMIZER: dict[str, Limit] = {
+    "optimizer": Choice(optim.OPTIMIZERS),
+    "learning_rate": NOT_NEGATIVE,
+    "schedule": Choice(optim.SCHEDULES),
+    "warmup": SHARE,
+    "momentum": SHARE,
+    "weight_decay": NOT_NEGATIVE,
+    "clip": NOT_NEGATIVE,
+}
+LIMITS: dict[str, Limit] = {
+    "seed": Number(0, 2**32 - 1, whole=True),
+    "epochs": Number(0, 1e9, above=True),
+    "batch_size": BATCH,
+    "eval_batch_size": BATCH,
+    "data.train_size": COUNT_OR_0,
+    "data.test_size": COUNT_OR_0,
+    "data.classes": Number(2, 2**20, whole=True, zero=True),
+    "data.hold_out": COUNT_OR_0,
+    "data.pad": Number(0, 2**12, whole=True),
+    "data.image_size": Number(0, 2**12, whole=True),
+    "data.workers": Number(0, 2**10, whole=True),
+    "data.max_unreadable": COUNT_OR_0,
+    "model.name": Choice(models.names()),
+    "dtype": Choice(("float32", "bfloat16", "float16")),
+    "quantizer.name": Choice(tuple(quantizers.names())),
+    "activation.name": Choice(("", *sorted(quantizers.ACTIVATIONS))),
+    "share": Choice(tree.SHARES),
+    **{f"weights.{key}": limit for key, limit in OPTIMIZER.items()},
+    **{f"meta.{key}": limit for key, limit in OPTIMIZER.items()},
+    "meta.mode": Choice(("joint", "bilevel")),
+    "meta.holdout": Number(0, 0.5, above=True),
+    "smoothing": SHARE,
+    "accumulate": Number(1, 2**20, whole=True),
+    "ema": SHARE,
+    "distill.weight": Number(0, 1),
+    "distill.temperature": Number(1e-3, 1e6),
+    "runner": Choice(parallel.RUNNERS),
+    "fsdp": Number(1, 2**20, whole=True),
+    "chunk": Number(0, 2**20, whole=True),
+    "eval_every": Number(0, 1e9, above=True),
+    "checkpoint_every": COUNT_OR_0,
+    "log_every": COUNT,
+    "bn_batches": Number(0, 2**16, whole=True),
+    "keep_latest": Number(1, 2**20, whole=True),
+}
+"""Key -> what it may be; a key that is not here is held to the type of its default."""
+
+
+def check_config(config: dict, base: dict) -> None:
+    """Refuses a configuration with an unknown key, a wrong type or an impossible value.
+
+    Args:
+      config: as nested dictionaries.
+      base: all keys with their defaults.
+
+    Raises:
+      ValueError: one line with the key, its value and what was expected.
+    """
+    _check_keys(config, base, "")
+    for key in ("quantizer.name", "activation.name", "model.name"):
+        section, name = key.split(".")
+        if name not in config[section]:
+            raise ValueError(f"config key {key!r} is missing")
+        check(key, config[section][name], LIMITS[key])
+    _check_data(config["data"])
+    model = dict(config["model"])
+    models.check_options("model", model.pop("name"), model)
+    _check_members("quantizer", config["quantizer"], quantizers.MEMBERS)
+    _check_members("activation", config["activation"], quantizers.ACTIVATIONS)
+    _check_rules(config)
+    for section in ("weights", "meta"):
+        _check_milestones(section, config[section])
+    _check_together(config)
+
+
+def _check_keys(config: dict, base: dict, prefix: str) -> None:
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if key not in base:
+            raise ValueError(unknown(name, base))
+        section = isinstance(base[key], dict)
+        if section != isinstance(value, dict):
+            kind = "a section" if section else "a value"
+            raise ValueError(f"config key {name!r}={show(value)}, expected {kind}")
+        if section and name not in OPEN:
+            _check_keys(value, base[key], f"{name}.")
+        elif not section:
+            check(name, value, LIMITS.get(name) or _like(base[key]))
+    for key in base:
+        if key not in config:
+            raise ValueError(f"config key {prefix + key!r} is missing")
+
+
+def _like(default: Any) -> Limit:
+    """What a value of the type of `default` may be."""
+    kinds = {bool: Flag(), int: COUNT_OR_0, float: Number(), str: Text()}
+    return {**kinds, tuple: Sequence()}[type(default)]
+
+
+def _check_members(section: str, config: dict, members: Mapping) -> None:
+    """Checks the options of every quantizer, used or not: a rule may use any."""
+    for name, options in config.items():
+        if name == "name":
+            continue
+        if name not in members:
+            known = ["name", *members]
+            raise ValueError(
+                f"unknown config key {f'{section}.{name}'!r}" + nearest(name, known)
+            )
+        if not isinstance(options, dict):
+            raise ValueError(
+                f"config key {f'{section}.{name}'!r}={show(options)}, expected a "
+                "section"
+            )
+        quantizers.check_options(section, name, options)
+
+
+def _check_data(c: dict) -> None:
+    streamed = c["name"] in STREAMED or c["name"].startswith(TFDS)
+    if not streamed:
+        known = (*data.NAMES, *STREAMED)
+        if c["name"] not in known:
+            near = nearest(c["name"], (*known, f"{TFDS}NAME"))
+            raise ValueError(f"data.name={show(c['name'])}{near}")
+    elif not c["name"].removeprefix(TFDS).strip():
+        raise ValueError(f"data.name={c['name']!r}, expected a name after {TFDS!r}")
+    for key in ("train_size", "test_size", "classes", "hold_out"):
+        if c[key] and streamed:
+            raise ValueError(
+                f"data.{key}={c[key]}: {c['name']!r} is streamed whole, use 0"
+            )
+    for key in ("workers", "max_unreadable"):
+        if c[key] and not streamed:
+            raise ValueError(
+                f"data.{key}={c[key]}: {c['name']!r} is held in memory, use 0"
+            )
+    if c["folder"] and c["name"] in ("bundled", "synthetic"):
+        raise ValueError(
+            f"data.folder={show(c['folder'])}: data.name={c['name']!r} is not read "
+            "from a folder, use ''"
+        )
+    if c["name"] == "synthetic":
+        if c["image_size"] % 4:
+            raise ValueError(
+                f"data.image_size={c['image_size']}, expected a multiple of 4 for "
+                "data.name='synthetic'"
+            )
+        largest = 2**26 // max(8, c["image_size"]) ** 2
+        for key in ("train_size", "test_size"):
+            if c[key] > largest:
+                raise ValueError(
+                    f"data.{key}={c[key]}, expected at most {largest} made-up images "
+                    f"of data.image_size={c['image_size'] or 8}"
+                )
+
+
+def _check_rules(config: dict) -> None:
+    _check_pattern("layers", config["layers"])
+    for number, row in enumerate(config["rules"]):
+        key = f"rules[{number}]"
+        if not isinstance(row, list | tuple) or len(row) != 3:
+            raise ValueError(
+                f"{key}={show(row)}, expected (pattern, quantizer name, share)"
+            )
+        pattern, name, share = row
+        check(f"{key} pattern", pattern, Text())
+        _check_pattern(f"{key} pattern", pattern)
+        check(f"{key} quantizer", name, LIMITS["quantizer.name"])
+        check(f"{key} share", share, LIMITS["share"])
+
+
+def _check_pattern(key: str, pattern: str) -> None:
+    try:
+        re.compile(models.KERNELS.get(pattern, pattern))
+    except (re.error, OverflowError, RecursionError) as e:
+        raise ValueError(
+            f"{key}={show(pattern)} is no regular expression: {e}"
+        ) from None
+
+
+def _check_milestones(section: str, c: dict) -> None:
+    key, milestones = f"{section}.milestones", c["milestones"]
+    for milestone in milestones:
+        check(key, milestone, Number(0, 1, above=True, below=True))
+    if list(milestones) != sorted(set(milestones)):
+        raise ValueError(f"{key}={show(milestones)}, expected rising fractions")
+    if c["schedule"] != "steps":
+        return
+    if not milestones:
+        raise ValueError(f"{key}=(), expected some with {section}.schedule='steps'")
+    if milestones[0] < c["warmup"]:
+        raise ValueError(
+            f"{key}={show(milestones)}, expected none in the warm-up, "
+            f"{section}.warmup={c['warmup']}"
+        )
+
+
+def _check_together(config: dict) -> None:
+    """Refuses values that are fine alone and not together."""
+    if config["fsdp"] > 1 and config["runner"] != "jit":
+        raise ValueError(f"fsdp={config['fsdp']} needs runner='jit'")
+    if config["batch_size"] % config["accumulate"]:
+        raise ValueError(
+            f"accumulate={config['accumulate']} does not divide "
+            f"batch_size={config['batch_size']}"
+        )
+    holdout = config["meta"]["holdout"]
+    if abs(round(1 / holdout) * holdout - 1) > 1e-6:
+        raise ValueError(
+            f"meta.holdout={holdout}, expected 1/2, 1/3, 1/4 or another 1/n"
+        )
+    name, act = config["activation"]["name"], config["model"].get("act")
+    if name and quantizers.ACTIVATIONS[name].signed and act == "relu":
+        raise ValueError(
+            f"model.act={act!r} is never negative, so activation.name={name!r} would "
+            "make +1 of all activations; expected 'hardtanh' (what a network gets "
+            "without model.act), 'identity' or 'prelu'"
+        )
