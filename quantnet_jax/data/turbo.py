@@ -16,6 +16,7 @@ import numpy as np
 
 _FRAMES = (0xC0, 0xC1)  # baseline and extended sequential: rows come in order
 _NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # markers of other things among those of frames
+_LARGEST = 2**26  # pixels; what is larger may be damaged: Pillow has a limit
 _SCAN, _END = 0xDA, b"\xff\xd9"
 # The complaint of libjpeg about rows that were cut off: bytes before the end of the
 # image, or before a restart marker, where it has all the rows that it was told of.
@@ -66,7 +67,7 @@ def header(content: bytes) -> Header | None:
         height, width, colours, _ = packages[0].decode_jpeg_header(content)
     except ValueError:
         return None
-    if colours not in ("YCbCr", "Gray"):
+    if colours not in ("YCbCr", "Gray") or width * height > _LARGEST:
         return None
     return Header(int(width), int(height), _place_of_height(content, int(height)))
 
