@@ -9,7 +9,6 @@ decoded at 1/2, 1/4 or 1/8 of its size.
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +17,6 @@ _FRAMES = (0xC0, 0xC1)  # baseline and extended sequential: rows come in order
 _NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # markers of other things among those of frames
 _LARGEST = 2**26  # pixels; what is larger may be damaged: Pillow has a limit
 _SCAN, _END = 0xDA, b"\xff\xd9"
-# The complaint of libjpeg about rows that were cut off: bytes before the end of the
-# image, or before a restart marker, where it has all the rows that it was told of.
-_CUT = re.compile(r"extraneous bytes before marker 0xd[0-79]$")
 
 
 class Header(NamedTuple):
@@ -106,8 +102,7 @@ def crop(
       size: height and width of the result.
 
     Returns:
-      uint8 [size, size, 3], or None where libjpeg complains: Pillow says whether the
-      image is readable.
+      uint8 [size, size, 3], or None where libjpeg fails: Pillow is to say why.
     """
     left, top, width, height = box
     # At 1 / shrink a row is made of `shrink` rows, all of which must be there.
@@ -117,50 +112,49 @@ def crop(
     elif rows < head.height:
         content = bytearray(content)
         content[head.place : head.place + 2] = rows.to_bytes(2, "big")
-    pixels = _decode(content, rows, head.width, shrink)
+    # What the box touches; the pixels around it are let go before the resize.
+    near = (slice(top // shrink, -(-(top + height) // shrink)),
+            slice(left // shrink, -(-(left + width) // shrink)))  # fmt: skip
+    pixels = _decode(content, (rows, head.width), shrink, near)
     if pixels is None:
         return None
-    right, bottom = -(-(left + width) // shrink), -(-(top + height) // shrink)
-    pixels = pixels[top // shrink : bottom, left // shrink : right]
-    if shrink == 1:
-        return _resize(pixels, None, size)
-    place = (left % shrink, top % shrink, width, height)
-    return _resize(pixels, tuple(x / shrink for x in place), size)
-
-
-def _decode(
-    content: bytes | bytearray, rows: int, width: int, shrink: int
-) -> np.ndarray | None:
-    """uint8 [ceil(rows / shrink), ceil(width / shrink), 3], or None."""
-    simplejpeg, _, _ = _packages()
-    limits = {}
-    shape = (-(-rows // shrink), -(-width // shrink))
+    inside = None
     if shrink > 1:
-        limits = dict(min_height=shape[0], min_width=shape[1], min_factor=shrink)
-        # What it makes of the limits; the buffer below must be of that size.
-        if simplejpeg.decode_jpeg_header(content, **limits)[:2] != shape:
-            return None
-    pixels = np.empty((*shape, 3), np.uint8)
+        inside = (left % shrink, top % shrink, width, height)
+        inside = tuple(x / shrink for x in inside)
+    return _resize(*pixels, inside, size)
+
+
+def _decode(content: bytes | bytearray, shape, shrink: int, near):
+    """(Pixels, (height, width)) of a part, or None where libjpeg fails."""
+    simplejpeg, _, _ = _packages()
+    height, width = (-(-length // shrink) for length in shape)
+    limits = {}
+    if shrink > 1:
+        limits = dict(min_height=height, min_width=width, min_factor=shrink)
+    # Colours that were stored at half the size are repeated, not interpolated. As in
+    # Pillow it is no error that bytes are left over, here those of the rows cut off.
     try:
-        # Colours that were stored at half the size are repeated, not interpolated.
-        simplejpeg.decode_jpeg(
-            content, "RGB", fastupsample=True, buffer=pixels, **limits
+        pixels = simplejpeg.decode_jpeg(
+            content, "RGB", fastupsample=True, strict=False, **limits
         )
-    except ValueError as complaint:  # comes after all rows are decoded
-        if not _CUT.search(str(complaint)):
-            return None
-    return pixels
+    except ValueError:
+        return None
+    if pixels.shape[:2] != (height, width):
+        return None
+    pixels = pixels[near]
+    return pixels.tobytes(), pixels.shape[:2]
 
 
-def _resize(pixels: np.ndarray, box, size: int) -> np.ndarray:
-    """The box (left, top, width, height; all for None) of an image, resized."""
+def _resize(pixels: bytes, shape: tuple[int, int], box, size: int) -> np.ndarray:
+    """The box (left, top, width, height; all for None) of RGB pixels, resized."""
     _, resizer, options = _packages()
     if box is not None:
         options = options.copy()
         options.crop_box = resizer.CropBox(*box)
-    height, width, _ = pixels.shape
+    height, width = shape
     kind = resizer.PixelType.U8x3
-    source = resizer.ImageData(width, height, kind, pixels.tobytes())
+    source = resizer.ImageData(width, height, kind, pixels)
     result = resizer.ImageData(size, size, kind)
     resizer.Resizer().resize(source, result, options)  # one cannot serve two threads
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)
