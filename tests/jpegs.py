@@ -19,13 +19,14 @@ FOLDER = pathlib.Path(__file__).parent / "jpegs"
 
 class TinyJpegs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
+    NAMES = ("a", "b", "c")
 
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict({
                 "image": tfds.features.Image(encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(names=["a", "b", "c"]),
+                "label": tfds.features.ClassLabel(names=self.NAMES),
                 "file_name": tfds.features.Text(),
             }),
         )
@@ -37,7 +38,7 @@ class TinyJpegs(tfds.core.GeneratorBasedBuilder):
         for i, path in enumerate(sorted((FOLDER / split).iterdir())):
             yield i, {
                 "image": io.BytesIO(path.read_bytes()),
-                "label": i % 3,
+                "label": i % len(self.NAMES),
                 "file_name": path.name,
             }
 
@@ -66,14 +67,79 @@ class TinyPngs(tfds.core.GeneratorBasedBuilder):
 '''
 
 
-def make_jpeg(width, height, seed, mode="RGB"):
+# The same with another name, and a class for each picture.
+MANY_LABELS = BUILDER.split("class TinyPngs")[0]
+MANY_LABELS = MANY_LABELS.replace("TinyJpegs", "ManyLabels")
+MANY_LABELS = MANY_LABELS.replace('("a", "b", "c")', "[str(i) for i in range(99)]")
+
+
+def make_jpeg(width, height, seed, mode="RGB", **options):
     """A smooth random picture: JPEG keeps it nearly unchanged."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
     image = small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    return encode(image, quality=95, **options)
+
+
+def encode(image, kind="JPEG", **options):
+    """The bytes of a picture."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=95)
+    image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+class ListSource(list):
+    """A sequence with the batched read of TFDS sources."""
+
+    def __getitems__(self, rows):
+        return [self[r] for r in rows]
+
+
+class Damaged:
+    """A source in which some rows hold other bytes, or None for a broken record."""
+
+    def __init__(self, source, contents):
+        self.source, self.contents = source, contents
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitems__(self, rows):
+        examples = self.source.__getitems__(rows)
+        if any(self.contents.get(row, b"") is None for row in rows):
+            raise RuntimeError("data hash\nmismatch")
+        return [
+            example | {"image": self.contents.get(row, example["image"])}
+            for row, example in zip(rows, examples, strict=True)
+        ]
+
+
+def pack(folder, builder, names, files):
+    """Packs sets of a builder's module as ArrayRecord.
+
+    Args:
+      folder: a new one, which must stay on `sys.path`.
+      builder: text of a module.
+      names: of its classes to build.
+      files: {split: {file name: bytes}}.
+
+    Returns:
+      The data folder of TFDS.
+    """
+    for split, contents in files.items():
+        (folder / "jpegs" / split).mkdir(parents=True)
+        for name, content in contents.items():
+            (folder / "jpegs" / split / name).write_bytes(content)
+    module = f"{names[0]}_builder"
+    (folder / f"{module}.py").write_text(builder)
+    # Until the last test: worker processes inherit sys.path and import the builder too.
+    sys.path.insert(0, str(folder))
+    builders = importlib.import_module(module)
+    for name in names:
+        make = getattr(builders, name)
+        builder = make(data_dir=folder / "data", file_format="array_record")
+        builder.download_and_prepare()
+    return folder / "data"
 
 
 def make_set(folder):
@@ -88,15 +154,4 @@ def make_set(folder):
         files["train"][f"t{i:02}.jpg"] = make_jpeg(60 + 7 * i, 90 - 4 * i, i, mode)
     for i in range(7):
         files["validation"][f"v{i}.jpg"] = make_jpeg(50 + 9 * i, 70, 100 + i)
-    for split, contents in files.items():
-        (folder / "jpegs" / split).mkdir(parents=True)
-        for name, content in contents.items():
-            (folder / "jpegs" / split / name).write_bytes(content)
-    (folder / "tiny_jpegs_builder.py").write_text(BUILDER)
-    # Until the last test: worker processes inherit sys.path and import the builder too.
-    sys.path.insert(0, str(folder))
-    module = importlib.import_module("tiny_jpegs_builder")
-    for make in (module.TinyJpegs, module.TinyPngs):
-        builder = make(data_dir=folder / "data", file_format="array_record")
-        builder.download_and_prepare()
-    return folder / "data", files
+    return pack(folder, BUILDER, ("TinyJpegs", "TinyPngs"), files), files

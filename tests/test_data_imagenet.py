@@ -1,15 +1,13 @@
 """Streaming a real TFDS set of JPEGs, packed by the test without TensorFlow."""
 
 import collections
-import io
 import sys
 import zipfile
 
 import numpy as np
 import pytest
 from absl import flags
-from jpegs import make_jpeg
-from PIL import Image
+from jpegs import MANY_LABELS, Damaged, ListSource, pack
 
 from quantnet_jax import data
 from quantnet_jax.data import jpeg, train_indices
@@ -92,11 +90,16 @@ def parsed_flags():
 
 
 def test_worker_processes_change_nothing(source, parsed_flags):
+    """Nor do they hide unreadable examples, which are counted here."""
+    source = Damaged(source, {2: b"", 7: None})
     args = dict(batch_size=4, seed=0, size=8, threads=1)
-    stream = data.train_stream(source, **args)
-    worked = data.train_stream(source, **args, workers=2)
+    here, there = data.Unreadable(2), data.Unreadable(2)
+    stream = data.train_stream(source, **args, unreadable=here)
+    worked = data.train_stream(source, **args, workers=2, unreadable=there)
     for _ in range(5):
         same(next(stream), next(worked))
+        assert here.count == there.count
+    assert there.count == 2
     del worked
 
 
@@ -132,94 +135,53 @@ def test_evaluation_counts_each_example_once(tiny, batch_size, count):
     assert lengths == {data.eval_steps(7, batch_size)}
 
 
-def test_random_boxes_lie_inside_and_have_the_right_shape():
-    rng = np.random.default_rng(0)
-    areas = []
-    for _ in range(2000):
-        left, top, w, h = jpeg.random_box(500, 375, rng)
-        assert left >= 0 and top >= 0 and left + w <= 500 and top + h <= 375
-        assert 0.74 < w / h < 1.35
-        areas.append(w * h / (500 * 375))
-    assert 0.07 < min(areas) < 0.1 and max(areas) > 0.9
-    assert 0.4 < np.mean(areas) < 0.55
-    # Too long for any try: the largest centred box.
-    assert jpeg.random_box(10_000, 6, rng) == (4996, 0, 8, 6)
-    assert jpeg.random_box(1, 1, rng) == (0, 0, 1, 1)
-
-
-@pytest.mark.parametrize("position", range(6))
-def test_scaled_decoding_is_close_to_full_decoding(position):
-    """The same box cut from the fully decoded picture and shrunk by averaging."""
-    content = make_jpeg(800, 640, position)
-    out = jpeg.decode_train(content, 32, seed=5, position=position).astype(float)
-    bits = np.random.Philox(
-        key=np.array([5, position], np.uint64),
-        counter=np.array([0, 0, 0, 1], np.uint64),
-    )
-    left, top, w, h = jpeg.random_box(800, 640, np.random.Generator(bits))
-    full = Image.open(io.BytesIO(content)).crop((left, top, left + w, top + h))
-    want = np.asarray(full.resize((32, 32), Image.Resampling.BOX)).astype(float)
-    assert abs(out - want).mean() < 2.0
-    shifted = np.roll(want, 1, axis=1)
-    assert abs(out - shifted).mean() > 2 * abs(out - want).mean()
-
-
-def test_random_crops_depend_on_seed_and_position():
-    content = make_jpeg(64, 48, 0)
-    crops = {
-        jpeg.decode_train(content, 8, seed=s, position=p).tobytes()
-        for s in range(3)
-        for p in range(3)
-    }
-    assert len(crops) == 9
-
-
-@pytest.mark.parametrize("width, height", [(90, 60), (60, 90), (64, 64), (63, 200)])
-def test_centre_crop_of_a_gradient(width, height):
-    """On a horizontal and vertical ramp the crop's pixel values tell its place."""
-    x = np.linspace(0, 250, width)[None, :].repeat(height, 0)
-    y = np.linspace(0, 250, height)[:, None].repeat(width, 1)
-    picture = np.stack([x, y, np.full_like(x, 9)], -1).round().astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    out = jpeg.decode_eval(stream.getvalue(), 28, 32).astype(float)
-    assert out.shape == (28, 28, 3)
-    side = 28 / 32 * min(width, height)  # the crop in pixels of the original
-    for channel, length in ((0, width), (1, height)):
-        ramp = out[:, :, channel].mean(axis=channel)
-        centre = (np.arange(28) + 0.5) / 28 * side + (length - side) / 2 - 0.5
-        np.testing.assert_allclose(ramp, centre * 250 / (length - 1), atol=3.5)
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_other_colour_modes_become_rgb(mode):
-    content = make_jpeg(40, 40, 0, mode)
-    assert jpeg.decode_eval(content, 16, 16).shape == (16, 16, 3)
-    assert jpeg.decode_train(content, 16, seed=0, position=0).shape == (16, 16, 3)
-
-
-def test_real_imagenet_pictures(shared_data):
+@pytest.fixture(scope="module")
+def real(shared_data, tmp_path_factory):
+    """Real pictures packed as a TFDS set: (data folder, {split: how many})."""
     path = shared_data / "imagenet-sample" / "imagenet_sample_51.zip"
     with zipfile.ZipFile(path) as archive:
         names = [n for n in archive.namelist() if n.endswith(".JPEG")]
-        contents = [archive.read(n) for n in names]
+        contents = {n.replace("/", "_"): archive.read(n) for n in sorted(names)}
     assert len(contents) == 51
-    # A list of examples is a source too: only len and __getitems__ are used.
-    source = ListSource([{"image": c, "label": i} for i, c in enumerate(contents)])
-    stream = data.eval_stream(source, batch_size=51, size=112, resize=128, threads=1)
-    batch = next(stream)
-    assert batch["label"].tolist() == list(range(51))
-    spread = batch["image"].reshape(51, -1).std(1)
-    assert (spread > 5).all()  # no picture came out blank
-    train = data.train_stream(source, batch_size=51, seed=0, size=112, threads=1)
-    assert sorted(next(train)["label"].tolist()) == list(range(51))
+    rows = list(contents.items())
+    files = {"train": dict(rows[:40]), "validation": dict(rows[40:])}
+    folder = tmp_path_factory.mktemp("real")
+    pytest.importorskip("tensorflow_datasets")
+    yield pack(folder, MANY_LABELS, ["ManyLabels"], files), files
+    sys.path.remove(str(folder))
 
 
-class ListSource(list):
-    """A sequence with the batched read of TFDS sources."""
-
-    def __getitems__(self, rows):
-        return [self[r] for r in rows]
+def test_real_pictures_are_seen_once_per_epoch_by_two_processes(real):
+    """Each has a label of its own, which tells which one it is."""
+    folder, files = real
+    source = data.load_source("many_labels", "train", folder)
+    assert {e["image"] for e in source} == set(files["train"].values())
+    args = dict(batch_size=8, seed=5, size=112, threads=1, process_count=2)
+    streams = [data.train_stream(source, **args, process_index=p) for p in range(2)]
+    for epoch in range(2):
+        seen = []
+        for step in range(40 // 8):
+            for p, stream in enumerate(streams):
+                batch = next(stream)
+                first = (5 * epoch + step) * 8 + 4 * p
+                assert batch["position"].tolist() == list(range(first, first + 4))
+                assert (batch["mask"] == 1).all()
+                assert (batch["image"].reshape(4, -1).std(1) > 5).all()  # none blank
+                seen += batch["label"].tolist()
+        assert sorted(seen) == list(range(40))
+    source = data.load_source("many_labels", "validation", folder)
+    seen, black = [], 0
+    for p in range(2):
+        stream = data.eval_stream(
+            *[source], batch_size=4, size=112, resize=128, process_count=2,
+            process_index=p, threads=1,
+        )  # fmt: skip
+        for batch in stream:
+            real = batch["mask"] == 1
+            seen += batch["label"][real].tolist()
+            assert (batch["image"][real].reshape(real.sum(), -1).std(1) > 5).all()
+            black += (~real).sum()
+    assert sorted(seen) == list(range(11)) and black == 1
 
 
 def test_small_set_by_name(tiny):
@@ -261,18 +223,6 @@ def test_missing_packages_are_named(package, monkeypatch, tmp_path):
             data.train_stream(source, batch_size=1, seed=0)
         else:
             data.load("mnist", tfds_dir=tmp_path)
-
-
-def test_broken_picture_is_named():
-    source = ListSource([{"image": b"no picture", "label": 0}])
-    stream = data.eval_stream(source, batch_size=1, size=8, resize=8, threads=1)
-    with pytest.raises(ValueError, match="example 0: found 10 bytes"):
-        next(stream)
-    good = make_jpeg(60, 60, 0)
-    source = ListSource([{"image": good[: len(good) // 2], "label": 0}])
-    stream = data.train_stream(source, batch_size=1, seed=0, size=8, threads=1)
-    with pytest.raises(ValueError, match="no readable image"):
-        next(stream)
 
 
 def test_workers_need_flags(source):

@@ -30,7 +30,10 @@ OUTSIDE = {
     "core": {"jax", "numpy"},
     "quantizers": {"jax", "numpy"},
     "models": {"jax", "numpy", "flax"},
-    "data": {"jax", "numpy", "absl", "PIL", "tensorflow_datasets", "grain"},
+    "data": {
+        *("jax", "numpy", "absl", "PIL", "tensorflow_datasets", "grain"),
+        *("simplejpeg", "cykooz_resizer"),
+    },
     "training": {
         *("jax", "numpy", "optax", "ml_collections", "absl"),
         *("orbax", "tensorboardX", "tqdm"),
@@ -42,7 +45,11 @@ OUTSIDE = {
 }
 
 # What only one file may use.
-ONLY_IN = {"orbax": "quantnet_jax/training/checkpoint.py"}
+ONLY_IN = {
+    "orbax": "quantnet_jax/training/checkpoint.py",
+    "simplejpeg": "quantnet_jax/data/turbo.py",
+    "cykooz_resizer": "quantnet_jax/data/turbo.py",
+}
 
 # The words of JAX that say which devices or processes there are.
 DEVICE_WORDS = {
@@ -262,7 +269,10 @@ def test_checker_finds(path, source, message):
 
 
 def test_importing_the_package_is_light():
-    heavy = ("tensorflow", "torch", "tensorflow_datasets", "grain", "orbax")
+    heavy = (
+        *("tensorflow", "torch", "tensorflow_datasets", "grain", "orbax"),
+        *("simplejpeg", "cykooz_resizer"),
+    )
     code = (
         "import sys, quantnet_jax, quantnet_jax.models, quantnet_jax.data\n"
         f"print('loaded:', [m for m in {heavy!r} if m in sys.modules])\n"

@@ -7,15 +7,15 @@ is left to `prepare`, on the device.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantnet_jax.data.jpeg import decode_eval, decode_train
+from quantnet_jax.data.decoded import UNREADABLE, EvalBatches, TrainBatches
 from quantnet_jax.data.stream import eval_batches, eval_steps, train_indices
 from quantnet_jax.data.tfds_source import open_split
+from quantnet_jax.data.unreadable import Unreadable
 
 _ENDLESS = 2**40  # steps
 
@@ -41,101 +41,32 @@ def load_source(
     return open_split(name, split, data_dir, decode=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainBatches:
-    """step -> the training batch of this process; pure and picklable.
+class Stream:
+    """Iterator over batches that counts the unreadable examples of each.
 
-    Attributes:
-      source: of `load_source`.
-      batch_size: examples in a global batch.
-      seed: of order and crops.
-      size: height and width of the images.
-      process_index, process_count: which slice of each batch.
+    The counting is done here and not where batches are made, which may be in other
+    processes and ahead of time.
     """
 
-    source: Any
-    batch_size: int
-    seed: int
-    size: int = 224
-    process_index: int = 0
-    process_count: int = 1
+    def __init__(self, batches, source, unreadable: Unreadable):
+        self._batches, self._source, self._unreadable = batches, source, unreadable
 
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Returns {"image", "label", "position", "mask"}, see `train_stream`."""
-        plan = train_indices(
-            int(step),
-            size=len(self.source),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            process_index=self.process_index,
-            process_count=self.process_count,
-        )
+    def __iter__(self) -> Stream:
+        return self
 
-        def decode(content, i):
-            place = int(plan["position"][i])
-            return decode_train(content, self.size, seed=self.seed, position=place)
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = dict(next(self._batches))
+        rows = batch.pop(UNREADABLE).tolist()
+        self._unreadable.add(self._source, [row for row in rows if row >= 0])
+        return batch
 
-        return _fill(self.source, plan, self.size, decode)
+    def get_state(self) -> Any:
+        """Where the iterator is, for `set_state`."""
+        return self._batches.get_state()
 
-
-@dataclasses.dataclass(frozen=True)
-class EvalBatches:
-    """step -> the evaluation batch of this process; pure and picklable.
-
-    Attributes:
-      source: of `load_source`.
-      batch_size: examples in a global batch, padding included.
-      size: height and width of the images.
-      resize: length of the shorter side before the centre crop.
-      process_index, process_count: which slice of each batch.
-    """
-
-    source: Any
-    batch_size: int
-    size: int = 224
-    resize: int = 256
-    process_index: int = 0
-    process_count: int = 1
-
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Returns {"image", "label", "position", "mask"}, see `eval_stream`."""
-        plans = eval_batches(
-            len(self.source),
-            self.batch_size,
-            self.process_index,
-            self.process_count,
-            first=int(step),
-        )
-
-        def decode(content, _):
-            return decode_eval(content, self.size, self.resize)
-
-        return _fill(self.source, next(plans), self.size, decode)
-
-
-def _fill(source, plan, size, decode) -> dict[str, np.ndarray]:
-    """Reads and decodes the examples of a plan; padding stays black with label 0."""
-    real = np.flatnonzero(plan["mask"])
-    image = np.zeros((plan["mask"].size, size, size, 3), np.uint8)
-    label = np.zeros(plan["mask"].size, np.int32)
-    rows = [int(plan["index"][i]) for i in real]
-    # Not called with an empty list: a batch may hold padding only.
-    examples = source.__getitems__(rows) if rows else []
-    for i, row, example in zip(real, rows, examples, strict=True):
-        try:
-            image[i] = decode(example["image"], i)
-        except OSError as error:
-            raise ValueError(
-                f"example {row}: found {len(example['image'])} bytes that are no "
-                f"readable image ({error}), expected a JPEG; prepare the set again"
-            ) from error
-        label[i] = example["label"]
-    return {
-        "image": image,
-        "label": label,
-        "position": plan["position"],
-        "mask": plan["mask"],
-    }
+    def set_state(self, state: Any) -> None:
+        """Goes on where the iterator was that gave `state`."""
+        self._batches.set_state(state)
 
 
 def _iterate(batches, first: int, stop: int, threads: int, workers: int):
@@ -185,7 +116,8 @@ def train_stream(
     start_step: int = 0,
     threads: int = 8,
     workers: int = 0,
-):
+    unreadable: Unreadable | None = None,
+) -> Stream:
     """Endless training batches from a step on.
 
     Resume either by `start_step` (no state is needed) or by the iterator's
@@ -202,14 +134,17 @@ def train_stream(
       threads: batches computed at a time (in each worker), and read ahead.
       workers: extra processes; 0 works in this one (decoding releases the GIL). They
         need a program run by absl.app.run, with the usual __main__ guard.
+      unreadable: counts unreadable examples, each of which is replaced by the next
+        readable one of the stream; None allows none.
 
     Returns:
-      A Grain iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B],
+      An iterator of {"image": uint8 [B, size, size, 3], "label": int32 [B],
       "position": uint32 [B], "mask": float32 [B], all ones}.
 
     Raises:
       ImportError: Grain is not installed.
-      ValueError: an argument is out of range or the batch does not divide.
+      ValueError: an argument is out of range or the batch does not divide; from the
+        iterator: too many examples are unreadable.
     """
     _check(source, size)
     # The first plan is made here, so that bad arguments are told before any thread.
@@ -221,8 +156,13 @@ def train_stream(
         process_index=process_index,
         process_count=process_count,
     )
-    batches = TrainBatches(source, batch_size, seed, size, process_index, process_count)
-    return _iterate(batches, start_step, _ENDLESS, threads, workers)
+    unreadable = Unreadable() if unreadable is None else unreadable
+    batches = TrainBatches(
+        *(source, batch_size, seed, size, process_index, process_count),
+        limit=unreadable.limit,
+    )
+    ahead = _iterate(batches, start_step, _ENDLESS, threads, workers)
+    return Stream(ahead, source, unreadable)
 
 
 def eval_stream(
@@ -235,7 +175,8 @@ def eval_stream(
     process_count: int = 1,
     threads: int = 8,
     workers: int = 0,
-):
+    unreadable: Unreadable | None = None,
+) -> Stream:
     """Evaluation batches: each example exactly once over all processes.
 
     Args:
@@ -244,19 +185,20 @@ def eval_stream(
       size: height and width of the images.
       resize: length of the shorter side before the centre crop, at least `size`.
       process_index, process_count, threads, workers: see `train_stream`.
+      unreadable: counts unreadable examples, each of which is masked out; None allows
+        none.
 
     Returns:
-      A Grain iterator of `eval_steps(len(source), batch_size)` batches, on every
-      process, of the form of `train_stream`; padding is black with label 0, mask 0.
+      An iterator of `eval_steps(len(source), batch_size)` batches, on every process,
+      of the form of `train_stream`; padding is black with label 0, mask 0.
 
     Raises:
-      ImportError: Grain is not installed.
-      ValueError: an argument is out of range or the batch does not divide.
+      ImportError, ValueError: see `train_stream`.
     """
     _check(source, size, resize)
     eval_batches(len(source), batch_size, process_index, process_count)
     batches = EvalBatches(
         source, batch_size, size, resize, process_index, process_count
     )
-    steps = eval_steps(len(source), batch_size)
-    return _iterate(batches, 0, steps, threads, workers)
+    ahead = _iterate(batches, 0, eval_steps(len(source), batch_size), threads, workers)
+    return Stream(ahead, source, unreadable or Unreadable())

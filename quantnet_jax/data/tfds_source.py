@@ -98,6 +98,29 @@ def class_names(source: Any) -> tuple[str, ...]:
     return tuple(source.dataset_info.features["label"].names)
 
 
+def name_row(source: Any, row: int) -> str:
+    """How to call a row of an opened split, with its file where TFDS tells it.
+
+    Args:
+      source: of `open_split`, or any sequence.
+      row: 0 <= row < len(source).
+
+    Returns:
+      As "example 7 of 'train' (record 7 of NAME.array_record-00000-of-00001)".
+    """
+    split = getattr(source, "split", None)
+    splits = getattr(getattr(source, "dataset_info", None), "splits", {})
+    if not isinstance(split, str) or split not in splits:
+        return f"example {row}"
+    name, record = f"example {row} of {split!r}", row
+    files = sorted(splits[split].filenames)
+    for file, length in zip(files, splits[split].shard_lengths, strict=False):
+        if record < length:
+            return f"{name} (record {record} of {file})"
+        record -= length
+    return name
+
+
 def load_tfds(
     name: str,
     data_dir: str | Path | None = None,

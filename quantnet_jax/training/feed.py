@@ -31,6 +31,7 @@ class Feed(NamedTuple):
       test: `() -> iterator` over every test example once.
       sample: `() -> batch` of the first training examples, at most `SAMPLE`: the same
         on every process, with images and labels of its own, as of a streamed set.
+      unreadable: `() -> int`, how many unreadable examples this process has met.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +45,7 @@ class Feed(NamedTuple):
     train: Callable[[int], Iterator[dict[str, np.ndarray]]]
     test: Callable[[], Iterator[dict[str, np.ndarray]]]
     sample: Callable[[], dict[str, np.ndarray]]
+    unreadable: Callable[[], int] = lambda: 0
 
 
 def make_feed(config: Config, runner: Runner) -> Feed:
@@ -91,6 +93,10 @@ def _load(c: Config) -> qdata.Dataset:
 
 def _in_memory(config: Config, runner: Runner) -> Feed:
     c = config.data
+    if c.max_unreadable:
+        raise ValueError(
+            f"data.max_unreadable={c.max_unreadable}: {c.name!r} is not streamed, use 0"
+        )
     dataset = _load(c)
     shape = dataset.train_image.shape[1:]
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
@@ -149,12 +155,14 @@ def _streamed(config: Config, runner: Runner, name: str) -> Feed:
     with named(f"data.name={c.name!r}, data.folder={c.folder!r}", name="data.name"):
         train_source = qdata.load_source(name, "train", c.folder or None)
         test_source = qdata.load_source(name, "validation", c.folder or None)
+    unreadable = qdata.Unreadable(c.max_unreadable)  # of both splits together
     mean, std = qdata.STATISTICS["imagenet2012"]  # of photographs in general
     common = {
         "size": size,
         "process_index": runner.process_index,
         "process_count": runner.process_count,
         "workers": c.workers,
+        "unreadable": unreadable,
     }
     return Feed(
         classes=qdata.class_names(train_source),
@@ -185,6 +193,8 @@ def _streamed(config: Config, runner: Runner, name: str) -> Feed:
                 seed=config.seed,
                 size=size,
                 threads=1,
+                unreadable=unreadable,
             )
         ),
+        unreadable=lambda: unreadable.count,
     )
