@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from quantnet_jax import export, report
+from quantnet_jax.data import TooManyUnreadable
 from quantnet_jax.training import (
     checkpoint,
     dispatch,
@@ -243,7 +244,10 @@ def train(
             shown = None
             if step % config.log_every == 0 or step in evaluations:
                 rate = float(exp.learning_rate(step - 1))
-                row = log.record(step, epoch=step / exp.epoch_steps, lr=rate)
+                row = {"epoch": step / exp.epoch_steps, "lr": rate}
+                if exp.feed.train_data is None:
+                    row["unreadable"] = exp.feed.unreadable()
+                row = log.record(step, **row)
                 shown = {k: row[k] for k in ("loss", "penalty")}
             if step in evaluations:
                 scores, layers, codes = exp.evaluate(state, codes)
@@ -309,9 +313,11 @@ def train(
 
 @contextlib.contextmanager
 def told(checkpoints: checkpoint.Checkpoints):
-    """Ends a run that diverged in one line; nothing of it was saved."""
+    """Ends a run in one line if it diverged, before it was saved, or its data failed."""
     try:
         yield
+    except TooManyUnreadable as e:
+        sys.exit(f"error: {e}")
     except Diverged as e:
         last = checkpoints.latest()
         sys.exit(

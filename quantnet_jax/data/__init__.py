@@ -23,13 +23,14 @@ from quantnet_jax.data.sources import (
 )
 from quantnet_jax.data.stream import eval_batches, eval_steps, train_indices
 from quantnet_jax.data.tfds_source import class_names, load_tfds
-from quantnet_jax.data.unreadable import Unreadable
+from quantnet_jax.data.unreadable import TooManyUnreadable, Unreadable
 
 __all__ = [
     "CLASSES",
     "NAMES",
     "STATISTICS",
     "Dataset",
+    "TooManyUnreadable",
     "Unreadable",
     "class_names",
     "eval_batches",

@@ -13,6 +13,10 @@ from quantnet_jax.data.tfds_source import name_row
 _NAMED = 3  # in the error message
 
 
+class TooManyUnreadable(ValueError):
+    """More examples of a set are damaged than the user allows."""
+
+
 class Unreadable:
     """The unreadable examples that a process has met, each counted once.
 
@@ -39,7 +43,7 @@ class Unreadable:
           rows: that could not be read.
 
         Raises:
-          ValueError: there are more than the limit.
+          TooManyUnreadable: there are more than the limit.
         """
         for row in rows:
             name = name_row(source, row)
@@ -53,7 +57,7 @@ class Unreadable:
         if self.count > self.limit:
             named = [f"{name}: {why}" for name, why in self._met.items()][:_NAMED]
             more = self.count - len(named)
-            raise ValueError(
+            raise TooManyUnreadable(
                 f"{self.count} unreadable examples, expected at most "
                 f"data.max_unreadable={self.limit}: {'; '.join(named)}"
                 f"{f'; and {more} more' if more else ''}; prepare the set again"
