@@ -313,7 +313,7 @@ def train(
 
 @contextlib.contextmanager
 def told(checkpoints: checkpoint.Checkpoints):
-    """Ends a run in one line if it diverged, before it was saved, or its data failed."""
+    """Ends in one line a run that diverged (nothing of it was saved) or lost its data."""
     try:
         yield
     except TooManyUnreadable as e:
