@@ -313,7 +313,7 @@ def train(
 
 @contextlib.contextmanager
 def told(checkpoints: checkpoint.Checkpoints):
-    """Ends in one line a run that diverged (nothing of it was saved) or lost its data."""
+    """Ends in one line a run that diverged, with nothing saved, or lost its data."""
     try:
         yield
     except TooManyUnreadable as e:
