@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
-from util import assert_trees_close, noisy, normal
+from tiny import tiny_config, train
+from util import assert_trees_close, learned_tanh, normal
 
-import train
-from quantnet_jax import evaluate, models, quantizers
+from quantnet_jax import evaluate, models
 from quantnet_jax.core import tree
 from quantnet_jax.data import prepare
 from quantnet_jax.training import (
@@ -21,6 +20,7 @@ from quantnet_jax.training import (
     experiment,
     losses,
     metrics,
+    networks,
     optim,
     parallel,
     steps,
@@ -34,19 +34,19 @@ def save_run(workdir, **overrides):
     config = tiny_config(quantizer__name="identity", model__width=6, **overrides)
     runner = parallel.make_runner("jit")
     feed = make_feed(config, runner)
-    model = experiment.make_model(config, len(feed.classes), None)
-    shape = (1, *feed.shape)
-    variables = jax.jit(model.init)(jax.random.key(7), jnp.zeros(shape))
-    stats = jax.tree.map(lambda x: np.abs(x) + 0.1, noisy(variables["batch_stats"]))
+    model = networks.make_model(config, len(feed.classes), None)
+    image = jnp.zeros((1, *feed.shape))
+    shapes = jax.eval_shape(model.init, jax.random.key(7), image)
+    made = jax.tree.map(lambda x: np.abs(normal(x.size, x.shape)) + 0.1, shapes)
     state = {
         "step": np.asarray(3, np.int32),
-        "params": {"model": noisy(variables["params"], spread=0.1)},
-        "batch_stats": stats,
+        "params": {"model": jax.tree.map(lambda x: 0.3 * x, made["params"])},
+        "batch_stats": made["batch_stats"],
     }
     with checkpoint.Checkpoints(workdir) as saved:
         saved.save(3, state)
     metrics.write_json(workdir / "config.json", config.to_dict())
-    return model, {"params": state["params"]["model"], "batch_stats": stats}
+    return model, made | {"params": state["params"]["model"]}
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,12 @@ def test_teacher_sees_the_augmented_batch_in_evaluation_mode(teacher):
         *(prepare,), seed=0, train=True, pad=1, flip=True, mean=feed.mean, std=feed.std
     )
     batch = feed.sample()
-    made = distillation.with_teacher(augmented, logits)(
-        {"set": None, "teacher": weights}, batch
-    )
-    alone = augmented(None, batch)
+    both = jax.jit(distillation.with_teacher(augmented, logits))
+    made = both({"set": None, "teacher": weights}, batch)
+    alone = jax.jit(augmented)(None, batch)
     np.testing.assert_array_equal(made["image"], alone["image"])
-    wanted = model.apply(variables, alone["image"], train=False)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    wanted = apply(variables, alone["image"])
     np.testing.assert_allclose(made["teacher"], wanted, rtol=1e-4, atol=1e-4)
     assert made["teacher"].dtype == jnp.float32 and np.ptp(wanted) > 0.1
 
@@ -97,13 +97,11 @@ MODES = {
 def linear_step(mode, weight):
     """(state, step) of a linear network whose batches hold the teacher's logits."""
     params = {"kernel": jnp.asarray(normal(0, (5, 4)))}
-    quantnet = quantizers.create("quantnet", width=2, sharpness=2.0)
-    quantizer = tree.quantize_tree([tree.Rule("kernel", quantnet, "model")], params)
+    rule = tree.Rule("kernel", learned_tanh(), "model")
+    quantizer = tree.quantize_tree([rule], params)
     sgd = optim.optimizer("sgd", lambda step: 1.0, momentum=0.0)
     tx = optim.partition(sgd, sgd)
     state = create_state({"params": params}, quantizer, tx, jax.random.key(1))
-    quant = noisy(state.params["quant"])
-    state = state._replace(params={"model": params, "quant": quant})
     step = steps.make_train_step(
         lambda variables, x, train: (x @ variables["params"]["kernel"], {}),
         *(quantizer, tx, lambda data, batch: batch),
@@ -114,8 +112,9 @@ def linear_step(mode, weight):
     return state, jax.jit(step, static_argnums=3)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("mode", "weight"), [("joint", 0.0), ("joint", 1.0), ("bilevel", 1.0)]
+)
 def test_weight_says_whose_word_counts(mode, weight):
     """0: as without a teacher. 1: labels count for nothing, held out or not."""
     rng = np.random.default_rng(3)
@@ -146,34 +145,43 @@ def test_weight_says_whose_word_counts(mode, weight):
 
 # A whole run -------------------------------------------------------------------------
 def test_run_with_teacher_average_and_parts(teacher, tmp_path):
-    """What is scored, packed, exported and evaluated later are averaged weights."""
-    gone = tmp_path / "teacher"
+    """What is scored and shipped, now and from the checkpoint, are averaged weights."""
+    gone, workdir = tmp_path / "teacher", tmp_path / "run"
     shutil.copytree(teacher[0], gone)
     options = {"ema": 0.9, "accumulate": 2, "distill__workdir": str(gone)}
-    options |= {"epochs": 0.64, "eval_every": 1.0, "export": True, "report": False}
-    result = train.train(tiny_config(**options), tmp_path / "run")
-    assert result["hard"] == result["packed"] == result["exported"]
-    shutil.rmtree(gone)  # training alone needs it
-    exp, state, _ = evaluate.restore(str(tmp_path / "run"))
+    options |= {"quantizer__name": "lsq", "bn_batches": 0, "runner": "jit"}
+    config = tiny_config(**options)
+    exp = experiment.build(config, jax.devices()[:1])
+    state, _ = train(exp, 3)
+    scores, _, codes = exp.evaluate(state)
+    with checkpoint.Checkpoints(workdir) as saved:
+        saved.save(3, state)
+    metrics.write_json(workdir / "config.json", config.to_dict())
     host = jax.device_get(state)
-    raw, averaged = host.params, scored(host).params
-    for a, b in zip(jax.tree.leaves(raw), jax.tree.leaves(averaged), strict=True):
+    averaged = scored(host).params
+    for a, b in zip(
+        jax.tree.leaves(host.params), jax.tree.leaves(averaged), strict=True
+    ):
         assert np.abs(a - b).max() > 1e-6
+
+    shutil.rmtree(gone)  # training alone needs it
+    _, later, _ = evaluate.restore(str(workdir))
+    for a, b in zip(jax.tree.leaves(later.ema), jax.tree.leaves(host.ema), strict=True):
+        np.testing.assert_array_equal(a, b)
     # The last weights themselves count for nothing, and the averaged ones for all.
     blank = {
         k: jax.tree.map(np.zeros_like, getattr(host, k))
         for k in ("params", "batch_stats")
     }
     state = state._replace(**exp.runner.replicate(blank))
-    scores, _, _ = exp.evaluate(state)
-    assert {k: result[k] for k in scores} == scores
+    assert exp.evaluate(state)[0] == scores
     quantizer = tree.tree_quantizer(exp.buckets)
     hard = tree.flatten(quantizer.hard(averaged["quant"], averaged["model"]))
-    codes, shipped = exp.codes(state), tree.flatten(exp.deployed(state))
-    assert codes
-    for path, got in codes.items():
-        np.testing.assert_array_equal(got, hard[path].codes)
-        np.testing.assert_array_equal(got, shipped[path].codes)
+    shipped = tree.flatten(exp.deployed(state))
+    assert codes.keys() == exp.codes(state).keys() and codes
+    for path, got in exp.codes(state).items():
+        for other in (codes[path], hard[path].codes, shipped[path].codes):
+            np.testing.assert_array_equal(got, other)
     wanted = models.fold(averaged["model"]["bn1"], host.ema["batch_stats"]["bn1"])
     got = {k: shipped[f"bn1/{k}"] for k in ("scale", "bias")}
     assert_trees_close(got, wanted)

@@ -40,6 +40,23 @@ def clip_sign():
     return Quantizer(no_params, soft, hard_sign, no_penalty)
 
 
+def learned_tanh():
+    """soft: tanh(q w) with one learned q, 0.7 at first; hard: sign(w); penalty q^2.
+
+    The cheapest quantizer to compile that has all that a training step can meet.
+    """
+
+    def soft(qparams, w, *, step, key=None):
+        return jnp.tanh(qparams * w)
+
+    return Quantizer(
+        init=lambda key, w: jnp.full(1, 0.7)[0],
+        soft=soft,
+        hard=hard_sign,
+        penalty=lambda qparams, w, *, step: 0.3 * qparams**2,
+    )
+
+
 def assert_trees_close(x, y, rtol=1e-5, atol=1e-6):
     """Same structure, and leaves equal within the tolerance."""
     assert jax.tree.structure(x) == jax.tree.structure(y)
