@@ -35,6 +35,8 @@ class Experiment(NamedTuple):
       epoch_steps: steps of one epoch, a fraction in general.
       learning_rate: of the weights, a schedule of the step.
       state: before the first step, replicated.
+      fit: `the model's parameters -> qparams` that begin from these weights, as a warm
+        start needs them; on the host.
       train_data: on the devices, or None.
       train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
       train_chunk: the same for the stacked batches of `chunk` steps in one dispatch;
@@ -58,6 +60,7 @@ class Experiment(NamedTuple):
     epoch_steps: float
     learning_rate: Callable
     state: TrainState
+    fit: Callable[[PyTree], PyTree]
     train_data: PyTree
     train_step: Callable
     train_chunk: Callable
@@ -144,6 +147,10 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         variables = model.init(jax.random.fold_in(key, 0), images, train=real)
         return create_state(variables, quantizer, tx, jax.random.fold_in(key, 1))
 
+    def fit(weights):
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        return jax.device_get(jax.jit(quantizer.init)(key, weights))
+
     images = jnp.zeros(image.shape)
     if config.activation.name:
         images = plain(None, feed.sample())["image"]
@@ -177,6 +184,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         epoch_steps=epoch_steps,
         learning_rate=rate,
         state=runner.replicate(jax.device_get(jax.jit(init)(images))),
+        fit=fit,
         train_data=data["train"],
         train_step=runner.compile(train_step, replicated=2, donate=True),
         train_chunk=runner.compile(
