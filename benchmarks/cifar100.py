@@ -24,6 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as a script it finds only benchmarks/
 
+from absl import logging  # noqa: E402
+
 from benchmarks import cifar100_page, cifar100_plan, protocols, runs  # noqa: E402
 from benchmarks.cifar100_plan import Run  # noqa: E402
 from benchmarks.protocols import PROTOCOLS, Protocol  # noqa: E402
@@ -33,6 +35,7 @@ DATA = ("cifar100", "cifar10")
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax has a word on every float network
     if args.action == "one":
         return run_named(args)
     if args.action == "list":
@@ -44,8 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         do = run_here if args.action == "row" else run_all
         for name in args.protocol:  # also where something of another did not work
             code = max(code, do(name, args))
-            if code == runs.STOPPED:
-                break
     for page in cifar100_page.write(args.results, args.page):
         print(f"wrote {page}")
     return code
@@ -171,9 +172,6 @@ def run_here(name: str, args: argparse.Namespace) -> int:
 
 def told(name: str, args: argparse.Namespace, codes: dict[str, int]) -> int:
     """Says what of a queue is not complete; the exit code."""
-    if runs.STOPPED in codes.values():
-        runs.say(f"{name}: stopped; the same command goes on")
-        return runs.STOPPED
     failed = [label for label, code in codes.items() if code]
     missing = [r for r in wanted(name, args) if not is_done(name, r, args)]
     if failed:

@@ -3,14 +3,15 @@
 import math
 import pathlib
 import statistics
-from collections.abc import Iterable, Iterator
 
-from benchmarks import cifar100_plan, curves, mismatch_page
+from benchmarks import cifar100_plan, mismatch_page
+from benchmarks.cifar100_charts import charts
 from benchmarks.cifar100_plan import Result, choice, final_run, path, search_runs
 from benchmarks.gap_page import line, mean_std
 from benchmarks.protocol_rows import PLAIN_STE
 from benchmarks.protocols import FLOAT, PROTOCOLS, Protocol
-from benchmarks.runs import read, slug
+from benchmarks.runs import read
+from quantnet_jax import zoo
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KINDS = ("soft", "hard", "hard_bn")
@@ -77,10 +78,22 @@ def text(results: pathlib.Path, charts_in: str = "results") -> str:
             pictures = [x for x in drawn if x.startswith(f"{data}_{name}_")]
             found += [f"![{x}]({charts_in}/{x})" for x in pictures] + [""]
     found += ["## Gradient mismatch\n", mismatch_page.text(results)]
+    found += ["## Networks that ship\n", *zoo_table(), ""]
     found += ["## Not run\n"]
     rest = [f"- `{name}`: {PROTOCOLS[name].title}." for name in missing]
     found += rest or ["Every protocol has results above; rows without are marked."]
     return "\n".join(found) + "\n"
+
+
+def zoo_table() -> list[str]:
+    """What `quantnet_jax.load("zoo:NAME")` knows."""
+    lines = ['`quantnet_jax.load("zoo:NAME")`, `python -m quantnet_jax.zoo`:\n']
+    lines += line(("name", "method", "bits", "network", "data", "accuracy", "bytes"))
+    for name, x in zoo.entries().items():
+        about = (x["method"], str(x["bits"]), x["network"], x["data"])
+        cells = (f"`{name}`", *about, f"{100 * x['accuracy']:.2f}", f"{x['bytes']:,}")
+        lines += line(cells, head=False)
+    return lines
 
 
 # One protocol -------------------------------------------------------------------------
@@ -241,52 +254,3 @@ def search_cell(result: Result | None) -> str:
     if result.get("diverged"):
         return "diverged"
     return f"{100 * cifar100_plan.score(result):.2f}"
-
-
-# Charts -------------------------------------------------------------------------------
-def charts(results: pathlib.Path) -> dict[str, str]:
-    """{file name: SVG} of the first seed of the key rows of every protocol."""
-    found = {}
-    for data in ("cifar100", "cifar10"):
-        for name, protocol in PROTOCOLS.items():
-            folder = results / data / name
-            for what, svg in protocol_charts(protocol, folder):
-                found[f"{data}_{slug(name)}_{what}.svg"] = svg
-    return found
-
-
-def protocol_charts(
-    protocol: Protocol, folder: pathlib.Path
-) -> Iterator[tuple[str, str]]:
-    """Accuracy, and gap, over the epochs of a run."""
-    rows = [
-        r for r in (FLOAT, "quantnet", "tanh_sign", "clipped_ste") if r in protocol.rows
-    ]
-    accuracies, gaps = [], []
-    for n, row in enumerate(rows):
-        result = read(path(folder, final_run(protocol, folder, row, protocol.seeds[0])))
-        curve = (result or {}).get("curve", [])
-        if not curve:
-            continue
-        annealed = row in ("quantnet", "tanh_sign")
-        kinds = ("soft", "hard_bn") if annealed else ("hard",)
-        for key in kinds:
-            shown = f"{row}, {key.replace('_bn', ' + BN')}" if annealed else row
-            points = points_of(curve, lambda r, key=key: 100 * r[key])
-            accuracies.append(curves.Line(shown, points, n, key == "soft"))
-        if annealed:
-            for key, label in (("hard", "hard"), ("hard_bn", "hard + BN")):
-                points = points_of(curve, lambda r, key=key: 100 * (r["soft"] - r[key]))
-                shown = f"{row}: {label}"
-                gaps.append(curves.Line(shown, points, n, key == "hard"))
-    seed = protocol.seeds[0]
-    if accuracies:
-        yield "accuracy", curves.chart(f"Accuracy in percent, seed {seed}", accuracies)
-    if gaps:
-        title = f"Soft minus hard in points, seed {seed}"
-        yield "gap", curves.chart(title, gaps)
-
-
-def points_of(curve: Iterable[Result], value) -> list[tuple[float, float]]:
-    """(epoch, value) of every evaluation."""
-    return [(r["epoch"], value(r)) for r in curve]

@@ -203,7 +203,7 @@ def run_processes(
 ) -> dict[str, int]:
     """Runs commands, `jobs` at a time, each on its own share of the cores.
 
-    SIGTERM is passed on to what is running; nothing is started after it.
+    SIGTERM is passed on to what is running, and nothing is started after it.
 
     Args:
       take: `(exit codes so far, names under way) -> (name, command)`, or None where
@@ -213,6 +213,9 @@ def run_processes(
 
     Returns:
       The exit code of each name.
+
+    Raises:
+      SystemExit: with code `STOPPED`, after SIGTERM and the end of what was running.
     """
     cores = sorted(os.sched_getaffinity(0))
     free = [cores[i::jobs] or cores for i in range(jobs)]
@@ -240,7 +243,7 @@ def run_processes(
                 running[task[0]] = subprocess.Popen(task[1], env=environment), share
                 os.sched_setaffinity(0, mine)
             if not running:
-                return codes
+                break
             time.sleep(0.2)
             for name, (process, _) in list(running.items()):
                 if process.poll() is not None:
@@ -248,6 +251,10 @@ def run_processes(
                     free.append(running.pop(name)[1])
     finally:
         signal.signal(signal.SIGTERM, old)
+    if stopped:
+        say("stopped; the same command goes on")
+        sys.exit(STOPPED)
+    return codes
 
 
 def environment(cache: str | os.PathLike, xla_flags: str = "") -> dict[str, str]:
