@@ -194,6 +194,10 @@ def train(
             with checkpoint.Checkpoints(config.init_from, read_only=True) as source:
                 saved = source.load_arrays().state
             warm, matched = checkpoint.warm_start(like, saved)
+            if warm["params"]["quant"]:
+                # What was not saved begins from the weights that were, not from random.
+                warm["params"]["quant"] = exp.fit(warm["params"]["model"])
+                warm, matched = checkpoint.warm_start(warm, saved)
             state = state._replace(**runner.place(warm))
             notes.append(f"{matched} (from {config.init_from})")
     # Only now: a run that could not start must not claim the workdir.

@@ -1,6 +1,5 @@
 """Reads the results of the family and writes their page; nothing is trained here."""
 
-import json
 import math
 import pathlib
 import statistics
@@ -9,6 +8,7 @@ from typing import Any
 
 from benchmarks import gap_rows
 from benchmarks.gap_rows import FLOAT, RATES, SEEDS
+from benchmarks.runs import read, slug
 
 Result = dict[str, Any]
 COLUMNS = (
@@ -43,19 +43,14 @@ NOTES = """
 # Files --------------------------------------------------------------------------------
 def search_paths(results: pathlib.Path, name: str) -> dict[float, pathlib.Path]:
     """Learning rate -> file of its run."""
-    base = gap_rows.slug(name)
+    base = slug(name)
     return {rate: results / "search" / f"{base}-lr{rate}.json" for rate in RATES}
 
 
 def final_paths(results: pathlib.Path, name: str) -> dict[int, pathlib.Path]:
     """Seed -> file of its run."""
-    base = gap_rows.slug(name)
+    base = slug(name)
     return {seed: results / "final" / f"{base}-seed{seed}.json" for seed in SEEDS}
-
-
-def read(path: pathlib.Path) -> Result | None:
-    """A result, None where there is none yet."""
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def read_all(paths: Iterable[pathlib.Path]) -> list[Result] | None:

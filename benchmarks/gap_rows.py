@@ -128,11 +128,3 @@ def configuration(row: Row, data: str, folder: str = "") -> Any:
     for key, value in row.model.items():
         c.model[key] = value
     return c
-
-
-def slug(name: str) -> str:
-    """A name as part of a file name."""
-    kept = "".join(x if x.isalnum() or x in "._-" else "_" for x in name)
-    while "__" in kept:
-        kept = kept.replace("__", "_")
-    return kept

@@ -3,6 +3,9 @@ r"""QuantNet on CIFAR-100: ResNet-20, binary but for the first and the last laye
 Command:   python train.py --config=configs/cifar100_resnet20.py \
                --workdir=runs/cifar100_resnet20 --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
+           Within the same 200 epochs from a float network: first :float, which trains
+           one for 100 epochs into runs/cifar100_resnet20_float, then :warm. With all
+           baselines: python benchmarks/cifar100.py run --protocol B200 --folder FOLDER
 Hardware:  one GPU.
 Expected:  not run yet.
 
@@ -15,4 +18,12 @@ from configs import common
 
 
 def get_config(variant: str = ""):
-    return common.cifar_resnet20("cifar100", variant)
+    if variant not in ("float", "warm"):
+        return common.cifar_resnet20("cifar100", variant)
+    c = common.cifar_resnet20("cifar100", "")
+    c.epochs = c.epochs / 2
+    if variant == "float":
+        c.quantizer.name = "identity"
+    else:
+        c.init_from = "runs/cifar100_resnet20_float"
+    return c

@@ -9,6 +9,7 @@ hard = q.hard(qparams, params)               # QTensor leaves: what ships
 logits = model.apply({"params": qn.dequantize_tree(hard)}, images)
 
 predictor = qn.load("model.safetensors")     # an exported network, ready to run
+predictor = qn.load("zoo:NAME")              # one of `python -m quantnet_jax.zoo`
 """
 
 import os
@@ -82,7 +83,8 @@ def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> "Predicto
     Needs no training code; see `quantnet_jax.deploy` and `quantnet_jax.export`.
 
     Args:
-      path: a `model.safetensors` that `python -m quantnet_jax.export` wrote.
+      path: a `model.safetensors` that `python -m quantnet_jax.export` wrote, or
+        'zoo:NAME' for a trained network of this package, see `quantnet_jax.zoo`.
       popcount: whether layers with binary weights and binary inputs count bits; 'auto':
         on a CPU, if export found the same classes so for every test image.
 
@@ -91,9 +93,11 @@ def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> "Predicto
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: in one line, what is wrong with the file.
+      ValueError: in one line, what is wrong with the file or the name.
     """
     # Here, so that the import of the core does not bring in the networks.
-    from quantnet_jax import deploy
+    from quantnet_jax import deploy, zoo
 
+    if isinstance(path, str) and path.startswith(zoo.PREFIX):
+        path = zoo.path(path.removeprefix(zoo.PREFIX))
     return deploy.load(path, popcount=popcount)

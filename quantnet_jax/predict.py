@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+import quantnet_jax
 from quantnet_jax import deploy
 
 MODES = {1: "L", 3: "RGB"}
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m quantnet_jax.predict",
         description=f"{usage.split(':')[0]}. {about}",
     )
-    parser.add_argument("model", help="model.safetensors of quantnet_jax.export")
+    parser.add_argument("model", help="model.safetensors of an export, or zoo:NAME")
     parser.add_argument("image", nargs="+", help="picture files")
     parser.add_argument("--top", type=int, default=5, help="classes to print (5)")
     parser.add_argument(
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.top < 1:
             raise ValueError(f"--top={args.top}, expected 1 or more")
-        predictor = deploy.load(args.model, popcount=POPCOUNT[args.popcount])
+        predictor = quantnet_jax.load(args.model, popcount=POPCOUNT[args.popcount])
         for path, classes, note in predict(predictor, args.image, args.top):
             if note:
                 print(f"note: {path}: {note}", file=sys.stderr)

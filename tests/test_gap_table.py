@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import gap_page, gap_rows, gap_table
+from benchmarks import gap_page, gap_rows, gap_table, runs
 from quantnet_jax import quantizers
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import evaluation, experiment
@@ -58,7 +58,7 @@ def calls(monkeypatch):
         trained.append(config)
         return result(1.0 - config.weights.learning_rate / 10)
 
-    monkeypatch.setattr(gap_table.train, "train", train)
+    monkeypatch.setattr(runs.train, "train", train)
     return trained
 
 
@@ -72,7 +72,7 @@ def test_queue_covers_every_member_and_variant():
             assert rows[f"{name}: {label}"] == gap_rows.Row(name, options)
     bits = {row.bits for row in rows.values() if row.activation}
     assert {"1/1", "1/2", "2/2", "4/4"} <= bits
-    slugs = [gap_rows.slug(name) for name in rows]
+    slugs = [runs.slug(name) for name in rows]
     assert len(set(slugs)) == len(rows)
     assert not [x for x in slugs if set(x) & set(" :=/,")]
 
@@ -84,12 +84,12 @@ def test_rows_differ_in_the_method_alone(data):
         config = gap_rows.configuration(row, data, "somewhere")
         config_lib.check(config)
         experiment.make_rules(config, 100)  # refuses options that a factory lacks
-        flat = gap_table.settings(config)
+        flat = runs.settings(config)
         used = {k: v for k, v in flat.items() if k.startswith("quantizer.")}
         assert used.pop("quantizer.name") == row.method
         assert (
             used.keys()
-            == gap_table.settings(
+            == runs.settings(
                 gap_rows.configuration(gap_rows.Row(row.method, row.options), data)
             ).keys()
             & used.keys()
@@ -146,12 +146,12 @@ def test_results_of_other_settings_are_not_mixed_in(made, calls, capsys):
 
 def test_changed_settings():
     old = {"seed": 0, "quantizer.name": "x", "quantizer.x.bits": 1}
-    assert gap_table.changed(old, dict(old)) == []
-    assert gap_table.changed(old, old | {"new_key": 1}) == []
-    assert gap_table.changed(old, old | {"seed": 1}) == ["seed"]
+    assert runs.changed(old, dict(old)) == []
+    assert runs.changed(old, old | {"new_key": 1}) == []
+    assert runs.changed(old, old | {"seed": 1}) == ["seed"]
     more = old | {"quantizer.x.width": 4}
-    assert gap_table.changed(old, more) == ["quantizer.x.width"]
-    assert gap_table.changed(more, old) == ["quantizer.x.width"]
+    assert runs.changed(old, more) == ["quantizer.x.width"]
+    assert runs.changed(more, old) == ["quantizer.x.width"]
 
 
 def test_divergence_is_a_result_and_a_fault_is_none(made, monkeypatch, capsys):
@@ -160,15 +160,15 @@ def test_divergence_is_a_result_and_a_fault_is_none(made, monkeypatch, capsys):
             raise SystemExit("error: diverged at step 7: loss nan")
         return result(0.5 + config.weights.learning_rate)
 
-    monkeypatch.setattr(gap_table.train, "train", train)
+    monkeypatch.setattr(runs.train, "train", train)
     args = gap_table.parse(["row", "--only", "dorefa"])
     assert gap_table.run_row("dorefa", args) == 0
-    found = gap_page.read(gap_page.search_paths(made.folder, "dorefa")[1.0])
+    found = runs.read(gap_page.search_paths(made.folder, "dorefa")[1.0])
     assert found["diverged"] is True and "step 7" in found["message"]
     assert gap_page.best_rate(made.folder, "dorefa") == 0.1
 
     for error in (RuntimeError("out of flour"), SystemExit("error: no such bread")):
-        monkeypatch.setattr(gap_table.train, "train", lambda *_, e=error: fail(e))
+        monkeypatch.setattr(runs.train, "train", lambda *_, e=error: fail(e))
         assert gap_table.run_row("lsq", gap_table.parse(["row", "--only", "lsq"])) == 1
         assert str(error) in capsys.readouterr().err
     assert not [p for p in gap_page.search_paths(made.folder, "lsq").values()
@@ -208,7 +208,7 @@ def test_a_real_run(made, monkeypatch):
     path = made.folder / "final" / "x.json"
     changes = {"epochs": 1.0, "seed": 3, "weights.learning_rate": 0.03}
     assert gap_table.run_one("binary_ste", args, path, changes)
-    found = gap_page.read(path)
+    found = runs.read(path)
     assert found["settings"]["seed"] == found["seed"] == 3
     assert found["soft"] == found["hard"]  # straight-through
     for layer in found["layers"].values():

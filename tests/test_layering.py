@@ -21,6 +21,7 @@ ROOMS = {
     "training": {"core", "quantizers", "models", "data"},
     "posttrain": {"core", "models"},
     "deploy": {"core", "quantizers", "models"},
+    "zoo": set(),
 }
 ROOMS["tasks"] = set(ROOMS)
 ROOMS[""] = set(ROOMS)
@@ -40,6 +41,7 @@ OUTSIDE = {
     },
     "posttrain": {"jax", "numpy"},
     "deploy": {"jax", "numpy", "safetensors"},
+    "zoo": set(),
     "tasks": {"jax", "numpy", "flax", "optax", "ml_collections", "absl"},
     "": {"jax", "numpy", "ml_collections", "absl", "PIL", "onnx", "onnxruntime"},
 }

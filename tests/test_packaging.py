@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from quantnet_jax import zoo
 from quantnet_jax.data.sources import BUNDLED_FILE
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -48,6 +49,13 @@ def test_package_data_covers_the_bundled_images():
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["quantnet_jax.data"]
     matched = {p for x in patterns for p in (ROOT / "quantnet_jax/data").glob(x)}
     assert BUNDLED_FILE.resolve() in {p.resolve() for p in matched}
+
+
+def test_package_data_covers_the_zoo():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["quantnet_jax.zoo"]
+    matched = {p for x in patterns for p in zoo.FOLDER.glob(x)}
+    wanted = {p for p in zoo.FOLDER.iterdir() if p.suffix in (".json", ".safetensors")}
+    assert zoo.INDEX in wanted and matched == wanted
 
 
 def test_every_file_of_the_package_is_in_a_package():

@@ -47,6 +47,8 @@ class Experiment(NamedTuple):
       epoch_steps: steps of one epoch, a fraction in general.
       learning_rate: of the weights, a schedule of the step.
       state: before the first step, on the devices.
+      fit: `the model's parameters -> qparams` that begin from these weights, as a warm
+        start needs them; on the host.
       train_data: what `train_step` needs of data, on the devices, or None.
       train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
       train_chunk: the same for the stacked batches of `chunk` steps in one dispatch;
@@ -71,6 +73,7 @@ class Experiment(NamedTuple):
     epoch_steps: float
     learning_rate: Callable
     state: TrainState
+    fit: Callable[[PyTree], PyTree]
     train_data: PyTree
     train_step: Callable
     train_chunk: Callable
@@ -180,6 +183,10 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         key = jax.random.fold_in(key, 1)
         return create_state(variables, quantizer, tx, key, averaged=config.ema > 0)
 
+    def fit(weights):
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        return jax.device_get(jax.jit(quantizer.init)(key, weights))
+
     images = jnp.zeros(image.shape)
     if config.activation.name:
         images = plain(None, feed.sample())["image"]
@@ -218,6 +225,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         epoch_steps=epoch_steps,
         learning_rate=rate,
         state=runner.place(jax.device_get(jax.jit(init)(images))),
+        fit=fit,
         train_data=train_data,
         train_step=runner.compile(train_step, 2, out=stepped, donate=True),
         train_chunk=runner.compile(

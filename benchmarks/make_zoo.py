@@ -1,0 +1,169 @@
+"""Adds trained networks to the zoo of the package, verified and described.
+
+    python benchmarks/make_zoo.py add NAME WORKDIR        # of one run of train.py
+    python benchmarks/make_zoo.py protocol small --rows quantnet tanh_sign
+
+The second form takes the first seed of the named rows from the work folders of
+benchmarks/cifar100.py, the networks behind its table.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # as a script it finds only benchmarks/
+
+from benchmarks import cifar100_plan, runs  # noqa: E402
+from benchmarks.protocols import PROTOCOLS  # noqa: E402
+from quantnet_jax import export, zoo  # noqa: E402
+from quantnet_jax.training import metrics  # noqa: E402
+
+LARGEST = 100_000
+"""Bytes of an artifact at most: what a repository can carry."""
+PATHS = ("data.folder", "init_from", "distill.workdir")
+KEPT = (
+    *("method", "seed", "steps", "seconds", "soft", "hard", "hard_bn", "packed"),
+    *("exported", "examples", "versions", "device", "commit"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    wanted = {args.name: args.workdir} if args.action == "add" else of_protocol(args)
+    try:
+        for name, workdir in wanted.items():
+            entry = add(name, workdir, replace=args.replace)
+            print(f"{name}: {100 * entry['accuracy']:.2f}%, {entry['bytes']:,} bytes")
+    except (ValueError, FileNotFoundError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/make_zoo.py", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument("--replace", action="store_true", help="an entry of that name")
+    actions = parser.add_subparsers(dest="action", required=True)
+    one = actions.add_parser("add", help="the network of one run")
+    one.add_argument("name")
+    one.add_argument("workdir", type=pathlib.Path)
+    many = actions.add_parser("protocol", help="networks behind a table")
+    many.add_argument("protocol", choices=tuple(PROTOCOLS))
+    many.add_argument("--rows", nargs="+", default=["quantnet"])
+    many.add_argument("--data", default="cifar100")
+    many.add_argument("--results", type=pathlib.Path, default=ROOT / "results")
+    many.add_argument("--work", type=pathlib.Path, default=ROOT / "runs")
+    return parser.parse_args(argv)
+
+
+def of_protocol(args: argparse.Namespace) -> dict[str, pathlib.Path]:
+    """{name of the entry: workdir} of the first seed of some rows."""
+    protocol = PROTOCOLS[args.protocol]
+    results = args.results / args.data / args.protocol
+    found = {}
+    for row in args.rows:
+        seed = protocol.seeds[0]
+        run = cifar100_plan.final_run(protocol, results, row, seed)
+        name = f"{args.data}-{args.protocol}-{runs.slug(row)}".lower()
+        found[name] = args.work / args.data / args.protocol / run.kind / run.name
+    return found
+
+
+def add(
+    name: str,
+    workdir: pathlib.Path,
+    *,
+    folder: pathlib.Path = zoo.FOLDER,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Exports a run, verifies it, and writes file and entry.
+
+    Args:
+      name: of the entry: small letters, digits, '-', '.', '_'.
+      workdir: of the run.
+      folder: of the zoo.
+      replace: an entry of that name.
+
+    Returns:
+      The entry; see `quantnet_jax.zoo.entries`.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: a bad or taken name, a file that is too large, or an export that does
+        not predict what the run scored.
+    """
+    index = folder / "index.json"
+    known = json.loads(index.read_text()) if index.exists() else {}
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise ValueError(f"name={name!r}, expected small letters, digits, '-', '.'")
+    if name in known and not replace:
+        raise ValueError(f"{name!r} is in the zoo; give --replace")
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} not found: {workdir} holds no run")
+    config = portable(json.loads(path.read_text()))
+    if config["data"]["hold_out"]:
+        raise ValueError(f"{workdir}: scored on held-out images, not on the test set")
+    with tempfile.TemporaryDirectory() as out:
+        made = export.export(str(workdir), out)  # raises where a prediction differs
+        source = pathlib.Path(out) / "model.safetensors"
+        size = source.stat().st_size
+        if size > LARGEST:
+            raise ValueError(
+                f"{workdir}: model.safetensors has {size:,} bytes, expected at most "
+                f"{LARGEST:,}"
+            )
+        file = folder / f"{name}.safetensors"
+        shutil.copyfile(source, file)
+    result = json.loads((workdir / "result.json").read_text())
+    bits = [x["bits"] for x in result["layers"].values()]
+    model = config["model"]
+    entry = {
+        "file": file.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "bytes": size,
+        "weights": sum(math.prod(x["shape"]) for x in result["layers"].values()),
+        "method": config["quantizer"]["name"],
+        "bits": max(bits, default=32),
+        "layers": config["layers"],
+        "network": f"{model['name']}, width {model.get('width', 'default')}",
+        "data": config["data"]["name"],
+        "accuracy": made["packed"],
+        "examples": made["examples"],
+        "config": config,
+        "result": {k: result[k] for k in KEPT if k in result},
+    }
+    if config["data"]["classes"]:
+        entry["data"] += f", {config['data']['classes']} classes"
+    metrics.write_json(index, dict(sorted((known | {name: entry}).items())))
+    return entry
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without paths and without options of unused quantizers."""
+    for path in PATHS:
+        *sections, key = path.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[key] = ""
+    for section in ("quantizer", "activation"):
+        used = config[section]["name"]
+        kept = {k: v for k, v in config[section].items() if k in ("name", used)}
+        config[section] = kept
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""The rows of the protocols: which methods, in which order, with which changes."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+ADAM_RATES = (3e-4, 1e-3, 3e-3)
+PLAIN_STE = ("clipped_ste", "binary_ste", "xnor", "binaryconnect", "dorefa")
+"""Signs whose backward pass is the identity, clipped or not: 'tuned STE' is the best of
+them."""
+KEY = ("quantnet", "tanh_sign", *PLAIN_STE)
+REST = (
+    *("irnet", "approx_sign", "metaquant", "recu", "adabin"),
+    *("binarizing_by_classification", "quantization_networks", "swish_sign", "lsq"),
+    *("pact", "dsq", "dsq_soft", "lq_nets", "proxquant"),
+)
+"""The other 1-bit members; `magnitude_aware` is the same function as `binary_ste`."""
+
+
+class Row(NamedTuple):
+    """One line of a table.
+
+    Attributes:
+      method: quantizer of the weights.
+      changes: of the configuration, by dotted key.
+      rates: learning rates that are tried, () for those of the protocol.
+      start: name of the only start that is tried, '' for all.
+      like: row whose best start and rate are taken without a search, '' for none.
+    """
+
+    method: str
+    changes: Mapping[str, Any] = {}
+    rates: tuple[float, ...] = ()
+    start: str = ""
+    like: str = ""
+
+
+def family(names: Iterable[str] = (*KEY, *REST)) -> dict[str, Row]:
+    """The float network and these members, by their recipes."""
+    return {"float": Row("identity")} | {name: Row(name) for name in names}
+
+
+def all_layers() -> dict[str, Row]:
+    """Of protocol A: with Adam too, which its paper found to be best for STE."""
+    adam = {
+        f"{name}, Adam": Row(
+            name,
+            {"weights.optimizer": "adam", "weights.weight_decay": 0.0},
+            ADAM_RATES,
+        )
+        for name in ("binary_ste", "dorefa", "metaquant", "quantnet", "tanh_sign")
+    }
+    scaled = {
+        f"quantnet, {scale}": Row("quantnet", {"quantizer.quantnet.scale": scale})
+        for scale in ("mean_abs", "learned")
+    }
+    first = family(("quantnet",)) | scaled
+    return first | adam | family((*KEY, "metaquant", "irnet", "adabin", "approx_sign"))
+
+
+def more_bits() -> dict[str, Row]:
+    """Of protocol C: every member that offers the width, and TWN."""
+    rows = family(())
+    for bits in (2, 3, 4):
+        for name in ("quantnet", "tanh_sign", "lsq", "dorefa", "lq_nets", "pact"):
+            changes = {f"quantizer.{name}.bits": bits}
+            rows[f"{name}, {bits} bits"] = Row(name, changes)
+        planes = {"quantizer.quantnet.bits": bits}
+        planes["quantizer.quantnet.multibit"] = "planes"
+        rows[f"quantnet, {bits} planes"] = Row("quantnet", planes)
+    return rows | {"twn": Row("twn")}
+
+
+def ladder() -> dict[str, Row]:
+    """QuantNet with one factor changed at a time, and its baselines with theirs.
+
+    BatchNorm re-estimation is not a row: every run is scored with and without it.
+    """
+    q = "quantizer.quantnet."
+    narrow = {q + "unit": "weight", q + "width": 16}
+    by_filter = {q + "unit": "filter", "share": "shape"}
+    by_conv = {q + "unit": "conv", q + "width": 2, "share": "shape"}
+    linear = {q + "sharpness.schedule": "linear"}
+    bilevel = {"meta.mode": "bilevel"}
+    factors = {
+        "start: scratch": {},
+        "start: warm": {},
+        "unit: weight, width 16": narrow,
+        "unit: filter": by_filter,
+        "unit: conv": by_conv,
+        "width: 16": {q + "width": 16},
+        "width: 128": {q + "width": 128},
+        "depth: 2": {q + "depth": 2},
+        "skip: no": {q + "skip": False},
+        "norm: standard": {q + "norm": "standard"},
+        "norm: none": {q + "norm": "none"},
+        "share: layer": {"share": "layer"},
+        "share: shape": {"share": "shape"},
+        "share: model": {"share": "model"},
+        "sharpness from 0.03": {q + "sharpness.start": 0.03},
+        "sharpness from 0.1": {q + "sharpness.start": 0.1},
+        "sharpness from 0.3": {q + "sharpness.start": 0.3},
+        "sharpness from 1": {q + "sharpness.start": 1.0},
+        "sharpness to 5": {q + "sharpness.end": 5.0},
+        "sharpness to 20": {q + "sharpness.end": 20.0},
+        "sharpness to 50": {q + "sharpness.end": 50.0},
+        "sharpness until 0.6": {q + "sharpness.until": 0.6},
+        "sharpness until 1": {q + "sharpness.until": 1.0},
+        "sharpness: linear": linear,
+        "penalty to 0.1": {q + "penalty.end": 0.1},
+        "penalty to 0.5": {q + "penalty.end": 0.5},
+        "penalty to 1": {q + "penalty.end": 1.0},
+        "scale: mean |w|": {q + "scale": "mean_abs"},
+        "scale: learned": {q + "scale": "learned"},
+        "nonlinearity: silu": {q + "nonlinearity": "silu"},
+        "orthogonality 0.01": {q + "orthogonality": 0.01},
+        "meta rate 1e-3": {"meta.learning_rate": 1e-3},
+        "meta rate 1e-2": {"meta.learning_rate": 1e-2},
+        "bilevel, first order": bilevel,
+        "bilevel, exact": bilevel | {"meta.exact": True},
+        "weight decay 1e-4": {"weights.weight_decay": 1e-4},
+        "weight decay 2e-3": {"weights.weight_decay": 2e-3},
+    }
+    rows = family(("quantnet", "tanh_sign", "clipped_ste", "binary_ste"))
+    for name, changes in factors.items():
+        start = name.removeprefix("start: ") if name.startswith("start") else ""
+        rows[name] = Row("quantnet", changes, start=start, like="quantnet")
+    t = "quantizer.tanh_sign."
+    baselines = {
+        "tanh_sign": {
+            "penalty to 0.5": {t + "penalty.end": 0.5},
+            "sharpness to 5": {t + "sharpness.end": 5.0},
+            "sharpness to 50": {t + "sharpness.end": 50.0},
+            "sharpness from 1": {t + "sharpness.start": 1.0},
+            "weight decay 1e-4": {"weights.weight_decay": 1e-4},
+            "weight decay 2e-3": {"weights.weight_decay": 2e-3},
+        },
+        "clipped_ste": {
+            "weight decay 0": {"weights.weight_decay": 0.0},
+            "weight decay 1e-4": {"weights.weight_decay": 1e-4},
+            "weight decay 2e-3": {"weights.weight_decay": 2e-3},
+        },
+        "binary_ste": {
+            "per layer": {"quantizer.binary_ste.per": "tensor"},
+            "weight decay 0": {"weights.weight_decay": 0.0},
+            "weight decay 1e-4": {"weights.weight_decay": 1e-4},
+        },
+    }
+    for method, found in baselines.items():
+        for name, changes in found.items():
+            rows[f"{method}: {name}"] = Row(method, changes, like=method)
+    for method in ("clipped_ste", "binary_ste"):
+        adam = {"weights.optimizer": "adam", "weights.weight_decay": 0.0}
+        rows[f"{method}: Adam"] = Row(method, adam, ADAM_RATES)
+    return rows

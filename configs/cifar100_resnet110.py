@@ -1,0 +1,25 @@
+r"""QuantNet on CIFAR-100: ResNet-110, all layers binary, from a float network.
+
+Command:   python train.py --config=configs/cifar100_resnet110.py:float \
+               --workdir=runs/cifar100_resnet110_float --config.data.folder=FOLDER
+           python train.py --config=configs/cifar100_resnet110.py \
+               --workdir=runs/cifar100_resnet110 --config.data.folder=FOLDER
+           FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
+           With all baselines: python benchmarks/cifar100.py run --protocol A110 \
+               --folder FOLDER
+Hardware:  one GPU.
+Expected:  not run yet. Published for this protocol: float 72.54, best binary 69.11,
+           tuned STE with Adam 66.84.
+
+The protocol of MetaQuant (NeurIPS 2019), as in cifar100_resnet56.py.
+"""
+
+from configs import cifar100_resnet56
+
+
+def get_config(variant: str = ""):
+    c = cifar100_resnet56.get_config(variant)
+    if variant != "runlocal":
+        c.model.name = "resnet110"
+        c.init_from = c.init_from.replace("resnet56", "resnet110")
+    return c

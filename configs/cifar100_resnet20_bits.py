@@ -1,0 +1,25 @@
+r"""QuantNet on CIFAR-100: ResNet-20 with weights of 2, 3 or 4 bits.
+
+Command:   python train.py --config=configs/cifar100_resnet20_bits.py:2 \
+               --workdir=runs/cifar100_resnet20_2bits --config.data.folder=FOLDER
+           Likewise :3 and :4; FOLDER holds the binary version of CIFAR-100; without it
+           TFDS is asked. With all baselines: python benchmarks/cifar100.py run \
+               --protocol C --folder FOLDER
+Hardware:  one GPU.
+Expected:  not run yet. Published: LSQ with 2-bit weights and activations 63.9, float
+           67.4.
+
+As cifar100_resnet20.py: first and last layer float, 200 epochs. The levels are a
+staircase of tanh steps between -1 and 1.
+"""
+
+from configs import common
+
+BITS = ("2", "3", "4")
+
+
+def get_config(variant: str = ""):
+    bits = variant in BITS
+    c = common.cifar_resnet20("cifar100", "" if bits else variant)
+    c.quantizer.quantnet.bits = int(variant) if bits else 2
+    return c

@@ -1,0 +1,37 @@
+r"""QuantNet on 20 classes of CIFAR-100: a ResNet-8 that two CPU cores can train.
+
+Command:   python train.py --config=configs/cifar100_small.py \
+               --workdir=runs/cifar100_small --config.data.folder=FOLDER
+           FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
+           The comparison with all baselines: python benchmarks/cifar100.py run \
+               --protocol small --folder FOLDER
+Hardware:  one CPU core, minutes.
+Expected:  see docs/results.md, protocol 'small'.
+
+The CPU-sized protocol: the first 20 classes (10,000 training and 2,000 test images),
+ResNet-8 of width 16 whose stem has stride 2, a fourth of the arithmetic; first and last
+layer float, 20 epochs in total. Variant 'full' keeps the stem at stride 1.
+"""
+
+from configs import common
+from quantnet_jax.training.config import base
+
+
+def get_config(variant: str = ""):
+    c = base()
+    common.cifar(c, "cifar100", "resnet8")
+    c.epochs = 20.0
+    c.batch_size = 64
+    c.eval_batch_size = 500
+    c.data.classes = 20
+    c.model.stem_strides = 1 if variant == "full" else 2
+    c.layers = "inner"
+    c.weights.weight_decay = 5e-4
+    c.eval_every = 2.0
+    c.bn_batches = 20
+    return common.variant_of(c, "" if variant == "full" else variant, shrink)
+
+
+def shrink(c):
+    c.data.classes = 0
+    c.eval_every = 1.0

@@ -1,0 +1,61 @@
+"""Trained networks that ship with the package: `quantnet_jax.load("zoo:NAME")`.
+
+`index.json` says of each one how it was trained and what it scored; the files beside it
+are artifacts as `python -m quantnet_jax.export` writes them.
+"""
+
+import difflib
+import json
+import pathlib
+from typing import Any
+
+PREFIX = "zoo:"
+FOLDER = pathlib.Path(__file__).resolve().parent
+INDEX = FOLDER / "index.json"
+
+
+def entries() -> dict[str, dict[str, Any]]:
+    """{name: entry}, sorted by name.
+
+    An entry has 'file', 'sha256' and 'bytes' of the artifact; 'method', 'network',
+    'bits' (of the quantized kernels), 'layers' (which ones, as in a configuration),
+    'data'; 'accuracy' (a fraction of the 'examples' test images; what the artifact
+    predicts, exactly); 'config' and 'result' of its run.
+    """
+    found = json.loads(INDEX.read_text(encoding="utf-8"))
+    return dict(sorted(found.items()))
+
+
+def path(name: str) -> pathlib.Path:
+    """The file of an entry.
+
+    Raises:
+      ValueError: there is no such entry; with the nearest one.
+    """
+    known = entries()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0.0)
+        hint = f"; did you mean {PREFIX + near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{PREFIX + name!r} is not in the zoo{hint} "
+            f"(known: {', '.join(known) or 'none'})"
+        )
+    return FOLDER / known[name]["file"]
+
+
+def table() -> list[str]:
+    """Lines of text: name, method, network, data, accuracy, size."""
+    rows = [("name", "method", "bits", "network", "data", "accuracy", "bytes")]
+    for name, entry in entries().items():
+        rows.append(
+            (
+                *(name, entry["method"], str(entry["bits"]), entry["network"]),
+                *(entry["data"], f"{100 * entry['accuracy']:.2f}%"),
+                f"{entry['bytes']:,}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

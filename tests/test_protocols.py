@@ -1,0 +1,58 @@
+"""The protocols of the CIFAR comparisons: valid, equal for all rows, complete."""
+
+import pathlib
+
+import pytest
+
+from benchmarks import cifar100_plan, protocols, runs
+from benchmarks.protocols import PROTOCOLS
+from quantnet_jax import quantizers
+from quantnet_jax.training import config as config_lib
+from quantnet_jax.training import experiment
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_are_sound(name):
+    protocol = PROTOCOLS[name]
+    assert next(iter(protocol.rows)) == "float" and "quantnet" in "".join(protocol.rows)
+    searched = set()
+    for row, given in protocol.rows.items():
+        if given.like:
+            assert not protocol.rows[given.like].like
+        elif row != "float":
+            searched.add(len(list(cifar100_plan.search_runs(protocol, row))))
+        start = protocol.starts_of(row)[0]
+        c = protocols.configuration(
+            protocol, row, start, rate=0.1, seed=1, held_out=True
+        )
+        config_lib.check(c)
+        experiment.make_rules(c, 100)
+        assert c.data.hold_out == protocol.hold_out and not c.init_from
+        if section := quantizers.recipe(given.method).get("sharpness"):
+            own = c.quantizer[given.method].sharpness.start
+            changed = any(k.endswith("sharpness.start") for k in given.changes)
+            assert changed or own == section["start"] * start.sharpness
+    assert len(searched) == 1, "a row is searched more than another one"
+    labels = [r.label for r in cifar100_plan.plan(protocol, pathlib.Path("nowhere"))]
+    assert len(labels) == len(set(labels))
+    assert len({s.float_epochs for s in protocol.starts if s.float_epochs}) == 1
+    if not protocol.float_starts:  # one budget, however it is spent
+        assert len({s.float_epochs + s.epochs for s in protocol.starts}) == 1
+
+
+def test_rows_of_a_protocol_differ_in_the_method_alone():
+    protocol, wanted = PROTOCOLS["small"], None
+    for row in protocol.rows:
+        c = protocols.configuration(
+            protocol, row, protocol.starts[1], rate=0.1, seed=0, held_out=False
+        )
+        flat = runs.settings(c)
+        rest = {k: v for k, v in flat.items() if not k.startswith("quantizer.")}
+        assert (wanted := wanted or rest) == rest
+    assert wanted["data.classes"] == 20 and wanted["layers"] == "inner"
+
+
+def test_the_small_protocol_covers_the_family():
+    methods = {row.method for row in PROTOCOLS["small"].rows.values()}
+    # The same function as binary_ste; of two bits.
+    assert methods == set(quantizers.MEMBERS) - {"magnitude_aware", "twn"}
