@@ -169,6 +169,7 @@ def test_kernel_for_gpus_fills_its_tiles():
     np.testing.assert_array_equal(count, expected)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("shape", [(1, 14, 14, 64), (2, 7, 7, 33)])
 def test_convolution_by_the_kernel_lowers_for_gpus(shape):
     # No GPU is needed to see that Triton has all that the kernel asks for.

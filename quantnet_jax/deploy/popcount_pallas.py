@@ -2,7 +2,8 @@
 
 Written for the Triton backend. Tested step by step in interpret mode, and lowered for
 CUDA down to Triton's code; it has been run on no GPU, so nothing is known of its speed
-there. Nothing chooses it unless it is asked for.
+there. Nothing chooses it unless it is asked for. JAX 0.11 announces that Pallas will
+lose this backend, with a warning where the kernel is lowered.
 """
 
 import jax
