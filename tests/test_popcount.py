@@ -181,9 +181,13 @@ def test_convolution_by_the_kernel_lowers_for_gpus(shape):
     words = jax.ShapeDtypeStruct((3, 3, -(-shape[-1] // 32), 70), jnp.uint32)
     # Such programs carry no promise to run in later versions of jax.
     trusted = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
-    exported = jax.export.export(
+    make = jax.export.export(
         jax.jit(run), platforms=["cuda"], disabled_checks=[trusted]
-    )(x, words, scale)
+    )
+    gpu = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=gpu)
+    with jax.sharding.use_abstract_mesh(mesh):
+        exported = make(x, words, scale)
     assert "__nv_popc" in exported.mlir_module()
     assert exported.out_avals[0].shape[-1] == 70
 
