@@ -13,7 +13,8 @@ import pytest
 
 import train
 from configs import smoke
-from quantnet_jax.training import checkpoint, experiment
+from quantnet_jax.core import limits
+from quantnet_jax.training import checkpoint, config_check, experiment
 
 pytestmark = pytest.mark.cheap
 
@@ -268,8 +269,12 @@ def test_bad_value_writes_nothing(tmp_path, changes, message):
 # Divergence ---------------------------------------------------------------------------
 
 
-def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    # The warm-up starts at 0, so the first step is harmless; the next ones are absurd.
+def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    # The warm-up starts at 0, so the first step is harmless; the next ones are absurd,
+    # by a rate that is refused otherwise.
+    monkeypatch.setitem(config_check.LIMITS, "weights.learning_rate", limits.Number())
     config = settings(
         weights__learning_rate=1e38,
         weights__warmup=0.5,
