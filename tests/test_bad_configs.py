@@ -1,6 +1,6 @@
 """What is bad is refused before training, in one line that names the key.
 
-Some hundred of the generated configurations; all of them:
+Three hundred of the generated configurations; all of them:
 `python benchmarks/bad_configs.py`.
 """
 
@@ -21,7 +21,7 @@ from quantnet_jax.quantizers.options import limits_of
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import config_check, experiment
 
-ROUNDS = 8
+ROUNDS = 6
 
 
 @pytest.fixture

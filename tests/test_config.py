@@ -100,7 +100,8 @@ def test_a_missing_key_is_named(key):
     for section in sections:
         place = place[section]
     del place[last]
-    if len(sections) == 2:
+    options = key.startswith(("quantizer.", "activation.")) and last != "name"
+    if options and len(sections) < 3:  # below are schedules, which have no defaults
         config_lib.check(ConfigDict(config))  # options have defaults of their own
         return
     with pytest.raises(ValueError) as error:
