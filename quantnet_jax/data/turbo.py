@@ -9,14 +9,17 @@ decoded at 1/2, 1/4 or 1/8 of its size.
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 
-_FRAMES = (0xC0, 0xC1)  # baseline and extended sequential: rows come in order
-_NOT_FRAMES = (0xC4, 0xC8, 0xCC)  # markers of other things among those of frames
 _LARGEST = 2**26  # pixels; what is larger may be damaged: Pillow has a limit
-_SCAN, _END = 0xDA, b"\xff\xd9"
+_END = b"\xff\xd9"
+# How the frame of a baseline JPEG begins, before its height: marker, length, bits.
+_FRAMES = {"YCbCr": b"\xff\xc0\x00\x11\x08", "Gray": b"\xff\xc0\x00\x0b\x08"}
+# The resizer and the image it fills, kept by each thread: they hold memory.
+_KEPT = threading.local()
 
 
 class Header(NamedTuple):
@@ -63,26 +66,12 @@ def header(content: bytes) -> Header | None:
         height, width, colours, _ = packages[0].decode_jpeg_header(content)
     except ValueError:
         return None
-    if colours not in ("YCbCr", "Gray") or width * height > _LARGEST:
+    frame = _FRAMES.get(colours)
+    if frame is None or width * height > _LARGEST:
         return None
-    return Header(int(width), int(height), _place_of_height(content, int(height)))
-
-
-def _place_of_height(content: bytes, height: int) -> int | None:
-    """See `Header.place`."""
-    at = 2  # behind the marker of the start
-    while at + 9 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker == 0xFF:  # a byte of filling
-            at += 1
-        elif marker in _FRAMES:
-            found = int.from_bytes(content[at + 5 : at + 7], "big")
-            return at + 5 if found == height else None
-        elif marker == _SCAN or (marker & 0xF0 == 0xC0 and marker not in _NOT_FRAMES):
-            return None
-        else:
-            at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return None
+    frame += height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    at = content.find(frame)
+    return Header(width, height, None if at < 0 else at + 5)
 
 
 def crop(
@@ -155,6 +144,9 @@ def _resize(pixels: bytes, shape: tuple[int, int], box, size: int) -> np.ndarray
     height, width = shape
     kind = resizer.PixelType.U8x3
     source = resizer.ImageData(width, height, kind, pixels)
-    result = resizer.ImageData(size, size, kind)
-    resizer.Resizer().resize(source, result, options)  # one cannot serve two threads
+    if getattr(_KEPT, "size", 0) != size:
+        _KEPT.result = resizer.ImageData(size, size, kind)
+        _KEPT.size, _KEPT.resizer = size, resizer.Resizer()
+    result = _KEPT.result
+    _KEPT.resizer.resize(source, result, options)
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)
