@@ -211,7 +211,7 @@ def test_streamed_set_that_is_not_there(tmp_path):
 
 def test_made_up_images_come_in_the_wanted_size():
     config = get("cifar10_resnet20", "runlocal")
-    config.model.name, config.model.width = "small", 4
+    config.model.name = "resnet8"
     config.data.image_size, config.data.classes = 12, 3
     config.data.train_size, config.data.test_size = 70, 20
     exp = experiment.build(config, jax.devices()[:1])
