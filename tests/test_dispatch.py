@@ -9,6 +9,8 @@ from tiny import tiny_config
 
 from quantnet_jax.training import dispatch, experiment, parallel
 
+pytestmark = pytest.mark.cheap
+
 
 @pytest.mark.parametrize(
     ("steps", "every", "save", "evaluations", "saves"),

@@ -9,18 +9,11 @@ import pytest
 
 from examples import binarize_your_model as example
 
+pytestmark = pytest.mark.cheap
+
 OPTIONS = "--train-size=160 --test-size=60 --batch-size=16 --epochs=3"
 
 
-@pytest.fixture
-def quick_compiler():
-    """A few steps of a small network take less time than their optimization."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("framework", example.FRAMEWORKS)
 def test_model_is_trained_and_binary(framework, tmp_path, capsys):
     out = tmp_path / "result.json"
