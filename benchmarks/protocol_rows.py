@@ -16,6 +16,10 @@ REST = (
 """The other 1-bit members; `magnitude_aware` is the same function as `binary_ste`."""
 
 
+TUNED: Mapping[str, Mapping[str, Any]] = {}
+"""Method -> changes that a ladder chose on held-out images, in place of its recipe."""
+
+
 class Row(NamedTuple):
     """One line of a table.
 
@@ -35,8 +39,9 @@ class Row(NamedTuple):
 
 
 def family(names: Iterable[str] = (*KEY, *REST)) -> dict[str, Row]:
-    """The float network and these members, by their recipes."""
-    return {"float": Row("identity")} | {name: Row(name) for name in names}
+    """The float network and these members, as tuned or by their recipes."""
+    members = {name: Row(name, TUNED.get(name, {})) for name in names}
+    return {"float": Row("identity")} | members
 
 
 def all_layers() -> dict[str, Row]:

@@ -1,65 +1,26 @@
 """The queue of the CIFAR protocols on made-up results, and once for real; its page."""
 
 import json
-import pathlib
+import os
+import signal
 import sys
-from xml.etree import ElementTree
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny_protocol import TINY, result
 
 from benchmarks import (
     cifar100,
-    cifar100_charts,
-    cifar100_page,
     cifar100_plan,
-    curves,
     runs,
 )
 from benchmarks.protocol_rows import Row
-from benchmarks.protocols import PROTOCOLS, Protocol, Start
+from benchmarks.protocols import PROTOCOLS, Start
 from quantnet_jax.training import experiment
 from quantnet_jax.training.checkpoint import Checkpoints
-
-ROOT = pathlib.Path(__file__).parent.parent
-STARTS = (Start("scratch", 0.0, 2.0, 1 / 3), Start("warm", 1.0, 1.0))
-ROWS = {
-    "float": Row("identity"),
-    "quantnet": Row("quantnet"),
-    "clipped_ste": Row("clipped_ste"),
-    "wide": Row("quantnet", {"quantizer.quantnet.width": 8}, like="quantnet"),
-}
-
-
-TINY = Protocol(
-    "made up",
-    tiny_config,
-    "all but two",
-    STARTS,
-    (0.1, 0.2),
-    ROWS,
-    search=0.5,
-    hold_out=20,
-    seeds=(0, 1),
-    eval_every=1.0,
-)
-
-
-def result(accuracy, epochs=2.0, **more):
-    """What a run of that accuracy leaves."""
-    scores = {"soft": accuracy + 0.01, "hard": accuracy - 0.01, "hard_bn": accuracy}
-    record = {"epoch": 1.0} | scores
-    return {
-        **scores,
-        "device": "1 x cpu",
-        "cores": 1,
-        "wall": 60.0,
-        "settings": {"epochs": epochs},
-        "curve": [record, record | {"epoch": 2.0}],
-        "layers": {},
-    } | more
 
 
 @pytest.fixture
@@ -196,6 +157,28 @@ def test_commands_run_side_by_side_on_their_cores(tmp_path):
     assert runs.environment(tmp_path, "--a")["JAX_COMPILATION_CACHE_DIR"]
 
 
+def test_a_queue_that_is_told_to_stop_passes_it_on(tmp_path):
+    started = tmp_path / "started"
+    code = (
+        f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    )
+    waiting = [(str(i), [sys.executable, "-c", code]) for i in range(2)]
+    old = signal.getsignal(signal.SIGTERM)
+
+    def stop():
+        while not started.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    take = lambda codes, running: waiting.pop(0) if waiting else None
+    with pytest.raises(SystemExit) as error:
+        runs.run_processes(take, 1, os.environ)
+    assert error.value.code == runs.STOPPED
+    assert len(waiting) == 1, "another one was started"
+    assert signal.getsignal(signal.SIGTERM) is old
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -246,63 +229,3 @@ def test_a_real_warm_start(args, monkeypatch):
         step = arrays[f"params/quant/{name}/kernel/value"]
         kernel = np.abs(state.params["model"][name]["kernel"])
         np.testing.assert_allclose(step, 2 * kernel.mean(), rtol=1e-5)
-
-
-# The page -----------------------------------------------------------------------------
-def cells(text, start):
-    (line,) = [x for x in text.splitlines() if x.startswith(f"| {start} |")][:1]
-    return [x.strip() for x in line.split("|")[1:-1]]
-
-
-def test_page(args, calls):
-    cifar100.run_here("tiny", args)
-    folder = cifar100.results_of("tiny", args)
-    for seed, accuracy in enumerate((0.70, 0.72)):
-        path = folder / f"final/quantnet-seed{seed}.json"
-        path.write_text(json.dumps(runs.read(path) | result(accuracy)))
-    (folder / "final/wide-seed1.json").unlink()
-    text = "\n".join(cifar100_page.section("tiny", TINY, folder))
-    wanted = ["quantnet", "warm", "0.2 (edge)", "72.00 ± 1.41", "70.00 ± 1.41"]
-    wanted += ["71.00 ± 1.41", "1.00 ± 0.00", "", "1.0"]
-    assert cells(text, "quantnet") == wanted
-    assert cells(text, "clipped_ste")[7] == "+14.00 ± 1.00"
-    assert cells(text, "float")[5] == "77.00 ± 0.00"
-    assert "(1 of 2 seeds)" in cells(text, "wide")[3]
-    assert "**holds**" in text and "QuantNet minus tuned STE: **+14.00**" in text
-    assert "QuantNet minus float: -6.00" in text
-    tenth = TINY._replace(last=2)
-    curve = [{"epoch": e, "hard_bn": 0.1 * e} for e in (1, 2, 3)]
-    saved = result(0.9) | {"curve": curve}
-    assert cifar100_page.accuracy(saved, "hard_bn", tenth.last) == pytest.approx(25)
-    assert cifar100_page.accuracy(saved, "hard_bn", 1) == 90
-
-    written = cifar100_page.write(args.results, args.page)
-    page = args.page.read_text()
-    assert "## tiny" in page and page.count("not run") == 0
-    svgs = [p for p in written if p.suffix == ".svg"]
-    assert len(svgs) == 2
-    for svg in svgs:
-        ElementTree.fromstring(svg.read_text())
-        assert f"results/{svg.name}" in page
-
-
-def test_page_without_results(tmp_path):
-    text = cifar100_page.text(tmp_path)
-    for name in PROTOCOLS:
-        assert f"- `{name}`: " in text.split("## Not run")[1]
-    assert "| row |" not in text
-
-
-def test_page_is_up_to_date():
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert text == cifar100_page.text(ROOT / "results")
-    drawn = cifar100_charts.charts(ROOT / "results")
-    kept = {p.name: p.read_text() for p in (ROOT / "docs/results").glob("cifar*.svg")}
-    assert kept == drawn
-
-
-def test_ticks_and_empty_charts():
-    assert curves.ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert curves.ticks(61.3, 62.1) == [61.4, 61.6, 61.8, 62.0]
-    with pytest.raises(ValueError, match="no points"):
-        curves.chart("nothing", [curves.Line("a", [(0.0, float("nan"))])])
