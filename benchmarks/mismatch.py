@@ -1,6 +1,6 @@
 """Measures the gradient mismatch: the gradient used against finite differences.
 
-    python benchmarks/mismatch.py          # writes results/mismatch.json, minutes
+    python benchmarks/mismatch.py          # writes results/mismatch.json, ten minutes
 
 What is compared. The loss L(w) is that of the forward pass that the method trains with,
 as a function of the latent kernels: of the soft weights for QuantNet and tanh_sign, of
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python benchmarks/mismatch.py", description=str(__doc__).splitlines()[0]
     )
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--directions", type=int, default=400)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--epochs", type=float, default=10.0)
+    parser.add_argument("--directions", type=int, default=300)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--epochs", type=float, default=6.0)
     parser.add_argument(
         "--out", type=pathlib.Path, default=ROOT / "results/mismatch.json"
     )

@@ -55,7 +55,11 @@ def test_full_variant_is_valid(name):
     assert config.model.name in models.names()
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The networks of other files again; to compile each takes seconds.
+AGAIN = ("cifar100_resnet110", "cifar100_resnet20_bits", "cifar100_small")
+
+
+@pytest.mark.parametrize("name", [x for x in NAMES if x not in AGAIN])
 def test_small_variant_takes_a_step(name):
     config = get(name, "runlocal")
     config_lib.check(config)
@@ -97,6 +101,22 @@ def test_conventions_of_the_literature():
     assert pretraining.quantizer.name == "identity" and not pretraining.init_from
     assert pretraining.model == binary.model and pretraining.data == binary.data
     assert "_float" in binary.init_from
+    deeper = get("cifar100_resnet110", "float")
+    assert deeper.model.name == "resnet110"
+    assert get("cifar100_resnet110").init_from == "runs/cifar100_resnet110_float"
+    small = (get(f"cifar100_resnet{n}", "runlocal").to_dict() for n in (56, 110))
+    assert next(small) == next(small)
+    assert get("cifar100_resnet20_bits", "3").quantizer.quantnet.bits == 3
+    warm, first = (get("cifar100_resnet20", x) for x in ("warm", "float"))
+    assert warm.epochs + first.epochs == get("cifar100_resnet20").epochs
+    assert first.quantizer.name == "identity" and "_float" in warm.init_from
+    whole = get("cifar100_small", "full")
+    assert (whole.model.stem_strides, get("cifar100_small").model.stem_strides) == (
+        1,
+        2,
+    )
+    for config in (deeper, warm, first, whole, *(get(x, "runlocal") for x in AGAIN)):
+        config_lib.check(config)
 
 
 IMAGENET = {"imagenet_resnet18": 11_689_512, "imagenet_resnet34": 21_797_672}
