@@ -16,8 +16,8 @@ units of each kernel's root mean square. L is the loss of the method's own forwa
 whose L is piecewise constant and has no other gradient than the smoothed one), penalty
 included. 1 means that there is no mismatch. The last lines of soft members compare the
 same g with the smoothed loss of the hard weights, which is what ships. ± is the
-standard error of the estimate, from {directions} antithetic directions; 'noise' where
-|G| is too short to be told from zero."""
+standard error of the estimate, from {directions} antithetic directions, which may
+exceed 1 by it; 'noise' where |G| is too short to be told from zero."""
 KINDS = {
     "own_small": "own loss, s = {small}",
     "own_large": "own loss, s = {large}",
