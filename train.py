@@ -66,7 +66,7 @@ def main(argv):
         parallel.initialize(
             DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
         )
-    with parallel.watched(workdir, orderly=(RESUME_ME,)):
+    with disk_errors(), parallel.watched(workdir, orderly=(RESUME_ME,)):
         train_with_baseline(CONFIG.value, workdir, PROFILE.value)
 
 

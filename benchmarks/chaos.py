@@ -68,11 +68,7 @@ class Blow(NamedTuple):
 
 
 class Tally:
-    """Counts over all lives, and what was wrong.
-
-    Args:
-      steps: of a whole run.
-    """
+    """Counts over all lives of runs of `steps` steps, and what was wrong."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -84,16 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python benchmarks/chaos.py", description=str(__doc__).splitlines()[0]
     )
-    parser.add_argument("--kills", type=int, default=100, help="by SIGKILL")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument(
-        "--window", type=float, default=2.5, help="of the moments, in start-up times"
-    )
-    parser.add_argument("--workdir", help="a new folder; default a temporary one")
-    parser.add_argument(
-        "--out", default=str(ROOT / "results" / "chaos.json"), help="JSON file"
-    )
-    parser.add_argument("rest", nargs="*", metavar="OPTION", help="of train.py")
+    option = parser.add_argument
+    option("--kills", type=int, default=100, help="by SIGKILL")
+    option("--seed", type=int, default=0, help="of the moments")
+    option("--window", type=float, default=2.0, help="of moments, in start-up times")
+    option("--workdir", help="a new folder; default a temporary one")
+    option("--out", default=str(ROOT / "results" / "chaos.json"), help="JSON file")
+    option("rest", nargs="*", metavar="OPTION", help="of train.py")
     args = parser.parse_args(argv)
     if args.kills < 1:
         parser.error(f"--kills={args.kills}, expected at least 1")
