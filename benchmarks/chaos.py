@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     args.rest = args.rest or ["--config.checkpoint_every=50"]
     result = torture(args)
     words = sys.argv[1:] if argv is None else argv
+    words = [w for w in words if not w.startswith(("--workdir", "--out"))]
     result["command"] = shlex.join(["python", "benchmarks/chaos.py", *words])
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     metrics.write_json(args.out, result)
