@@ -201,5 +201,5 @@ def test_sets_in_memory_have_none():
     config = tiny_config()
     assert feed.make_feed(config, runner).unreadable() == 0
     config.data.max_unreadable = 2
-    with pytest.raises(ValueError, match="data.max_unreadable=2.*not streamed"):
+    with pytest.raises(ValueError, match="data.max_unreadable=2.*held in memory"):
         feed.make_feed(config, runner)

@@ -46,12 +46,11 @@ def accumulate(
     return carry, jax.tree.map(lambda x: x / parts, total)
 
 
-def check(parts: int, device_batch: int, mode: str, lagged: bool) -> None:
+def check(parts: int, mode: str, lagged: bool) -> None:
     """Refuses what cannot be accumulated.
 
     Args:
       parts: value of `config.accumulate`.
-      device_batch: examples of a device in one step.
       mode: value of `config.meta.mode`.
       lagged: whether the quantizer learns through the weights' update (`gradient`).
 
@@ -66,11 +65,6 @@ def check(parts: int, device_batch: int, mode: str, lagged: bool) -> None:
             f"accumulate={parts} cannot be combined with {other}, expected 1: there "
             "the update of the weights is itself differentiated, which needs the batch "
             "as a whole"
-        )
-    if device_batch % parts:
-        raise ValueError(
-            f"accumulate={parts} does not divide the {device_batch} examples of a "
-            "device; choose a divisor of it, or another batch_size"
         )
 
 

@@ -126,12 +126,8 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     if quantizer.gradient is not None:
         tx = optim.lagged(tx)
     meta = make_meta(config, rate, runner, quantizer)
-    accumulation.check(
-        config.accumulate,
-        config.batch_size // runner.devices,
-        config.meta.mode,
-        lagged=quantizer.gradient is not None,
-    )
+    lagged = quantizer.gradient is not None
+    accumulation.check(config.accumulate, config.meta.mode, lagged)
 
     data = {
         name: None if arrays is None else runner.replicate(arrays)

@@ -93,10 +93,6 @@ def _load(c: Config) -> qdata.Dataset:
 
 def _in_memory(config: Config, runner: Runner) -> Feed:
     c = config.data
-    if c.max_unreadable:
-        raise ValueError(
-            f"data.max_unreadable={c.max_unreadable}: {c.name!r} is not streamed, use 0"
-        )
     dataset = _load(c)
     shape = dataset.train_image.shape[1:]
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
