@@ -177,7 +177,10 @@ def train(
     )
     with one_line_errors():
         checkpoints = checkpoint.Checkpoints(
-            workdir, keep_latest=config.keep_latest, processes=runner.process_count
+            workdir,
+            keep_latest=config.keep_latest,
+            processes=runner.process_count,
+            deletes=writes,
         )
         if checkpoints.latest() is not None:
             restored = checkpoints.restore(state)

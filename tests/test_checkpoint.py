@@ -334,3 +334,22 @@ def test_metrics_of_the_best_are_on_disk(tmp_path):
     path = os.path.join(step_folder(tmp_path, 1), "metrics", "metrics")
     with open(path, encoding="utf-8") as file:
         assert json.load(file) == {"hard": 0.25}
+
+
+def test_a_kill_in_a_deletion_leaves_nothing_that_looks_like_a_checkpoint(
+    tmp_path, monkeypatch
+):
+    # A deletion that never gets anywhere, as of a process killed again and again.
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+        with checkpoint.Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+            for step in (1, 2, 3):
+                checkpoints.save(step, tiny(step), {"hard": 0.5})
+    folder = tmp_path / "checkpoints"
+    assert (folder / "deleted").is_dir()  # the way it goes, or nothing is tested
+    with checkpoint.Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        kept = checkpoints.steps()
+        assert 3 in kept and len(kept) < 3
+        for step in kept:
+            assert_identical(checkpoints.restore(tiny(0), step).state, tiny(step))
+    assert not (folder / "deleted").exists()

@@ -8,6 +8,7 @@ keys that hold a `/`): structure always comes from the state the caller has buil
 import contextlib
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ FOLDER = "checkpoints"
 # 'weights' is all that evaluation and warm starts read; the optimizer may be larger.
 _WEIGHTS, _REST, _EXTRA, _BESIDE = "weights", "optimizer", "extra", "beside"
 _OF_WEIGHTS = ("params", "batch_stats", "ema")
+_DELETED = "deleted"  # where a checkpoint waits, out of sight, to be deleted
 
 
 class Restored(NamedTuple):
@@ -57,6 +59,8 @@ class Checkpoints:
       read_only: never create, delete or rename anything.
       processes: of the run; several could disagree on which checkpoint is readable, so
         only a run of one process falls back from a damaged checkpoint by itself.
+      deletes: whether this process deletes checkpoints that are no longer kept; one
+        process of a run.
     """
 
     def __init__(
@@ -68,12 +72,14 @@ class Checkpoints:
         asynchronous: bool = True,
         read_only: bool = False,
         processes: int = 1,
+        deletes: bool = True,
     ):
         if keep_latest < 1:
             raise ValueError(f"keep_latest={keep_latest} must be at least 1")
         self.directory = os.path.abspath(os.path.join(workdir, FOLDER))
         self._read_only = read_only
         self._processes = processes
+        self._deletes = deletes and not read_only
         self._metric = metric
         if not read_only:
             check_writable(self.directory)
@@ -100,6 +106,9 @@ class Checkpoints:
             best_mode="max",
             preservation_policy=keep,
             step_format_fixed_length=8,
+            # Out of the way first: a kill in the middle of a deletion must not leave
+            # something that looks like a checkpoint.
+            todelete_subdir=_DELETED,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=asynchronous and not read_only,
@@ -257,6 +266,8 @@ class Checkpoints:
         """
         with self._storage():
             self._manager.wait_until_finished()
+        if self._deletes:
+            shutil.rmtree(os.path.join(self.directory, _DELETED), ignore_errors=True)
 
     def close(self) -> None:
         """Finishes the saves and releases the folder."""
