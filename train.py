@@ -60,6 +60,11 @@ def main(argv):
         sys.exit(f"error: unexpected argument {argv[1]!r}; options start with --")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    if "://" in WORKDIR.value:
+        sys.exit(
+            f"error: --workdir={WORKDIR.value}: expected a folder; mount the bucket and "
+            "name the folder, see docs/tpu_pod.md"
+        )
     workdir = pathlib.Path(WORKDIR.value)
     with one_line_errors():
         config_lib.check(CONFIG.value)
