@@ -129,7 +129,7 @@ def test_report_of_several_runs(trained, tmp_path):
     ],
 )
 def test_wrong_command_line_is_told_in_one_line(args, words, tmp_path):
-    done = run(TRAIN, *args, "--workdir=run", cwd=tmp_path, code=1)
+    done = run(TRAIN, "--workdir=run", *args, cwd=tmp_path, code=1)
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and all(word in line for word in words), line
     assert not done.stdout and not (tmp_path / "run").exists()
