@@ -62,8 +62,8 @@ def main(argv):
         logging.set_verbosity(logging.WARNING)
     if "://" in WORKDIR.value:
         sys.exit(
-            f"error: --workdir={WORKDIR.value}: expected a folder; mount the bucket and "
-            "name the folder, see docs/tpu_pod.md"
+            f"error: --workdir={WORKDIR.value}: expected a folder; mount the bucket "
+            "and name the folder, see docs/tpu_pod.md"
         )
     workdir = pathlib.Path(WORKDIR.value)
     with one_line_errors():

@@ -39,7 +39,7 @@ def calls(monkeypatch):
 
     def train(config, workdir):
         trained.append(config)
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (workdir / "result.json").write_text("{}")
         better = {"identity": 0.2, "quantnet": 0.1}.get(config.quantizer.name, 0.0)
         warm = 0.05 if config.init_from else 0.0

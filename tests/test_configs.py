@@ -19,6 +19,7 @@ from quantnet_jax.training import (
     experiment,
     networks,
     optim,
+    parallel,
     steps,
 )
 from quantnet_jax.training import config as config_lib
@@ -165,7 +166,7 @@ def test_imagenet_step_at_full_shape(name, parts):
     mean, std = data.STATISTICS["imagenet2012"]
     logits = lambda v, x: model.apply(v, x, train=False)
     step = steps.make_train_step(
-        *(make_apply(model), quantizer, tx),
+        *(make_apply(model, parallel.make_runner()), quantizer, tx),
         distillation.with_teacher(
             functools.partial(prepared, mean=mean, std=std), logits
         ),

@@ -202,4 +202,4 @@ def test_sets_in_memory_have_none():
     assert feed.make_feed(config, runner).unreadable() == 0
     config.data.max_unreadable = 2
     with pytest.raises(ValueError, match="data.max_unreadable=2.*held in memory"):
-        feed.make_feed(config, runner)
+        config_lib.check(config)

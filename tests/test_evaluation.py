@@ -162,7 +162,9 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     assert again["hard_bn"] == scores["hard_bn"]
 
     model = models.create("small", classes=4, momentum=0.0)
-    statistics = steps.make_statistics(scoring.make_apply(model), prepare_train(exp))
+    statistics = steps.make_statistics(
+        scoring.make_apply(model, exp.runner), prepare_train(exp)
+    )
     got = evaluation.average_statistics(
         jax.jit(lambda *args: statistics(*args, None)),
         hard,

@@ -17,6 +17,8 @@ from test_train import (  # noqa: F401  # two are fixtures
 import train
 from quantnet_jax.training import checkpoint, metrics, storage
 
+pytestmark = pytest.mark.cheap  # as the run of test_train.py that is compared with
+
 # Disks --------------------------------------------------------------------------------
 
 

@@ -334,7 +334,7 @@ def test_shapes_of_known_sets():
         (["--config.wieghts.momentum=1"], ["wieghts", "weights"]),
         (["--config.seed=x"], ["config.seed=x", "int"]),
         (["--config.quantizer.name=x"], ["quantizer.name='x'", "quantnet"]),
-        (["--config.layers=x"], ["'x'", "head/kernel"]),
+        (["--config.layers=x"], ["'x'", "conv1/kernel"]),
         (["--workdir=nowhere"], ["nowhere", "run"]),
         (["--artifact=nowhere"], ["nowhere", "not found"]),
     ],

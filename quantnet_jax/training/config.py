@@ -159,8 +159,8 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        source = pathlib.Path(config.init_from) / "config.json"
-        if config.init_from and not source.is_file():
+        source = pathlib.Path(config.init_from) / "checkpoints"
+        if config.init_from and not source.is_dir():
             raise FileNotFoundError(
                 f"init_from={config.init_from!r} holds no run: {source} not found"
             )

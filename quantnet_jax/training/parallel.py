@@ -194,10 +194,10 @@ def leaf_spec(shape: Sequence[int], parts: int) -> PartitionSpec:
     computed of each channel by itself stays on its device.
 
     Example:
-      >>> leaf_spec((3, 3, 16, 32), 4)
-      PartitionSpec(None, None, None, 'fsdp')
-      >>> leaf_spec((64, 10), 4), leaf_spec((), 4), leaf_spec((32,), 1)
-      (PartitionSpec(), PartitionSpec(), PartitionSpec())
+      >>> tuple(leaf_spec((3, 3, 16, 32), 4))
+      (None, None, None, 'fsdp')
+      >>> [tuple(leaf_spec(shape, 4)) for shape in ((64, 10), (), (6,))]
+      [(), (), ()]
     """
     if parts == 1 or not shape or shape[-1] == 0 or shape[-1] % parts:
         return PartitionSpec()
