@@ -1,6 +1,11 @@
 """Tests of states that devices divide among them by output channel (`fsdp`)."""
 
 import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -171,3 +176,22 @@ def test_devices_that_cannot_be_divided(fsdp):
 def test_fsdp_needs_jit():
     with pytest.raises(ValueError, match="^fsdp=2 needs runner='jit'"):
         parallel.make_runner("pmap", None, 2)
+
+
+def test_eight_devices_divided_by_four():
+    """Equal to eight whole ones, and each device holds about a quarter."""
+    folder = pathlib.Path(__file__).parent
+    paths = [str(folder.parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, str(folder / "eight_devices.py")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert found["error"] < 1e-5 and found["flipped"] == 0
+    assert len(set(found["whole"])) == 1 and len(found["whole"]) == 8
+    shares = [a / b for a, b in zip(found["divided"], found["whole"], strict=True)]
+    assert all(0.25 <= share < 0.3 for share in shares), shares
