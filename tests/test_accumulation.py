@@ -15,6 +15,8 @@ from quantnet_jax.training import experiment, losses, optim, parallel, steps
 from quantnet_jax.training.accumulation import accumulate, check
 from quantnet_jax.training.state import create_state
 
+pytestmark = pytest.mark.cheap
+
 LOOPS = pytest.mark.parametrize("loop", [False, True], ids=["written", "loop"])
 
 

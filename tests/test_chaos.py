@@ -3,10 +3,13 @@
 import json
 import signal
 
+import pytest
 from test_train import compile_once, settings  # noqa: F401  # a fixture for all
 
 import train
 from benchmarks import chaos
+
+pytestmark = pytest.mark.cheap
 
 OPTIONS = [
     f"--config={chaos.ROOT / 'configs' / 'smoke.py'}",

@@ -22,6 +22,8 @@ from benchmarks.protocols import PROTOCOLS, Start
 from quantnet_jax.training import experiment
 from quantnet_jax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.cheap
+
 
 @pytest.fixture
 def args(tmp_path, monkeypatch):

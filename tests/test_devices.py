@@ -2,9 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 from tiny import tiny_config
 
 from quantnet_jax.training import checkpoint, experiment
+
+pytestmark = pytest.mark.cheap
 
 PLACES = (("pmap", 1, range(2)), ("jit", 4, range(2, 4)), ("pmap", 2, range(4, 25)))
 EPOCHS = 4  # of 100 examples, in 25 steps; after step 6 the rates are 0

@@ -21,6 +21,8 @@ from quantnet_jax.training import experiment, parallel
 from quantnet_jax.training.checkpoint import Checkpoints
 from quantnet_jax.training.collectives import collectives
 
+pytestmark = pytest.mark.cheap
+
 STEPS = 5
 
 
