@@ -100,7 +100,7 @@ def measure(name: str, place: str) -> dict:
 def settings(config, classes: int):
     """The same training on a few small made-up images."""
     config.batch_size = config.eval_batch_size = len(jax.devices())
-    config.data.name, config.data.folder = "synthetic", ""
+    config.data.name, config.data.folder, config.data.workers = "synthetic", "", 0
     config.data.classes, config.data.image_size = classes, 32
     config.data.train_size = config.data.test_size = max(64, classes)
     config.export = False
