@@ -108,7 +108,8 @@ class Checkpoints:
             step_format_fixed_length=8,
             # Out of the way first: a kill in the middle of a deletion must not leave
             # something that looks like a checkpoint.
-            todelete_subdir=_DELETED,
+            todelete_subdir=None if read_only else _DELETED,
+            save_interval_steps=0 if read_only else 1,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=asynchronous and not read_only,
