@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.merge import merged
 from quantnet_jax.training import losses
 from quantnet_jax.training.accumulation import accumulate
 from quantnet_jax.training.state import TrainState, average
@@ -75,10 +76,15 @@ def make_train_step(
     'accuracy', 'penalty', 'grad_norm' (weights), 'meta_grad_norm'.
     """
 
+    @merged  # one backward pass through a sub-network, not one for each of the two
+    def soft_and_penalty(quant, model, step, key):
+        weights = quantizer.soft(quant, model, step=step, key=key)
+        return weights, quantizer.penalty(quant, model, step=step)
+
     def loss_fn(model, quant, batch_stats, batch, step, offset=None):
         # The same on every replica: noise on replicated weights must be equal.
         key = jax.random.fold_in(jax.random.key(seed), step)
-        weights = quantizer.soft(quant, model, step=step, key=key)
+        weights, penalty = soft_and_penalty(quant, model, step, key)
         if offset is not None:
             weights = jax.tree.map(jnp.add, weights, offset)
         logits, updated = apply(
@@ -86,7 +92,6 @@ def make_train_step(
         )
         mean = lambda x: jnp.mean(x * batch["mask"])
         task = mean(criterion(logits, batch))
-        penalty = quantizer.penalty(quant, model, step=step)
         metrics = {
             "loss": task,
             "accuracy": mean(losses.correct(logits, batch["label"])),
