@@ -75,6 +75,29 @@ def test_chunk_equals_its_steps(runner):
     assert int(chunked.step) == 3 and exp.is_finite(chunked)
 
 
+def test_a_chunk_takes_rows_and_nothing_else_to_the_devices():
+    """The images are there once for all, of training and of evaluation."""
+    exp = experiment.build(
+        tiny_config(runner="jit", chunk=3, log_every=3), jax.devices()[:1]
+    )
+    first, second = exp.train_batches(0, [3, 3])
+    evaluated = [exp.runner.shard(batch) for batch in exp.feed.test()]
+    for batch, rows in [(first, (3, 16)), *((x, (12,)) for x in evaluated)]:
+        kinds = {name: (x.shape, x.dtype.name) for name, x in batch.items()}
+        types = {"index": "int32", "position": "uint32", "mask": "float32"}
+        assert kinds == {name: (rows, kind) for name, kind in types.items()}
+    state, _ = exp.train_chunk(exp.state, exp.train_data, first)
+    with jax.transfer_guard("disallow_explicit"):
+        state, values = exp.train_chunk(state, exp.train_data, second)
+    assert int(state.step) == 6
+    program = exp.train_chunk.lower(state, exp.train_data, second).compile().as_text()
+    for word in ("infeed", "outfeed", "host_callback", "xla_python", "send("):
+        assert word not in program, "a chunk must not speak to the host"
+    with pytest.raises(Exception, match="Disallowed"):  # the guard sees transfers
+        with jax.transfer_guard("disallow_explicit"):
+            exp.runner.shard(next(exp.feed.train(0)))
+
+
 def test_one_bad_number_makes_a_state_not_finite():
     exp = experiment.build(tiny_config())
     assert exp.is_finite(exp.state)

@@ -118,6 +118,48 @@ def test_each_example_counts_once_for_any_batch_size(runner, devices, size):
         assert scores[name] == pytest.approx(wanted[name], rel=1e-5), name
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_host_reads_once(streamed, monkeypatch):
+    """Of a streamed set it waits for early batches, so that few hold their images."""
+    events = []
+    for name in ("device_get", "block_until_ready"):
+        original = getattr(jax, name)
+        told = lambda x, name=name, f=original: (events.append(name), f(x))[1]
+        monkeypatch.setattr(jax, name, told)
+
+    def batches():
+        for i in range(20):
+            events.append("batch")
+            yield {"image" if streamed else "index": jnp.float32(i)}
+
+    forward = lambda tree, data, batch: tree * sum(batch.values())
+
+    def tally(data, batch, soft, hard):
+        return {"examples": jnp.float32(2), "soft": soft, "hard": hard}
+
+    trees = {"soft": jnp.float32(2), "hard": jnp.float32(1)}
+    scores = evaluation.score(tally, forward, trees, None, batches())
+    assert scores == {"soft": 9.5, "hard": 4.75, "gap": 4.75, "examples": 40}
+    assert events.count("batch") == 20 and events[-1] == "device_get"
+    assert events.count("device_get") == 1
+    waits = [i for i, name in enumerate(events) if name == "block_until_ready"]
+    assert len(waits) == (20 - evaluation.AHEAD if streamed else 0)
+    for i in waits:
+        sent = events[:i].count("batch")
+        assert sent - events[:i].count("block_until_ready") == evaluation.AHEAD + 1
+
+
+def test_an_evaluation_waits_for_the_devices_twice_at_most(monkeypatch):
+    """For the scores, and for layers and codes, which were sent meanwhile."""
+    exp, state, wanted = trained("quantnet")
+    reads = []
+    original = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: (reads.append(x), original(x))[1])
+    assert exp.evaluate(state)[0] == wanted[0]
+    # 50 images in batches of 12; the third read is of codes that are here by then.
+    assert len(reads) <= 3 and len(reads[0]) == 5
+
+
 def test_evaluation_changes_nothing():
     exp, state, first = trained("quantnet")
     before = jax.tree.map(np.array, jax.device_get(state))

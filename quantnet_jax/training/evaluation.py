@@ -20,7 +20,8 @@ REACH = 1.25
 """Histograms cover [-REACH, REACH] times the largest hard value; values beyond it are
 counted in the outermost bins."""
 AHEAD = 4
-"""Batches whose results are still being computed when more are sent to the devices."""
+"""Streamed batches whose results are still being computed when more are sent to the
+devices; of a set that they hold, only rows are sent."""
 DECIDED = 0.1
 """A weight is undecided if soft and hard differ by more than this share of the largest
 hard value; for binary weights: if |soft| < 0.9."""
@@ -103,14 +104,7 @@ def score(
       'soft', 'hard', 'hard_bn' (accuracies, fractions), 'gap' (soft - hard), 'gap_bn'
       (soft - hard_bn), 'loss_soft', 'loss_hard', 'kl' (means), 'examples' (count).
     """
-    sums: dict[str, float] = {}
     waiting: list[dict[str, jax.Array]] = []
-
-    def add(tallies):
-        for new in jax.device_get(tallies):
-            for name, value in new.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-
     for batch in batches:
         logits = {name: forward(tree, data, batch) for name, tree in trees.items()}
         new = tally(data, batch, logits["soft"], logits["hard"])
@@ -119,9 +113,12 @@ def score(
             new = new | {"hard_bn": again["hard"]}
         waiting.append(new)
         # The host runs ahead of the devices, but not so far that they hold all images.
-        if len(waiting) > AHEAD:
-            add([waiting.pop(0)])
-    add(waiting)
+        if "image" in batch and len(waiting) > AHEAD:
+            jax.block_until_ready(waiting[-1 - AHEAD])
+    sums: dict[str, float] = {}
+    for new in jax.device_get(waiting):  # once, when all of them are under way
+        for name, value in new.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
     examples = sums.pop("examples")
     result = {name: value / examples for name, value in sums.items()}
     result["gap"] = (sums["soft"] - sums["hard"]) / examples
@@ -145,11 +142,16 @@ def average_statistics(
     total, count = None, 0
     for batch in batches:
         new = statistics(weights, batch_stats, data, batch)
-        total = new if total is None else jax.tree.map(jnp.add, total, new)
+        total = new if total is None else _add(total, new)
         count += 1
     if total is None:
         raise ValueError("batch statistics need at least one batch")
-    return jax.tree.map(lambda x: x / count, total)
+    return _divide(total, float(count))
+
+
+# Compiled: a launch for the tree, not one for each of its leaves.
+_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+_divide = jax.jit(lambda tree, count: jax.tree.map(lambda x: x / count, tree))
 
 
 def layer_report(
@@ -169,8 +171,9 @@ def layer_report(
     """
     edges = np.linspace(-REACH, REACH, BINS + 1).round(6).tolist()
     report = {}
-    for path, layer in jax.device_get(realized.layers).items():
-        codes = np.asarray(realized.codes[path])
+    layers, every_code = jax.device_get((realized.layers, realized.codes))
+    for path, layer in layers.items():
+        codes = every_code[path]
         flips = None
         if previous is not None:
             flips = float(np.mean(codes != previous[path]))

@@ -37,6 +37,9 @@ def make_evaluate(
 
     def evaluate(state, previous=None):
         realized, stats = realize(state), state.batch_stats
+        # Under way while the images are scored: the host waits once for all of it.
+        for x in jax.tree.leaves((realized.layers, realized.codes)):
+            x.copy_to_host_async()
         trees = {"soft": fold(realized.soft, stats), "hard": fold(realized.hard, stats)}
         if config.bn_batches and jax.tree.leaves(stats):
             stream = feed.train(0)
