@@ -223,6 +223,7 @@ def train(
     preemption = Preemption(runner.process_count)
     trace = tracing(workdir / "profile" if profile else None)
     meter = Meter()
+    train_step, train_chunk = map(meter.compiled, (exp.train_step, exp.train_chunk))
     log = StepLog(writer, meter, config.batch_size, seen)
     counts = list(dispatch.counts(start, exp.steps, exp.chunk, evaluations | saves))
     batches = meter.waiting(exp.train_batches(start, counts))
@@ -248,7 +249,7 @@ def train(
         for note in notes:
             progress.say(note)
         for count, batch in zip(counts, batches, strict=True):
-            run = exp.train_step if count == 1 else exp.train_chunk
+            run = train_step if count == 1 else train_chunk
             state, step_metrics = run(state, exp.train_data, batch)
             step += count
             log.add(step, count, step_metrics)

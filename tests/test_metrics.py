@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantnet_jax.training import metrics
+from quantnet_jax.training import meter, metrics
 
 
 def refuse(token):
@@ -193,3 +193,22 @@ def test_table_aligns_and_checks_its_rows():
     )
     with pytest.raises(ValueError, match="has 1 cells, expected 2"):
         metrics.table([["soft"]], ["what", "%"])
+
+
+def test_meter_counts_no_compilation(monkeypatch):
+    """On a clock that only these functions move."""
+    now = [0.0]
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    took = iter([30.0, 1.0, 1.0, 20.0, 2.0])
+
+    def fn(x):
+        now[0] += next(took)
+        return x
+
+    clock = meter.Meter()
+    one, many = map(clock.compiled, (fn, fn))
+    assert [one(1), one(2), one(3)] == [1, 2, 3]
+    assert clock.read(2, 10)["step_time"] == 1.0
+    clock.restart()
+    many(4), many(5)
+    assert clock.read(1, 10)["examples_per_second"] == 5.0

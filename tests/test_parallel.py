@@ -161,3 +161,28 @@ def test_process_number_out_of_range(process, processes):
 def test_one_process_joins_nothing():
     parallel.initialize()
     assert parallel.describe_devices() == "4 x cpu"
+
+
+@pytest.mark.parametrize("cache_home", [True, False])
+def test_programs_are_kept_for_accelerators(cache_home, tmp_path, monkeypatch):
+    key = "jax_compilation_cache_dir"
+    given = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    wanted = tmp_path / ".cache" / "quantnet_jax"
+    if cache_home:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+        wanted = tmp_path / "other" / "quantnet_jax"
+    try:
+        monkeypatch.setattr(parallel, "backend", lambda: "gpu")
+        parallel.initialize()
+        assert jax.config.jax_compilation_cache_dir == given  # what is set stays
+        jax.config.update(key, None)
+        parallel.initialize()
+        assert jax.config.jax_compilation_cache_dir == str(wanted)
+        jax.config.update(key, None)
+        monkeypatch.setattr(parallel, "backend", lambda: "cpu")
+        parallel.initialize()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update(key, given)

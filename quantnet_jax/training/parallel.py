@@ -99,10 +99,26 @@ def initialize(
                 f"process={process}, expected 0 to processes - 1 = {processes - 1}"
             )
         jax.distributed.initialize(coordinator, processes, process)
+    keep_programs()
     if jax.process_count() > 1:
         # Connected while all are in step: on a CPU the first collective waits for half
         # a minute only, less than processes may differ in compiling.
         multihost_utils.sync_global_devices("start")
+
+
+def keep_programs() -> None:
+    """Has JAX keep what it compiles for accelerators, for the next run or a resumed one.
+
+    In `quantnet_jax` under $XDG_CACHE_HOME or ~/.cache, unless the variable
+    JAX_COMPILATION_CACHE_DIR names a folder. A resumed run then computes with the very
+    programs of before, whose choice of algorithms may else differ. Programs for CPUs
+    are not kept: they are fast to make, and bound to the features of one machine.
+    """
+    if jax.config.jax_compilation_cache_dir or backend() == "cpu":
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "quantnet_jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @contextlib.contextmanager
