@@ -13,6 +13,7 @@ the zoo, are under --work.
 """
 
 import argparse
+import functools
 import pathlib
 import shutil
 import statistics
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(listing(name, args)))
         return 0
     code = 0
+    if args.action in ("run", "row") and not args.dtype and backend() != "cpu":
+        args.dtype = "bfloat16"  # what accelerators are fast at
     if args.action != "table":
         do = run_here if args.action == "row" else run_all
         for name in args.protocol:  # also where something of another did not work
@@ -67,7 +70,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", choices=DATA, default=DATA[0])
     parser.add_argument("--only", nargs="+", metavar="ROW", default=[], help="rows")
     parser.add_argument("--jobs", type=int, help="runs at a time")
-    parser.add_argument("--dtype", default="", help="of the network, as bfloat16")
+    parser.add_argument(
+        "--dtype", default="", help="of the network; bfloat16 on accelerators"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="of all lengths")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "results")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "runs")
@@ -96,6 +101,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@functools.cache
 def backend() -> str:
     """'cpu', 'gpu' or 'tpu', from a process that does not keep the device's memory."""
     words = [sys.executable, "-c", "import jax; print(jax.default_backend())"]

@@ -6,10 +6,11 @@ Command:   python train.py --config=configs/cifar100_resnet110.py:float \
                --workdir=runs/cifar100_resnet110 --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
            With all baselines: python benchmarks/cifar100.py run --protocol A110 \
-               --folder FOLDER
-Hardware:  one GPU.
-Expected:  not run yet. Published for this protocol: float 72.54, best binary 69.11,
-           tuned STE with Adam 66.84.
+               --folder=FOLDER
+Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
+Wall time: not run yet.
+Expected:  soft, hard, float: not run yet. Published for this protocol: float 72.54,
+           best binary 69.11, tuned STE with Adam 66.84.
 
 The protocol of MetaQuant (NeurIPS 2019), as in cifar100_resnet56.py.
 """

@@ -4,10 +4,12 @@ Command:   python train.py --config=configs/cifar100_resnet20.py \
                --workdir=runs/cifar100_resnet20 --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
            Within the same 200 epochs from a float network: first :float, which trains
-           one for 100 epochs into runs/cifar100_resnet20_float, then :warm. With all
-           baselines: python benchmarks/cifar100.py run --protocol B200 --folder FOLDER
-Hardware:  one GPU.
-Expected:  not run yet.
+           one for 100 epochs into runs/cifar100_resnet20_float, then :warm. Of 400:
+           --config.epochs=400, or twice 200. With all baselines:
+           python benchmarks/cifar100.py run --protocol B200 B400 --folder=FOLDER
+Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
+Wall time: not run yet; floor and goal (90 s on an H200) are in docs/performance.md.
+Expected:  soft, hard, float: not run yet.
 
 The convention of IR-Net (arXiv 1909.10788): stem and head stay float, shortcuts have no
 parameters, SGD 0.1 with a cosine, batch 128, weight decay 1e-4; 200 epochs here, 400

@@ -4,10 +4,11 @@ Command:   python train.py --config=configs/cifar100_resnet20_bits.py:2 \
                --workdir=runs/cifar100_resnet20_2bits --config.data.folder=FOLDER
            Likewise :3 and :4; FOLDER holds the binary version of CIFAR-100; without it
            TFDS is asked. With all baselines: python benchmarks/cifar100.py run \
-               --protocol C --folder FOLDER
-Hardware:  one GPU.
-Expected:  not run yet. Published: LSQ with 2-bit weights and activations 63.9, float
-           67.4.
+               --protocol C --folder=FOLDER
+Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
+Wall time: not run yet.
+Expected:  soft, hard, float: not run yet. Published: LSQ with 2-bit weights and
+           activations 63.9, float 67.4.
 
 As cifar100_resnet20.py: first and last layer float, 200 epochs. The levels are a
 staircase of tanh steps between -1 and 1.

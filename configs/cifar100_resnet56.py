@@ -6,10 +6,11 @@ Command:   python train.py --config=configs/cifar100_resnet56.py:float \
                --workdir=runs/cifar100_resnet56 --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
            With all baselines: python benchmarks/cifar100.py run --protocol A56 \
-               --folder FOLDER
-Hardware:  one GPU.
-Expected:  not run yet. Published for this protocol: float 71.22, best binary 67.02,
-           tuned STE with Adam 66.42.
+               --folder=FOLDER
+Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
+Wall time: not run yet.
+Expected:  soft, hard, float: not run yet. Published for this protocol: float 71.22,
+           best binary 67.02, tuned STE with Adam 66.42.
 
 The protocol of MetaQuant (NeurIPS 2019): every layer, first and last too, has 1 bit;
 100 epochs from a float checkpoint, batch 128; five seeds, and the mean test accuracy of

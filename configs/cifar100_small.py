@@ -4,9 +4,10 @@ Command:   python train.py --config=configs/cifar100_small.py \
                --workdir=runs/cifar100_small --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
            The comparison with all baselines: python benchmarks/cifar100.py run \
-               --protocol small --folder FOLDER
-Hardware:  one CPU core, minutes.
-Expected:  see docs/results.md, protocol 'small'.
+               --protocol small --folder=FOLDER
+Hardware:  one CPU core.
+Wall time: minutes; see docs/results.md.
+Expected:  soft, hard, float: see docs/results.md, protocol 'small'.
 
 The CPU-sized protocol: the first 20 classes (10,000 training and 2,000 test images),
 ResNet-8 of width 16 whose stem has stride 2, a fourth of the arithmetic; first and last

@@ -231,3 +231,27 @@ def test_a_real_warm_start(args, monkeypatch):
         step = arrays[f"params/quant/{name}/kernel/value"]
         kernel = np.abs(state.params["model"][name]["kernel"])
         np.testing.assert_allclose(step, 2 * kernel.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "dtype"),
+    [("gpu", [], "bfloat16"), ("gpu", ["--dtype=float32"], "float32"), ("cpu", [], "")],
+)
+def test_the_network_computes_in_what_the_device_is_fast_at(
+    device, words, dtype, args, calls, monkeypatch
+):
+    monkeypatch.setattr(cifar100, "backend", lambda: device)
+    begun = []
+
+    def run_all(name, args):
+        begun.append(cifar100.command(name, cifar100.wanted(name, args)[0], args))
+        return 0
+
+    monkeypatch.setattr(cifar100, "run_all", run_all)
+    folders = [f"--{k}={getattr(args, k)}" for k in ("results", "work", "page")]
+    assert cifar100.main(["run", "--protocol", "tiny", *folders, *words]) == 0
+    (command,) = begun
+    assert f"--dtype={dtype}" in command
+    cifar100.main(command[2:])
+    (trained,) = calls
+    assert trained.dtype == (dtype or "float32")

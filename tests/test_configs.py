@@ -85,6 +85,8 @@ def test_header_is_honest(name):
     assert "Command:" in text
     if name not in ("default",):
         assert "Hardware:" in text and "Expected:" in text
+    if name.startswith("cifar"):
+        assert "Wall time:" in text and "soft, hard, float:" in text
 
 
 def test_methods_do_not_share_their_schedules():
