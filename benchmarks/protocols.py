@@ -106,7 +106,7 @@ def both(total: float) -> tuple[Start, ...]:
 INNER = "all but the first and the last layer"
 # Compiling takes half as long at this level, and the steps are as fast.
 CPU_FLAGS = "--xla_backend_optimization_level=1"
-SMALL_RATES = (0.05, 0.1, 0.2, 0.4)
+SMALL_RATES = (0.1, 0.2, 0.4, 0.8)
 RATES = (0.03, 0.1, 0.3)
 
 
