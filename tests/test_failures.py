@@ -96,6 +96,24 @@ def test_records_name_the_file_that_cannot_be_written(tmp_path):
         writer.write("train", 1, {"loss": 0.0})
 
 
+def test_events_on_a_full_disk_are_an_error_of_the_run(tmp_path):
+    """Of the thread that trains: it must not wait for another one that died of it."""
+    pytest.importorskip("tensorboardX")
+    writer = metrics.Writer(tmp_path, resume_step=None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # a record is smaller than its events, so these meet the limit first
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+        with pytest.raises(storage.StorageError, match="tensorboard' .File too larg"):
+            for step in range(60):
+                writer.write("train", step, {"loss": 0.0, "a": 1.0, "b": 2.0})
+            writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
+    lines = (tmp_path / metrics.METRICS_FILE).read_text().splitlines()
+    assert 10 < len(lines) < 61
+
+
 # A state that is not finite -----------------------------------------------------------
 
 
