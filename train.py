@@ -168,6 +168,11 @@ def train(
     Returns:
       What result.json holds.
     """
+    with Preemption() as preemption:  # from here on: building may take minutes
+        return _train(config, workdir, baseline, preemption, profile)
+
+
+def _train(config, workdir, baseline, preemption: Preemption, profile: bool):
     # Build everything before anything is written --------------------------------------
     with one_line_errors():
         config_lib.check_same_run(config, workdir)
@@ -220,7 +225,6 @@ def train(
         active=writes,
     )
     progress = metrics.Progress(exp.steps, start=start, active=writes)
-    preemption = Preemption(runner.process_count)
     trace = tracing(workdir / "profile" if profile else None)
     meter = Meter()
     log = StepLog(writer, meter, config.batch_size, seen)
@@ -244,7 +248,7 @@ def train(
         checkpoints.save(step, state, scores, extra, None if scores else codes)
         return spent
 
-    with checkpoints, writer, progress, preemption, trace as tick, told(checkpoints):
+    with checkpoints, writer, progress, trace as tick, told(checkpoints):
         for note in notes:
             progress.say(note)
         for count, batch in zip(counts, batches, strict=True):

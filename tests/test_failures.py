@@ -2,7 +2,10 @@
 
 import errno
 import io
+import os
+import pathlib
 import resource
+import tempfile
 
 import numpy as np
 import pytest
@@ -78,6 +81,23 @@ def test_workdir_that_is_a_file(tmp_path):
         train.train(settings(), tmp_path / "run")
     assert "\n" not in str(e.value) and f"'{tmp_path / 'run'}" in str(e.value)
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_read_only_workdir(compile_once, monkeypatch):  # noqa: F811
+    compile_once(settings())  # the compiler keeps its results where root may write
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        root = os.geteuid() == 0
+        if root:  # who may write everywhere
+            os.seteuid(65534)
+        try:
+            with pytest.raises(SystemExit, match="^error: cannot write .*Permiss") as e:
+                train.train(settings(), pathlib.Path(folder) / "run")
+        finally:
+            if root:
+                os.seteuid(0)
+        assert "\n" not in str(e.value) and f"'{folder}/run" in str(e.value)
+        assert not os.listdir(folder)
 
 
 def test_records_name_the_file_that_cannot_be_written(tmp_path):

@@ -384,6 +384,26 @@ def test_sigterm_saves_the_step_and_asks_to_be_resumed(
         assert_same_run(whole[0], workdir)
 
 
+def test_sigterm_while_building_stops_after_the_first_step(
+    whole, tmp_path, monkeypatch, compile_once
+):
+    workdir = tmp_path / "early"
+
+    def build(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compile_once(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.experiment, "build", build)
+        with pytest.raises(SystemExit) as stopped:
+            train.train(settings(), workdir)
+    assert stopped.value.code == 75
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        assert saved.steps() == [1]
+    train.train(settings(), workdir)
+    assert_same_run(whole[0], workdir)
+
+
 def test_checkpoints_between_evaluations(whole, tmp_path, monkeypatch, compile_once):
     # Stopped after step 7: the last checkpoint is of step 6, in the middle of a record
     # (of steps 5 and 6) and of the way from one evaluation to the next.

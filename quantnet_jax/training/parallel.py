@@ -138,6 +138,11 @@ def describe_devices() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
+def process_count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()
+
+
 def backend() -> str:
     """'cpu', 'gpu' or 'tpu': what programs are compiled for."""
     return jax.default_backend()
