@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cheap
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12  # in three evaluations, each with a checkpoint
-TIMING = ("seconds", "step_time", "examples_per_second", "data_wait")
+TIMING = ("seconds", "step_time", "examples_per_second", "data_wait", "device_memory")
 BUILT = {}
 
 
@@ -315,6 +315,11 @@ def test_result_and_log(whole):
     log = records(workdir)
     assert [r["step"] for r in log if r["kind"] == "eval"] == [4, 8, 12]
     assert [r["step"] for r in log if r["kind"] == "train"] == [3, 4, 6, 8, 9, 12]
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["kind"] == "train":
+            assert row["step_time"] > 0 and row["examples_per_second"] > 0
+            assert 0 <= row["data_wait"] <= 1 and row["device_memory"] > 1e6
     last = [r for r in log if r["kind"] == "eval"][-1]
     assert all(last[key] == result[key] for key in ("soft", "hard", "hard_bn", "gap"))
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -158,9 +159,18 @@ def all_told_to_stop(dispatch: int) -> bool:
 
 
 def peak_memory() -> int | None:
-    """Most bytes in use at any time on the fullest local device; None if unknown."""
+    """Most bytes in use at any time on the fullest local device; None if unknown.
+
+    Devices of a CPU do not tell. Their memory is that of this process, all together.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if not peaks and backend() == "cpu":
+        with contextlib.suppress(ImportError):  # not on Windows
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peaks = [peak if sys.platform == "darwin" else 1024 * peak]
     return max(peaks, default=None)
 
 
