@@ -35,6 +35,7 @@ from quantnet_jax.training.preemption import RESUME_ME, Preemption
 from quantnet_jax.training.provenance import provenance
 from quantnet_jax.training.step_log import Diverged, StepLog, check_finite
 
+WARM_START = "warm_start.json"
 DEFAULT_CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "default.py"
 # Without a default of its own: ml_collections would read it, with the overrides, here
 # and now, where `parse_flags` cannot turn errors into one line.
@@ -161,7 +162,8 @@ def train(
     Args:
       config: see `quantnet_jax.training.config`.
       workdir: is made; gets config.json, metrics.jsonl, checkpoints/, TensorBoard
-        events and at the end result.json, export/ and report.html.
+        events, after a warm start warm_start.json, and at the end result.json, export/
+        and report.html.
       baseline: result of the float run to print beside this one.
       profile: write a trace of ten steps to `workdir/profile`.
 
@@ -181,7 +183,7 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool):
     writes = runner.process_index == 0
 
     # Resume, or warm-start, or start from scratch -------------------------------------
-    seconds, codes, start, seen, notes = 0.0, None, 0, [], []
+    seconds, codes, start, seen, notes, taken = 0.0, None, 0, [], [], None
     evaluations, saves = dispatch.stops(
         exp.steps, config.eval_every * exp.epoch_steps, config.checkpoint_every
     )
@@ -205,17 +207,20 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool):
         elif config.init_from:
             like = {"params": state.params, "batch_stats": state.batch_stats}
             with checkpoint.Checkpoints(config.init_from, read_only=True) as source:
-                saved = source.load_arrays().state
+                step, saved, *_ = source.load_arrays()
             warm, matched = checkpoint.warm_start(like, saved)
             if warm["params"]["quant"]:
                 # What was not saved begins from the weights that were, not from random.
                 warm["params"]["quant"] = exp.fit(warm["params"]["model"])
                 warm, matched = checkpoint.warm_start(warm, saved)
             state = state._replace(**runner.place(warm))
-            notes.append(f"{matched} (from {config.init_from})")
+            notes.append(f"{matched} (from {config.init_from}; {WARM_START})")
+            taken = {"from": config.init_from, "step": step, **matched._asdict()}
     # Only now: a run that could not start must not claim the workdir.
     if writes:
         metrics.write_json(workdir / "config.json", config.to_dict())
+        if taken:
+            metrics.write_json(workdir / WARM_START, taken)
 
     # The loop -------------------------------------------------------------------------
     writer = metrics.Writer(

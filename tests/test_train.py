@@ -192,6 +192,14 @@ def test_warm_start_takes_over_what_fits(whole, tmp_path, capsys):
     assert re.search(r"warm start: \d+ matched, 0 missing, 0 unexpected, 2 mism", line)
     assert "head/kernel: float32[4,4] -> float32[4,3]" in line and str(source) in line
     assert "head/bias: float32[4] -> float32[3]" in line
+    report = json.loads((tmp_path / "warm" / "warm_start.json").read_text())
+    assert (report["from"], report["step"]) == (str(source), STEPS)
+    built = checkpoint.flatten(state_of(tmp_path / "warm", config)._asdict())
+    built = {k for k in built if k.split("/")[0] in ("params", "batch_stats")}
+    other = {line.split(":")[0] for line in report["mismatched"]}
+    assert other == {"params/model/head/kernel", "params/model/head/bias"}
+    assert set(report["matched"]) == built - other and len(other) == 2
+    assert report["missing"] == report["unexpected"] == []
     warm, old = state_of(tmp_path / "warm", config), state_of(source, settings())
     for name in ("stem", "conv1", "conv2", "bn1"):
         for a, b in zip(
