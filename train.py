@@ -35,6 +35,7 @@ from quantnet_jax.training.preemption import RESUME_ME, Preemption
 from quantnet_jax.training.provenance import provenance
 from quantnet_jax.training.step_log import Diverged, StepLog, check_finite
 
+WARM_START = "warm_start.json"
 DEFAULT_CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "default.py"
 # Without a default of its own: ml_collections would read it, with the overrides, here
 # and now, where `parse_flags` cannot turn errors into one line.
@@ -161,13 +162,19 @@ def train(
     Args:
       config: see `quantnet_jax.training.config`.
       workdir: is made; gets config.json, metrics.jsonl, checkpoints/, TensorBoard
-        events and at the end result.json, export/ and report.html.
+        events, after a warm start warm_start.json, and at the end result.json, export/
+        and report.html.
       baseline: result of the float run to print beside this one.
       profile: write a trace of ten steps to `workdir/profile`.
 
     Returns:
       What result.json holds.
     """
+    with Preemption() as preemption:  # from here on: building may take minutes
+        return _train(config, workdir, baseline, preemption, profile)
+
+
+def _train(config, workdir, baseline, preemption: Preemption, profile: bool):
     # Build everything before anything is written --------------------------------------
     with one_line_errors():
         config_lib.check_same_run(config, workdir)
@@ -176,7 +183,7 @@ def train(
     writes = runner.process_index == 0
 
     # Resume, or warm-start, or start from scratch -------------------------------------
-    seconds, codes, start, seen, notes = 0.0, None, 0, [], []
+    seconds, codes, start, seen, notes, taken = 0.0, None, 0, [], [], None
     evaluations, saves = dispatch.stops(
         exp.steps, config.eval_every * exp.epoch_steps, config.checkpoint_every
     )
@@ -200,17 +207,20 @@ def train(
         elif config.init_from:
             like = {"params": state.params, "batch_stats": state.batch_stats}
             with checkpoint.Checkpoints(config.init_from, read_only=True) as source:
-                saved = source.load_arrays().state
+                step, saved, *_ = source.load_arrays()
             warm, matched = checkpoint.warm_start(like, saved)
             if warm["params"]["quant"]:
                 # What was not saved begins from the weights that were, not from random.
                 warm["params"]["quant"] = exp.fit(warm["params"]["model"])
                 warm, matched = checkpoint.warm_start(warm, saved)
             state = state._replace(**runner.place(warm))
-            notes.append(f"{matched} (from {config.init_from})")
+            notes.append(f"{matched} (from {config.init_from}; {WARM_START})")
+            taken = {"from": config.init_from, "step": step, **matched._asdict()}
     # Only now: a run that could not start must not claim the workdir.
     if writes:
         metrics.write_json(workdir / "config.json", config.to_dict())
+        if taken:
+            metrics.write_json(workdir / WARM_START, taken)
 
     # The loop -------------------------------------------------------------------------
     writer = metrics.Writer(
@@ -220,7 +230,6 @@ def train(
         active=writes,
     )
     progress = metrics.Progress(exp.steps, start=start, active=writes)
-    preemption = Preemption(runner.process_count)
     trace = tracing(workdir / "profile" if profile else None)
     meter = Meter()
     train_step, train_chunk = map(meter.compiled, (exp.train_step, exp.train_chunk))
@@ -245,7 +254,7 @@ def train(
         checkpoints.save(step, state, scores, extra, None if scores else codes)
         return spent
 
-    with checkpoints, writer, progress, preemption, trace as tick, told(checkpoints):
+    with checkpoints, writer, progress, trace as tick, told(checkpoints):
         for note in notes:
             progress.say(note)
         for count, batch in zip(counts, batches, strict=True):

@@ -31,12 +31,12 @@ sys.path.insert(0, str(ROOT))  # `python benchmarks/decode.py` finds only benchm
 import numpy as np  # noqa: E402
 from PIL import Image, features  # noqa: E402
 
-from quantnet_jax.data import jpeg, turbo  # noqa: E402
+from quantnet_jax.data import jpeg, region, turbo  # noqa: E402
 from quantnet_jax.training import metrics  # noqa: E402
 from quantnet_jax.training.provenance import provenance  # noqa: E402
 
 IMAGES = ROOT.parent / "shared/data/imagenet-sample/imagenet_sample_51.zip"
-PACKAGES = ("pillow", "simplejpeg", "cykooz-resizer")
+PACKAGES = ("pillow", "simplejpeg", "cykooz-resizer", "turbojpeg")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,6 +99,7 @@ def measure(args) -> dict:
         "threads": scale(contents, args),
         "distance_to_pillow": distance(contents, args.size),
         "fast_path": sum(turbo.header(x) is not None for x in contents),
+        "cut": sum(region.size(x) is not None for x in contents),
         "images": count,
         "bytes": sum(map(len, contents)),
         "size": args.size,
@@ -130,11 +131,7 @@ def version(package: str) -> str | None:
 
 def box_of(size: tuple[int, int], position: int) -> tuple[int, int, int, int]:
     """The box that `decode_train` takes of a picture of a size."""
-    bits = np.random.Philox(
-        key=np.array([0, position], np.uint64),
-        counter=np.array([0, 0, 0, 1], np.uint64),
-    )
-    return jpeg.random_box(*size, np.random.Generator(bits))
+    return jpeg._box(*size, 0, position)
 
 
 def plain(content: bytes, size: int, position: int) -> np.ndarray:

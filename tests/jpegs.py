@@ -70,7 +70,7 @@ class TinyPngs(tfds.core.GeneratorBasedBuilder):
 # The same with another name, and a class for each picture.
 MANY_LABELS = BUILDER.split("class TinyPngs")[0]
 MANY_LABELS = MANY_LABELS.replace("TinyJpegs", "ManyLabels")
-MANY_LABELS = MANY_LABELS.replace('("a", "b", "c")', "[str(i) for i in range(99)]")
+MANY_LABELS = MANY_LABELS.replace('("a", "b", "c")', "[str(i) for i in range(40)]")
 
 
 def make_jpeg(width, height, seed, mode="RGB", **options):

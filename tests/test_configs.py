@@ -144,11 +144,19 @@ def test_imagenet_variants_differ_in_the_method_alone(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"), [("imagenet_resnet18", 4), ("imagenet_resnet34", 1)]
+    ("name", "variant", "parts"),
+    [
+        ("imagenet_resnet18", "", 4),
+        ("imagenet_resnet18", "float", 1),
+        ("imagenet_resnet18", "ste", 2),
+        ("imagenet_resnet34", "", 1),
+        ("imagenet_resnet34", "float", 2),
+        ("imagenet_resnet34", "ste", 1),
+    ],
 )
-def test_imagenet_step_at_full_shape(name, parts):
+def test_imagenet_step_at_full_shape(name, variant, parts):
     """224 pixels, 1000 classes, batch 256, a teacher: shapes, with nothing computed."""
-    config = get(name)
+    config = get(name, variant)
     model = networks.make_model(config, 1000, None)
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)

@@ -2,7 +2,10 @@
 
 import errno
 import io
+import os
+import pathlib
 import resource
+import tempfile
 
 import numpy as np
 import pytest
@@ -80,6 +83,23 @@ def test_workdir_that_is_a_file(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
+def test_read_only_workdir(compile_once, monkeypatch):  # noqa: F811
+    compile_once(settings())  # the compiler keeps its results where root may write
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        root = os.geteuid() == 0
+        if root:  # who may write everywhere
+            os.seteuid(65534)
+        try:
+            with pytest.raises(SystemExit, match="^error: cannot write .*Permiss") as e:
+                train.train(settings(), pathlib.Path(folder) / "run")
+        finally:
+            if root:
+                os.seteuid(0)
+        assert "\n" not in str(e.value) and f"'{folder}/run" in str(e.value)
+        assert not os.listdir(folder)
+
+
 def test_records_name_the_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(storage.StorageError, match="file/result.json' .Not a directo"):
@@ -94,6 +114,24 @@ def test_records_name_the_file_that_cannot_be_written(tmp_path):
     writer._file = Full()
     with pytest.raises(storage.StorageError, match="metrics.jsonl' .No space left"):
         writer.write("train", 1, {"loss": 0.0})
+
+
+def test_events_on_a_full_disk_are_an_error_of_the_run(tmp_path):
+    """Of the thread that trains: it must not wait for another one that died of it."""
+    pytest.importorskip("tensorboardX")
+    writer = metrics.Writer(tmp_path, resume_step=None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # a record is smaller than its events, so these meet the limit first
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+        with pytest.raises(storage.StorageError, match="tensorboard' .File too larg"):
+            for step in range(60):
+                writer.write("train", step, {"loss": 0.0, "a": 1.0, "b": 2.0})
+            writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
+    lines = (tmp_path / metrics.METRICS_FILE).read_text().splitlines()
+    assert 10 < len(lines) < 61
 
 
 # A state that is not finite -----------------------------------------------------------

@@ -74,6 +74,25 @@ def test_death_of_one_ends_the_others_by_name(three, end):
         assert processes[1].wait(120) == 1
 
 
+def test_a_host_without_power_is_named_after_many_looks(tmp_path):
+    """Its file stays as it is: nobody is left to write into it."""
+    beat = lambda number: liveness._write(
+        *(tmp_path, 1, "host, pid 9", liveness.RUNNING), beat=number
+    )
+    peer = liveness._Peer(tmp_path, 1)
+    peer.look()  # there is no file yet, however long that takes
+    beat(1)
+    for _ in range(liveness.STALE):
+        peer.look()
+    assert liveness._fault({1: peer}, 2) == ""
+    beat(2)  # late, but alive
+    for _ in range(liveness.STALE + 1):
+        peer.look()
+    fault = liveness._fault({1: peer}, 2)
+    assert fault == "process 1 of 2 (host, pid 9) has not been heard of for 45 s"
+    assert liveness.STALE * liveness.BEAT + liveness.GRACE < 120
+
+
 def test_ordinary_ends_are_no_deaths(three):
     processes, folder = three
     for process, line in zip(

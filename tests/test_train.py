@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cheap
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12  # in three evaluations, each with a checkpoint
-TIMING = ("seconds", "step_time", "examples_per_second", "data_wait")
+TIMING = ("seconds", "step_time", "examples_per_second", "data_wait", "device_memory")
 BUILT = {}
 
 
@@ -192,6 +192,14 @@ def test_warm_start_takes_over_what_fits(whole, tmp_path, capsys):
     assert re.search(r"warm start: \d+ matched, 0 missing, 0 unexpected, 2 mism", line)
     assert "head/kernel: float32[4,4] -> float32[4,3]" in line and str(source) in line
     assert "head/bias: float32[4] -> float32[3]" in line
+    report = json.loads((tmp_path / "warm" / "warm_start.json").read_text())
+    assert (report["from"], report["step"]) == (str(source), STEPS)
+    built = checkpoint.flatten(state_of(tmp_path / "warm", config)._asdict())
+    built = {k for k in built if k.split("/")[0] in ("params", "batch_stats")}
+    other = {line.split(":")[0] for line in report["mismatched"]}
+    assert other == {"params/model/head/kernel", "params/model/head/bias"}
+    assert set(report["matched"]) == built - other and len(other) == 2
+    assert report["missing"] == report["unexpected"] == []
     warm, old = state_of(tmp_path / "warm", config), state_of(source, settings())
     for name in ("stem", "conv1", "conv2", "bn1"):
         for a, b in zip(
@@ -315,6 +323,11 @@ def test_result_and_log(whole):
     log = records(workdir)
     assert [r["step"] for r in log if r["kind"] == "eval"] == [4, 8, 12]
     assert [r["step"] for r in log if r["kind"] == "train"] == [3, 4, 6, 8, 9, 12]
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["kind"] == "train":
+            assert row["step_time"] > 0 and row["examples_per_second"] > 0
+            assert 0 <= row["data_wait"] <= 1 and row["device_memory"] > 1e6
     last = [r for r in log if r["kind"] == "eval"][-1]
     assert all(last[key] == result[key] for key in ("soft", "hard", "hard_bn", "gap"))
 
@@ -382,6 +395,26 @@ def test_sigterm_saves_the_step_and_asks_to_be_resumed(
     assert result["steps"] == STEPS
     if chunk == 1:
         assert_same_run(whole[0], workdir)
+
+
+def test_sigterm_while_building_stops_after_the_first_step(
+    whole, tmp_path, monkeypatch, compile_once
+):
+    workdir = tmp_path / "early"
+
+    def build(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compile_once(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.experiment, "build", build)
+        with pytest.raises(SystemExit) as stopped:
+            train.train(settings(), workdir)
+    assert stopped.value.code == 75
+    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+        assert saved.steps() == [1]
+    train.train(settings(), workdir)
+    assert_same_run(whole[0], workdir)
 
 
 def test_checkpoints_between_evaluations(whole, tmp_path, monkeypatch, compile_once):

@@ -2,8 +2,9 @@
 
 The one file that knows simplejpeg (libjpeg-turbo) and cykooz_resizer (the resize of
 Pillow, vectorized). Both are optional: without them `header` is None and `jpeg` takes
-Pillow. Rows below the crop are not decoded, and a crop larger than what is wanted is
-decoded at 1/2, 1/4 or 1/8 of its size.
+Pillow. Rows below the crop are not decoded, with `region` nor are the columns beside it
+and the rows above, and a crop larger than what is wanted is decoded at 1/2, 1/4 or 1/8
+of its size.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from quantnet_jax.data import region
 
 _LARGEST = 2**26  # pixels; what is larger may be damaged: Pillow has a limit
 _END = b"\xff\xd9"
@@ -28,7 +31,7 @@ class Header(NamedTuple):
     Attributes:
       width, height: of the picture, in pixels.
       place: where its height stands in the file (2 bytes, big endian), or None where
-        the rows of the picture do not come one after another.
+        the rows of the picture do not come one after another or `region` skips them.
     """
 
     width: int
@@ -62,6 +65,9 @@ def header(content: bytes) -> Header | None:
     packages = _packages()
     if packages is None or not content.endswith(_END):
         return None
+    size = region.size(content)
+    if size is not None and size[0] * size[1] <= _LARGEST:
+        return Header(*size, None)
     try:
         height, width, colours, _ = packages[0].decode_jpeg_header(content)
     except ValueError:
@@ -75,7 +81,7 @@ def header(content: bytes) -> Header | None:
 
 
 def crop(
-    content: bytes | bytearray,
+    content: bytes,
     head: Header,
     box: tuple[int, int, int, int],
     shrink: int,
@@ -94,30 +100,34 @@ def crop(
       uint8 [size, size, 3], or None where libjpeg fails: Pillow is to say why.
     """
     left, top, width, height = box
-    # At 1 / shrink a row is made of `shrink` rows, all of which must be there.
-    rows = min(head.height, -(-(top + height) // shrink) * shrink)
-    if head.place is None:
-        rows = head.height
-    elif rows < head.height:
-        content = bytearray(content)
-        content[head.place : head.place + 2] = rows.to_bytes(2, "big")
-    # What the box touches; the pixels around it are let go before the resize.
-    near = (slice(top // shrink, -(-(top + height) // shrink)),
-            slice(left // shrink, -(-(left + width) // shrink)))  # fmt: skip
-    pixels = _decode(content, (rows, head.width), shrink, near)
+    # What the box touches.
+    right, bottom = -(-(left + width) // shrink), -(-(top + height) // shrink)
+    near = (left // shrink, top // shrink, right, bottom)
+    pixels = region.decode(content, near, shrink)
+    if pixels is None:
+        pixels = _decode(content, head, near, shrink)
     if pixels is None:
         return None
     inside = None
     if shrink > 1:
         inside = (left % shrink, top % shrink, width, height)
         inside = tuple(x / shrink for x in inside)
-    return _resize(*pixels, inside, size)
+    return _resize(pixels.tobytes(), pixels.shape[:2], inside, size)
 
 
-def _decode(content: bytes | bytearray, shape, shrink: int, near):
-    """(Pixels, (height, width)) of a part, or None where libjpeg fails."""
+def _decode(content: bytes, head: Header, near, shrink: int) -> np.ndarray | None:
+    """What `region.decode` does, of all columns and of the rows above, too."""
     simplejpeg, _, _ = _packages()
-    height, width = (-(-length // shrink) for length in shape)
+    left, top, right, bottom = near
+    # At 1 / shrink a row is made of `shrink` rows, all of which must be there.
+    rows = min(head.height, bottom * shrink)
+    given: bytes | bytearray = content
+    if head.place is None:
+        rows = head.height
+    elif rows < head.height:
+        given = bytearray(content)
+        given[head.place : head.place + 2] = rows.to_bytes(2, "big")
+    height, width = (-(-length // shrink) for length in (rows, head.width))
     limits = {}
     if shrink > 1:
         limits = dict(min_height=height, min_width=width, min_factor=shrink)
@@ -125,14 +135,13 @@ def _decode(content: bytes | bytearray, shape, shrink: int, near):
     # Pillow it is no error that bytes are left over, here those of the rows cut off.
     try:
         pixels = simplejpeg.decode_jpeg(
-            content, "RGB", fastupsample=True, strict=False, **limits
+            given, "RGB", fastupsample=True, strict=False, **limits
         )
     except ValueError:
         return None
     if pixels.shape[:2] != (height, width):
         return None
-    pixels = pixels[near]
-    return pixels.tobytes(), pixels.shape[:2]
+    return pixels[top:bottom, left:right]
 
 
 def _resize(pixels: bytes, shape: tuple[int, int], box, size: int) -> np.ndarray:

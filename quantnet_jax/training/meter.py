@@ -56,7 +56,8 @@ class Meter:
         Returns:
           'step_time' (seconds), 'examples_per_second', 'data_wait' (fraction of the
           time in which this process waited for its batches) and, where the devices
-          tell it, 'device_memory' (bytes, the peak of the fullest local device).
+          tell it, 'device_memory' (bytes, the peak of the fullest local device; on
+          CPUs that of this process).
         """
         took = max(time.monotonic() - self._began, 1e-9)
         record = {

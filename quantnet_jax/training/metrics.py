@@ -1,5 +1,6 @@
 """Run records: metrics.jsonl, TensorBoard events, JSON files."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from quantnet_jax.training.events import Events
 from quantnet_jax.training.progress import (
     ACCURACIES,
     Progress,
@@ -75,7 +77,7 @@ class Writer:
 
     Args:
       workdir: folder of the run; created.
-      tensorboard: also write events to `workdir/tensorboard` through tensorboardX.
+      tensorboard: also write events to `workdir/tensorboard` by tensorboardX.
       resume_step: None starts an empty file. A step k keeps the lines up to k: a
         resumed run then writes the same file as an uninterrupted one, provided the
         lines of step k were written before the checkpoint of step k was saved.
@@ -91,7 +93,7 @@ class Writer:
         active: bool = True,
     ):
         self._file: TextIO | None = None
-        self._events: Any = None
+        self._events: Events | None = None
         if not active:
             return
         os.makedirs(workdir, exist_ok=True)
@@ -100,9 +102,9 @@ class Writer:
         _replace(self.path, kept)
         self._file = open(self.path, "a", buffering=1, encoding="utf-8")
         if tensorboard:
-            self._events = _event_writer(
-                os.path.join(workdir, "tensorboard"), resume_step
-            )
+            with contextlib.suppress(ImportError):
+                folder = os.path.join(workdir, "tensorboard")
+                self._events = Events(folder, resume_step)
 
     def __enter__(self) -> "Writer":
         return self
@@ -124,7 +126,7 @@ class Writer:
         with writing(self.path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._events is not None:
-            _write_events(self._events, kind, int(step), line)
+            self._events.write(kind, int(step), line)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
@@ -164,39 +166,3 @@ def _lines_until(path: str, step: int) -> str:
         if keep:
             kept.append(line)
     return "".join(kept)
-
-
-def _event_writer(folder: str, resume_step: int | None) -> Any:
-    try:
-        import tensorboardX
-    except ImportError:
-        return None
-    # TensorBoard hides events at or above the purge step that older files hold.
-    purge = 0 if resume_step is None else resume_step + 1
-    return tensorboardX.SummaryWriter(folder, purge_step=purge, write_to_disk=True)
-
-
-def _write_events(events: Any, kind: str, step: int, record: Mapping[str, Any]) -> None:
-    for name, value in record.items():
-        if isinstance(value, int | float) and name != "step":
-            events.add_scalar(f"{kind}/{name}", value, step)
-    for path, layer in record.get("layers", {}).items():
-        for name, value in layer.items():
-            if isinstance(value, int | float) and name != "bits":
-                events.add_scalar(f"layers_{name}/{path}", value, step)
-        histogram = layer.get("histogram")
-        if histogram and sum(histogram["counts"]):
-            edges = np.asarray(histogram["edges"], np.float64)
-            counts = np.asarray(histogram["counts"], np.float64)
-            centres = (edges[1:] + edges[:-1]) / 2
-            events.add_histogram_raw(
-                f"weights/{path}",
-                min=float(edges[0]),
-                max=float(edges[-1]),
-                num=float(counts.sum()),
-                sum=float((counts * centres).sum()),
-                sum_squares=float((counts * centres**2).sum()),
-                bucket_limits=edges[1:].tolist(),
-                bucket_counts=counts.tolist(),
-                global_step=step,
-            )

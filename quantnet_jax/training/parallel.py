@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -154,6 +155,11 @@ def describe_devices() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
+def process_count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()
+
+
 def backend() -> str:
     """'cpu', 'gpu' or 'tpu': what programs are compiled for."""
     return jax.default_backend()
@@ -169,9 +175,18 @@ def all_told_to_stop(dispatch: int) -> bool:
 
 
 def peak_memory() -> int | None:
-    """Most bytes in use at any time on the fullest local device; None if unknown."""
+    """Most bytes in use at any time on the fullest local device; None if unknown.
+
+    Devices of a CPU do not tell. Their memory is that of this process, all together.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if not peaks and backend() == "cpu":
+        with contextlib.suppress(ImportError):  # not on Windows
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peaks = [peak if sys.platform == "darwin" else 1024 * peak]
     return max(peaks, default=None)
 
 

@@ -11,18 +11,16 @@ of sysexits.h, which no other ending of the program uses."""
 
 
 class Preemption:
-    """Says when to save and stop; a context manager around the training loop.
+    """Says when to save and stop; a context manager around all that a run does.
 
     One process remembers the signal. Several agree, through the coordinator of
     `jax.distributed`, on the next dispatch that none of them has begun: all save the
-    same step, whichever of them got the signal.
-
-    Args:
-      processes: of the run.
+    same step, whichever of them got the signal. What comes before the first step counts
+    too: the run stops after that one.
     """
 
-    def __init__(self, processes: int = 1):
-        self._several = processes > 1
+    def __init__(self):
+        self._several = parallel.process_count() > 1
         self._asked = False
         self._dispatches = 0
         self._before = None
