@@ -111,17 +111,9 @@ RATES = (0.03, 0.1, 0.3)
 
 
 def _small(title: str, base: Callable, rows: Mapping[str, Row], **more: Any):
-    options = {"search": 0.4, "hold_out": 2000, "eval_every": 2.0, "jobs": 2} | more
-    return Protocol(
-        title,
-        base,
-        INNER,
-        starts=both(20.0),
-        rates=SMALL_RATES,
-        rows=rows,
-        xla_flags=CPU_FLAGS,
-        **options,
-    )
+    options = {"search": 0.4, "hold_out": 2000, "eval_every": 2.0, "jobs": 2}
+    options |= {"rates": SMALL_RATES, "xla_flags": CPU_FLAGS} | more
+    return Protocol(title, base, INNER, starts=both(20.0), rows=rows, **options)
 
 
 def _resnet20(title: str, base: Callable, total: float, rows: Mapping[str, Row]):
@@ -169,6 +161,9 @@ PROTOCOLS: dict[str, Protocol] = {
         "64, 20 epochs in total: as 'small', the stem with stride 1",
         lambda: cifar100_small.get_config("full"),
         protocol_rows.family(protocol_rows.KEY),
+        rates=SMALL_RATES[:3],
+        seeds_first=True,
+        eval_every=4.0,
     ),
     "small_ladder": _ladder(
         "What each part of QuantNet is worth: as 'small' with 10 epochs in total, one "
