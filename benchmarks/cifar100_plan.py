@@ -47,11 +47,18 @@ class Run(NamedTuple):
 def plan(protocol: Protocol, results: pathlib.Path) -> list[Run]:
     """All runs of a protocol, the most valuable ones first.
 
+    The float network of a seed is among them once a row begins its final runs from it.
+
     Args:
       protocol: what is run.
       results: folder of its results, which decide starts and rates of later runs.
     """
     warm = any(s.float_epochs for s in protocol.starts)
+    finals = {
+        row: [final_run(protocol, results, row, s) for s in protocol.seeds]
+        for row in protocol.rows
+    }
+    taken = {r.seed for runs in finals.values() for r in runs if from_float(r)}
     found: list[Run] = []
     for row in protocol.rows:
         searches = list(search_runs(protocol, row))
@@ -60,11 +67,11 @@ def plan(protocol: Protocol, results: pathlib.Path) -> list[Run]:
             found += scratch
             found += [float_run(protocol, results, None)]
             found += [r for r in searches if r not in scratch]
-            seeds = [float_run(protocol, results, s) for s in protocol.seeds]
+            seeds = [float_run(protocol, results, s) for s in sorted(taken)]
             found += [r for r in seeds if r.kind == "float"]
         else:
             found += searches
-        found += [final_run(protocol, results, row, s) for s in protocol.seeds]
+        found += finals[row]
     if protocol.seeds_first:
         rank = {seed: i for i, seed in enumerate(protocol.seeds)}
         found.sort(key=lambda r: rank[r.seed] if r.kind == "final" else 0)
@@ -110,9 +117,14 @@ def float_run(protocol: Protocol, results: pathlib.Path, seed: int | None) -> Ru
     )
 
 
+def from_float(run: Run) -> bool:
+    """Whether a run, as far as it is decided, begins from a float network."""
+    return run.start is not None and run.start.float_epochs > 0
+
+
 def needs(protocol: Protocol, results: pathlib.Path, run: Run) -> Run | None:
     """The float run that a run takes its weights from, if it does."""
-    if run.start is None or not run.start.float_epochs:
+    if not from_float(run):
         return None
     return float_run(protocol, results, None if run.kind == "search" else run.seed)
 

@@ -85,6 +85,20 @@ def test_queue_from_search_to_finals(args, calls, capsys):
     assert listed.count("done") == len(plan) and "missing" not in listed
 
 
+def test_float_networks_are_trained_for_those_that_begin_from_them(
+    args, calls, monkeypatch
+):
+    original = runs.train.train
+
+    def train(config, workdir):
+        made = original(config, workdir)
+        return result(made["hard_bn"] - 0.2) if config.init_from else made
+
+    monkeypatch.setattr(runs.train, "train", train)
+    assert cifar100.run_here("tiny", args) == 0
+    assert found(args, "float/*") == ["float/search.json"]
+
+
 def test_lost_float_networks_are_trained_again(args, calls):
     cifar100.run_here("tiny", args)
     count = len(calls)
