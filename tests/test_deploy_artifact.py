@@ -118,12 +118,29 @@ def test_values_of_packed_weights_are_those_of_their_tensors(tree, packed):
         assert bits_of(new[name]["kernel"]) == bits_of(old[name]["kernel"]) == wanted
 
 
+def part(**other):
+    """A packed tensor of 3 x 4 binary weights, with another part."""
+    parts = {"codes": jnp.zeros(2, jnp.uint8), "scale": jnp.ones(())}
+    return Packed(**parts | {"levels": jnp.asarray([-1.0, 1.0])} | other, shape=(3, 4))
+
+
 @pytest.mark.parametrize(
     "params, dtype, words",
     [
         ({"a": np.ones(2)}, "float64", "`dtype` is 'float64'"),
         ({"a": np.full(2, 1e6)}, "float16", "a: not every number is finite as float16"),
         ({"a": np.full(2, np.nan)}, "float32", "a: not every number is finite"),
+        ({"a": np.full(2, 1j)}, "float32", "a: float32 cannot hold .* complex"),
+        ({"a": np.int32([2**24 + 1])}, "float32", "a: float32 cannot hold .* int32"),
+        ({"a": jax.random.key(0)}, "float32", "a: float32 cannot hold .* key"),
+        (
+            {"a": part(levels=jnp.ones((3, 2)))},
+            "float32",
+            "a: levels have shape .3, 2.",
+        ),
+        ({"a": part(scale=jnp.ones(2))}, "float32", "a: scale of shape .2,. does not"),
+        ({"a": part(scale=jnp.full((), jnp.nan))}, "float32", "a:scale: not every"),
+        ({"a": part(codes=jnp.zeros(3, jnp.uint8))}, "float32", "a:codes has shape"),
         ({"a/b": np.ones(2), "a": {"b": np.ones(2)}}, "float32", "the name 'a/b'"),
     ],
 )
@@ -131,6 +148,17 @@ def test_what_cannot_be_written(params, dtype, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         deploy.write(tmp_path / "model.safetensors", params, {}, dtype=dtype)
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_half_precision_are_written_as_float32(tmp_path):
+    half = part(levels=jnp.asarray([-1, 1], jnp.bfloat16), scale=jnp.float16(0.5))
+    path = tmp_path / "model.safetensors"
+    sizes = deploy.write(path, {"a": half, "count": np.int64(3)}, {})
+    again, _ = deploy.read(path)
+    assert sizes["payload"] == 2 + 8 + 4 + 4
+    assert again["a"].levels.tolist() == [-1, 1] and again["a"].scale == 0.5
+    assert again["a"].levels.dtype == again["a"].scale.dtype == jnp.float32
+    assert again["count"] == 3
 
 
 def test_file_of_a_binary_network_is_at_its_floor(tmp_path):
