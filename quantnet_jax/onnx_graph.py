@@ -191,6 +191,12 @@ class Graph:
         power = np.float32(params["y"])
         return self.add("Pow", [args[0], power], shape, args[0].channels_first)
 
+    def _name(self, args, params, shape) -> Value:
+        """A marked tensor keeps its name; of rank 4 it is channels-first."""
+        x, name = self.channels_first(args[0]), params["name"]
+        self.nodes.append(helper.make_node("Identity", [x.name], [name], name))
+        return x._replace(name=name)
+
     def _select_n(self, args, params, shape) -> Value:
         (which, no, yes), first = self.alike(args)
         return self.add("Where", [which, yes, no], shape, first)

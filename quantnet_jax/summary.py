@@ -152,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--batch={args.batch}, expected at least 1")
     try:
         if args.artifact:
-            loaded = deploy.load(args.artifact)
+            # Codes, as in the file, whatever `load` would choose to run.
+            loaded = deploy.load(args.artifact, popcount=False)
             params, spec = loaded.params, loaded.spec
         elif args.workdir:
             from quantnet_jax.training import config as config_lib

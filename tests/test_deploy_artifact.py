@@ -118,12 +118,29 @@ def test_values_of_packed_weights_are_those_of_their_tensors(tree, packed):
         assert bits_of(new[name]["kernel"]) == bits_of(old[name]["kernel"]) == wanted
 
 
+def part(**other):
+    """A packed tensor of 3 x 4 binary weights, with another part."""
+    parts = {"codes": jnp.zeros(2, jnp.uint8), "scale": jnp.ones(())}
+    return Packed(**parts | {"levels": jnp.asarray([-1.0, 1.0])} | other, shape=(3, 4))
+
+
 @pytest.mark.parametrize(
     "params, dtype, words",
     [
         ({"a": np.ones(2)}, "float64", "`dtype` is 'float64'"),
         ({"a": np.full(2, 1e6)}, "float16", "a: not every number is finite as float16"),
         ({"a": np.full(2, np.nan)}, "float32", "a: not every number is finite"),
+        ({"a": np.full(2, 1j)}, "float32", "a: float32 cannot hold .* complex"),
+        ({"a": np.int32([2**24 + 1])}, "float32", "a: float32 cannot hold .* int32"),
+        ({"a": jax.random.key(0)}, "float32", "a: float32 cannot hold .* key"),
+        (
+            {"a": part(levels=jnp.ones((3, 2)))},
+            "float32",
+            "a: levels have shape .3, 2.",
+        ),
+        ({"a": part(scale=jnp.ones(2))}, "float32", "a: scale of shape .2,. does not"),
+        ({"a": part(scale=jnp.full((), jnp.nan))}, "float32", "a:scale: not every"),
+        ({"a": part(codes=jnp.zeros(3, jnp.uint8))}, "float32", "a:codes has shape"),
         ({"a/b": np.ones(2), "a": {"b": np.ones(2)}}, "float32", "the name 'a/b'"),
     ],
 )
@@ -131,6 +148,17 @@ def test_what_cannot_be_written(params, dtype, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         deploy.write(tmp_path / "model.safetensors", params, {}, dtype=dtype)
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_half_precision_are_written_as_float32(tmp_path):
+    half = part(levels=jnp.asarray([-1, 1], jnp.bfloat16), scale=jnp.float16(0.5))
+    path = tmp_path / "model.safetensors"
+    sizes = deploy.write(path, {"a": half, "count": np.int64(3)}, {})
+    again, _ = deploy.read(path)
+    assert sizes["payload"] == 2 + 8 + 4 + 4
+    assert again["a"].levels.tolist() == [-1, 1] and again["a"].scale == 0.5
+    assert again["a"].levels.dtype == again["a"].scale.dtype == jnp.float32
+    assert again["count"] == 3
 
 
 def test_file_of_a_binary_network_is_at_its_floor(tmp_path):
@@ -210,6 +238,7 @@ def test_file_holds_the_network_and_nothing_else(finished, predictor):
     assert spec["method"] == "quantnet" and spec["data"] == "synthetic"
     assert spec["model"]["name"] == "small" and spec["activation"] is None
     assert {"versions", "commit"} <= spec.keys()
+    assert spec["versions"]["quantnet_jax"] == quantnet_jax.__version__
 
 
 def test_program_runs_for_any_batch_size_on_any_platform(finished, predictor):
@@ -263,6 +292,57 @@ def test_export_command(finished, tmp_path, capsys):
     assert export.main(["--workdir=no"]) == 2
     assert export.main([f"--workdir={workdir}", "--step=99"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_export_command_with_onnx(finished, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
+    workdir, _ = finished
+    words = [f"--workdir={workdir}", f"--out={tmp_path}"]
+    assert export.main([*words, "--onnx"]) == 0
+    printed = capsys.readouterr().out
+    assert "model.onnx: checked with onnxruntime: logits of 50 of 50 images" in printed
+    assert (
+        f"model.stablehlo: made by jax {jax.__version__}; runs by a jaxlib" in printed
+    )
+    files = lambda: {x.name for x in tmp_path.iterdir()}
+    assert files() == {"model.safetensors", "model.stablehlo", "model.onnx"}
+    # One of another export would not belong to the others.
+    assert export.main(words) == 0
+    assert files() == {"model.safetensors", "model.stablehlo"}
+
+
+def test_rounded_network_is_held_to_its_own_predictions(tmp_path, monkeypatch):
+    exp = experiment.build(exported(), jax.devices()[:1])
+    made = export.export_state(exp, exp.state, tmp_path, "float16")
+    assert made["examples"] == 50
+    stablehlo = export.stablehlo
+
+    def other(predictor):  # a program of another network
+        apply = lambda params, images: -predictor.apply(params, images)
+        return stablehlo(predictor._replace(apply=apply))
+
+    monkeypatch.setattr(export, "stablehlo", other)
+    with pytest.raises(ValueError, match=r"0 of model.safetensors and 50 of model.st"):
+        export.export_state(exp, exp.state, tmp_path, "float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_have_their_names_once_they_are_verified(tmp_path, monkeypatch):
+    exp = experiment.build(exported(), jax.devices()[:1])
+    (tmp_path / "model.safetensors").write_text("of before")
+    predict_all, seen = export.predict_all, []
+
+    def looking(*args):
+        seen.extend(x.name for x in tmp_path.iterdir() if x.is_file())
+        assert (tmp_path / "model.safetensors").read_text() == "of before"
+        return predict_all(*args)
+
+    monkeypatch.setattr(export, "predict_all", looking)
+    export.export_state(exp, exp.state, tmp_path)
+    assert seen == ["model.safetensors"] * 2
+    files = {x.name for x in tmp_path.iterdir()}
+    assert files == {"model.safetensors", "model.stablehlo"}
+    deploy.load(tmp_path / "model.safetensors")
 
 
 def test_difference_ends_the_run_and_leaves_no_file(finished, monkeypatch, capsys):

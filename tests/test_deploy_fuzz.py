@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from quantnet_jax import deploy
 from quantnet_jax.deploy.artifact import DEEPEST, digest
-from quantnet_jax.deploy.packed import is_packed
+from quantnet_jax.deploy.packed import Words, is_packed
 
 CORRUPTIONS = 2000
 
@@ -206,6 +206,9 @@ def sound(predictor):
         if not is_packed(leaf):
             assert np.isfinite(leaf).all()
             continue
+        if isinstance(leaf, Words):
+            assert leaf.words.dtype == jnp.uint32 and np.isfinite(leaf.scale).all()
+            continue
         bits = np.unpackbits(np.asarray(leaf.codes), bitorder="little")
         bits = bits[: np.prod(leaf.shape) * leaf.bits].reshape(-1, leaf.bits)
         assert (bits @ 2 ** np.arange(leaf.bits)).max() < leaf.levels.shape[-1]
@@ -215,8 +218,22 @@ def sound(predictor):
     return logits.shape == (2, len(predictor.classes)) and logits.dtype == jnp.float32
 
 
-def test_every_corruption_is_refused_or_harmless(good, tmp_path):
-    data, text, tensors = good
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory):
+    """As `good`, of a network of signs, whose layers count bits."""
+    path = tmp_path_factory.mktemp("counting") / "model.safetensors"
+    params = {k: v for k, v in make_params().items() if "input" not in k}
+    spec = SPEC | {"activation": {"name": "sign_ste"}, "popcount": True}
+    deploy.write(path, deploy.pack_tree(params), spec)
+    data = path.read_bytes()
+    leaves = jax.tree.leaves(deploy.load(path).params, is_leaf=is_packed)
+    assert any(isinstance(x, Words) for x in leaves)
+    return data, metadata_of(data)["quantnet_jax"], load_bytes(data)
+
+
+@pytest.mark.parametrize("network", ["good", "counting"])
+def test_every_corruption_is_refused_or_harmless(network, request, tmp_path):
+    data, text, tensors = request.getfixturevalue(network)
     path = tmp_path / "model.safetensors"
     original = attempt(data, path)
     same, rng = contents(original), np.random.default_rng(0)

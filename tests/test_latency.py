@@ -1,12 +1,19 @@
 """The latency benchmark's arithmetic, gate and page on made-up programs."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 from artifacts import SPEC, make_params
 
-from benchmarks import latency, latency_engine, latency_page
+from benchmarks import (
+    first_prediction,
+    latency,
+    latency_engine,
+    latency_page,
+    latency_rows,
+)
 from benchmarks.latency_rows import Row
 from quantnet_jax import deploy
 from quantnet_jax.deploy.predictor import make_predictor
@@ -155,5 +162,33 @@ def test_page_says_whether_the_bar_is_met_and_where_we_lose(packed, word):
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys, options, message):
     out = tmp_path / "no.json"
     assert latency.main([*options.split(), f"--out={out}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not out.exists()
+
+
+def test_first_predictions_are_timed_in_new_processes(tmp_path, capsys, monkeypatch):
+    images = {"shape": (8, 8, 3), "classes": 4}
+    monkeypatch.setitem(latency_rows.NETWORKS, "small", images)
+    small = {"tiny W1A1": ("small", {"activation": "sign_ste", "width": 4})}
+    monkeypatch.setattr(first_prediction, "NETWORKS", small)
+    out = tmp_path / "out.json"
+    options = ["--repeats=2", "--max-load=1000", f"--out={out}"]
+    assert first_prediction.main(options) == 0
+    result, printed = json.loads(out.read_text()), capsys.readouterr().out
+    row = result["networks"]["tiny W1A1"]
+    assert 0 < row["median"] <= row["slowest"]
+    assert set(row["parts"]) == {"import", "load", "predict"}
+    assert sum(row["parts"].values()) < row["slowest"]
+    assert "tiny W1A1" in printed and "the bar of 5 s" in printed
+    assert {"versions", "device", "commit", "cores", "load"} <= result.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--repeats=1", "--repeats=1, at least 2"), ("--max-load=-1", "machine is busy")],
+)
+def test_first_predictions_that_cannot_be_timed(tmp_path, capsys, option, message):
+    out = tmp_path / "no.json"
+    assert first_prediction.main([option, f"--out={out}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and not out.exists()

@@ -10,7 +10,13 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
-from quantnet_jax import deploy, export_onnx, models, onnx_graph  # noqa: E402
+from quantnet_jax import (  # noqa: E402
+    deploy,
+    export_onnx,
+    models,
+    onnx_check,
+    onnx_graph,
+)
 from quantnet_jax import quantizers as qs  # noqa: E402
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
 
@@ -110,6 +116,74 @@ def test_check_finds_a_wrong_model(tmp_path, monkeypatch, capsys):
     assert export_onnx.main([str(path)]) == 2
     assert "16 of 16 images differ" in capsys.readouterr().err
     assert [x.name for x in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+SIGNS = {"name": "sign_ste"}
+
+
+def with_inputs(predictor, change):
+    """The predictor of other images."""
+    apply = lambda params, images: predictor.apply(params, change(images))
+    jitted = jax.jit(apply)
+    logits = lambda images: jitted(predictor.params, images)
+    return predictor._replace(apply=apply, logits=logits)
+
+
+def test_rounding_may_turn_signs_in_a_few_images(tmp_path):
+    path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
+    predictor = deploy.load(path)
+    content = export_onnx.to_onnx(predictor).SerializeToString()
+    images = np.random.default_rng(3).integers(0, 256, (1500, *SHAPE), np.uint8)
+    # As an engine that rounds the normalized images much worse than float32 does.
+    other = with_inputs(predictor, lambda x: x.astype(jnp.float32) + 4e-3)
+    found = onnx_check.check(content, other, [images[:1200], images[1200:]])
+    assert found["examples"] == 1500 and 0 < found["differ"] < 750
+    assert 0 < found["difference"] <= 1e-4 * 10
+    exact = onnx_check.check(content, predictor, [images])
+    assert exact["differ"] < found["differ"]
+    # Without quantized activations nothing excuses an image.
+    real = deploy.load(write(path, width=4))
+    content = export_onnx.to_onnx(real).SerializeToString()
+    last = jnp.arange(50).reshape(-1, 1, 1, 1) == 49
+    wrong = with_inputs(real, lambda x: jnp.where(last, 255 - x, x))
+    with pytest.raises(ValueError, match="logits of 1 of 50 images differ"):
+        onnx_check.check(content, wrong, [images[:50]])
+
+
+def test_few_images_that_are_wrong_are_no_rounding(tmp_path):
+    path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
+    predictor = deploy.load(path)
+    content = export_onnx.to_onnx(predictor).SerializeToString()
+    images = np.random.default_rng(3).integers(0, 256, (40, *SHAPE), np.uint8)
+    few = images[:, 0, 0, 0] > 200
+    assert 0 < few.sum() < 12
+    change = lambda x: jnp.where(x[:, :1, :1, :1] > 200, 255 - x, x)
+    message = f"inputs of stage1_block0/conv1_input of {few.sum()} of 40 images differ"
+    with pytest.raises(ValueError, match=message):
+        onnx_check.check(content, with_inputs(predictor, change), [images])
+
+
+@pytest.mark.parametrize("step", ["quantizer", "convolution", "head"])
+def test_a_step_that_is_wrong_is_named(tmp_path, step):
+    path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
+    predictor = deploy.load(path)
+    model = export_onnx.to_onnx(predictor)
+    of = lambda kind: [node for node in model.graph.node if node.op_type == kind]
+    if step == "quantizer":
+        signs = [x for x in of("GreaterOrEqual") if x.input[0].endswith("/real")]
+        signs[2].op_type = "Less"
+        where = "the outputs of stage2_block0/conv1_input"
+    elif step == "convolution":  # the second of two of the same shape in a block
+        of("Conv")[2].input[1] = of("Conv")[1].input[1]
+        where = "the inputs of stage2_block0/conv1_input"
+    else:
+        (head,), where = of("MatMul"), "the logits"
+        (weights,) = (x for x in model.graph.initializer if x.name == head.input[1])
+        values = 1.001 * onnx.numpy_helper.to_array(weights)
+        weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+    images = np.random.default_rng(3).integers(0, 256, (8, *SHAPE), np.uint8)
+    with pytest.raises(ValueError, match=f"{where} of 8 of 8 images differ"):
+        onnx_check.check(model.SerializeToString(), predictor, [images])
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, capsys, monkeypatch):

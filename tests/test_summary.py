@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from artifacts import SPEC, make_params
 from flax import linen as nn
 from flax import nnx
 from tiny import tiny_config
@@ -103,6 +104,17 @@ def test_resnet20_is_near_the_information_floor(classes, quantizer, scales):
     assert found.float_bytes == 4 * (bits + rest + 2 * normalized)
     if classes == 10:
         assert found.float_bytes == 1_084_392
+
+
+def test_file_of_the_cifar100_network_is_its_summary(tmp_path):
+    config = resnet_config("resnet20", "cifar100", "binary_ste", model__width=16)
+    params, spec = command.from_config(config)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+    written = deploy.write(tmp_path / "model.safetensors", zeros, spec)
+    assert written["payload"] == of_config(config).payload
+    # 267,264 bits, 672 scales, and 8,308 floats: stem, 18 + 1 normalizations, head.
+    floor = 267_264 // 8 + 4 * 672 + 4 * (432 + 2 * 688 + 6_500)
+    assert floor <= written["payload"] <= 1.02 * floor
 
 
 def test_resnet18_has_the_size_that_others_give():
@@ -227,6 +239,43 @@ def test_own_model(make):
     # A bias lies in the row of its kernel.
     (head,) = [row for row in found.rows if row.path == "head"]
     assert (head.shape, head.weights) == ((1568, 10), 15_690)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_file_of_an_own_model_is_its_summary(dtype, tmp_path):
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(use_running_average=True)(nn.Conv(5, (3, 3))(x))
+            return nn.Dense(3)(nn.Conv(7, (3, 3), use_bias=False)(x).mean((1, 2)))
+
+    model, x = Own(), jnp.ones((1, 6, 6, 2))
+    variables = model.init(jax.random.key(0), x)  # statistics ship as well
+    q = qn.quantize_tree([qn.Rule("params/Conv.*/kernel", qn.binary_ste())], variables)
+    hard = q.hard(q.init(jax.random.key(0), variables), variables)
+    packed = deploy.pack_tree(hard)
+    written = deploy.write(tmp_path / "own.safetensors", packed, {}, dtype=dtype)
+    # 90 and 315 bits fill no byte.
+    assert written["payload"] == 12 + 40 + 4 * (2 * 2 + 5 + 7) + (
+        np.dtype(dtype).itemsize * (5 + 4 * 5 + 7 * 3 + 3)
+    )
+    for params in (hard, packed, deploy.read(tmp_path / "own.safetensors")[0]):
+        found = summarize(model.apply, params, x, dtype=dtype)
+        assert found.payload == written["payload"]
+
+
+def test_summary_of_a_file_whose_layers_count_bits(tmp_path, capsys):
+    spec = SPEC | {"activation": {"name": "sign_ste"}, "popcount": True}
+    params = {k: v for k, v in make_params().items() if "input" not in k}
+    file = tmp_path / "model.safetensors"
+    written = deploy.write(file, deploy.pack_tree(params), spec)
+    assert command.main([f"--artifact={file}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["payload"] == written["payload"]
+    counting = deploy.load(file, popcount=True)  # no file holds what it runs
+    with pytest.raises(ValueError, match="conv1/kernel: words .*popcount=False"):
+        summarize_network(counting.params, counting.spec)
+    with pytest.raises(ValueError, match="conv1/kernel: words .*popcount=False"):
+        deploy.write(tmp_path / "again.safetensors", counting.params, spec)
 
 
 def test_own_model_with_several_tensors_in_a_layer():

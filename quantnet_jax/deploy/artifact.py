@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
-from quantnet_jax.deploy.packed import Packed, is_packed
+from quantnet_jax.deploy.packed import Packed, Words, is_packed
 
 FORMAT = 1
 FLOATS = ("float32", "float16")
@@ -34,6 +34,8 @@ DEEPEST = 32
 """Names in the path of a tensor at most."""
 LONGEST = 500
 """Characters of an error message about a file's content at most."""
+NO_FILE = "words of a layer that counts bits are in no file; load with popcount=False"
+"""Said of a leaf that is `Words`."""
 
 PyTree = Any
 
@@ -58,8 +60,9 @@ def write(
       {'payload': bytes of tensors, 'file': bytes of the file}.
 
     Raises:
-      ValueError: an unknown dtype, a float that is not finite or that float16 cannot
-        hold, or two tensors of one name.
+      ValueError: an unknown dtype, a leaf that floats of the file cannot hold (not
+        finite, complex, a large integer), a `Packed` whose parts do not fit, `Words`,
+        or two tensors of one name.
     """
     if dtype not in FLOATS:
         raise ValueError(f"`dtype` is {dtype!r}, expected one of {FLOATS}")
@@ -67,13 +70,11 @@ def write(
     tensors, quantized = {}, {}
     for key, leaf in leaves:
         name = jax.tree_util.keystr(key, simple=True, separator="/")
+        if isinstance(leaf, Words):
+            raise ValueError(f"{name}: {NO_FILE}")
         if is_packed(leaf):
             quantized[name] = {"bits": leaf.bits, "shape": list(leaf.shape)}
-            # The writer wants rows in order; `order` keeps scalars scalar.
-            new = {
-                f"{name}:{part}": np.asarray(getattr(leaf, part), order="C")
-                for part in PARTS
-            }
+            new = {f"{name}:{part}": x for part, x in _parts(name, leaf).items()}
         else:
             new = {name: _as_float(name, leaf, dtype)}
         if both := tensors.keys() & new.keys():
@@ -157,7 +158,24 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
+def _parts(name: str, leaf: Packed) -> dict[str, np.ndarray]:
+    """What the file holds of a quantized tensor; checked, so that `read` accepts it."""
+    parts = {
+        # The writer wants rows in order; `order` keeps scalars scalar.
+        "codes": np.asarray(leaf.codes, order="C"),
+        "levels": _as_float(f"{name}:levels", leaf.levels, "float32"),
+        "scale": _as_float(f"{name}:scale", leaf.scale, "float32"),
+    }
+    _packed(name, leaf.bits, list(leaf.shape), parts)
+    return parts
+
+
 def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
+    if not jnp.issubdtype(kind := jnp.result_type(leaf), jnp.floating):
+        whole = not jnp.issubdtype(kind, jax.dtypes.extended)
+        whole = whole and not jnp.issubdtype(kind, jnp.complexfloating)
+        if not whole or (np.asarray(leaf) != np.asarray(leaf, np.float32)).any():
+            raise ValueError(f"{name}: float32 cannot hold these numbers of {kind}")
     x = np.asarray(leaf, np.float32)
     with np.errstate(over="ignore"):
         y = x.astype(dtype, order="C")

@@ -12,7 +12,8 @@ from quantnet_jax import models, quantizers
 from quantnet_jax.core.base import Quantizer
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.deploy import macs
-from quantnet_jax.deploy.packed import is_packed
+from quantnet_jax.deploy.artifact import NO_FILE
+from quantnet_jax.deploy.packed import Words, is_packed
 
 PyTree = Any
 NOBODY = "(no parameter)"
@@ -127,7 +128,8 @@ def summarize(
       The summary. Activations count as 32 bits unless `mark_activation` says otherwise.
 
     Raises:
-      ValueError: the products cannot be counted, see `macs.count`.
+      ValueError: the products cannot be counted, see `macs.count`; or `params` holds
+        `Words`, which are in no file.
 
     Example:
       >>> params = {"w": jax.ShapeDtypeStruct((4, 2), jnp.float32)}
@@ -207,6 +209,8 @@ def _as_float(leaf: Any) -> Any:
 
 def _tensor(path: str, leaf: Any, float_size: int) -> _Tensor:
     shape = tuple(leaf.shape)
+    if isinstance(leaf, Words):
+        raise ValueError(f"{path}: {NO_FILE}")
     if not _is_quantized(leaf):
         floats = float_size * math.prod(shape)
         return _Tensor(path, shape, 8 * float_size, False, 0, 0, 0, floats)

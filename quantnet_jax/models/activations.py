@@ -1,6 +1,7 @@
 """Hooks of the shipped networks: nonlinearities by name, and quantized layer inputs."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import flax.linen as nn
 import jax
@@ -73,3 +74,22 @@ class QuantizeInput(nn.Module):
         if jax.tree.leaves(qparams):
             qparams = self.param("qparams", init, values)
         return self.quantizer.soft(qparams, values, step=0).astype(x.dtype)
+
+
+def replace_quantizers(
+    instead: Callable[[str, jax.Array, Activation], jax.Array],
+) -> AbstractContextManager:
+    """Within it, another function decides what the layers of a network get.
+
+    Args:
+      instead: `(path, input, quantize) -> output` of a `QuantizeInput`: its '/'-joined
+        path, and itself as a function, which may be called once.
+    """
+
+    def intercept(call, args, kwargs, context):
+        layer = context.module
+        if not isinstance(layer, QuantizeInput) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        return instead("/".join(layer.path), *args, call)
+
+    return nn.intercept_methods(intercept)

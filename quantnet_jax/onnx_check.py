@@ -1,0 +1,176 @@
+"""Holds an ONNX model in onnxruntime to the packed network that it was made of.
+
+A sum that is rounded differently can fall on the other side of a boundary of an
+activation quantizer, and then the logits of that image are others for real. So a
+network with quantized activations is compared twice: from image to logits, where some
+images may differ; and step by step, where none may. For the latter onnxruntime also
+gives what goes into each quantizer and what comes out. The packed network is run with
+the outputs in the place of its own: what it puts into each quantizer, and its logits,
+must then be those of onnxruntime within the tolerance, and its quantizers must make the
+same outputs of the same inputs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from quantnet_jax import deploy
+from quantnet_jax.models.activations import replace_quantizers
+
+TOLERANCE = 1e-4
+CHUNK = 50
+"""Images at once, whose activations lie in memory."""
+REAL, QUANTIZED = "/real", "/quantized"
+"""Endings of the names of tensors in the graph, after the path of a quantizer."""
+
+
+def marked(apply: Callable) -> Callable:
+    """`apply`, with names for the inputs and outputs of its activation quantizers."""
+
+    def name(path, x, quantize):
+        y = quantize(checkpoint_name(x, path + REAL))
+        return checkpoint_name(y, path + QUANTIZED)
+
+    def run(*args):
+        with replace_quantizers(name):
+            return apply(*args)
+
+    return run
+
+
+def check(
+    content: bytes,
+    predictor: deploy.Predictor,
+    batches: Iterable[np.ndarray],
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """Compares an ONNX model in onnxruntime with the artifact's own predictor.
+
+    Args:
+      content: bytes of the ONNX file.
+      predictor: of the artifact.
+      batches: of images, uint8[N, H, W, C].
+      tolerance: largest difference of logits, relative to the largest one of an image
+        where that is above 1.
+
+    Returns:
+      {'examples', 'difference': the largest in images that agree, 'differ': number of
+      the others, which is 0 unless activations are quantized}.
+
+    Raises:
+      ImportError: onnxruntime is not installed.
+      ValueError: an image differs, or a class whose logit is ahead of the second by
+        more than the tolerance. With quantized activations: any step does, see above,
+        or more than half of the images differ from image to logits.
+    """
+    run = _session(content, ["logits"])
+    paths = _quantizers(content)
+    steps = _steps(content, predictor, paths) if paths else None
+    examples = differ = unclear = 0
+    difference = worst = 0.0
+    for images in _chunks(batches):
+        expected, (found,) = np.asarray(predictor.logits(images)), run(images)
+        allowed = _allowed(expected, tolerance)
+        apart = np.abs(found - expected).max(-1)
+        agree = apart <= allowed  # False for NaN
+        examples, differ = examples + len(images), differ + int((~agree).sum())
+        difference = max(difference, *apart[agree].tolist(), 0.0)
+        worst = max(worst, *apart.tolist())
+        unclear += _other_classes(found[agree], expected[agree], allowed[agree])
+        if steps:
+            steps(images, tolerance)
+    if differ > (examples // 2 if paths else 0) or unclear or not examples:
+        raise ValueError(
+            f"onnxruntime's logits of {differ} of {examples} images differ by more "
+            f"than {tolerance:.2g} (up to {worst:.2g}), and {unclear} clear classes of "
+            "the others do; nothing was written"
+        )
+    return {"examples": examples, "difference": difference, "differ": differ}
+
+
+def _steps(
+    content: bytes, predictor: deploy.Predictor, paths: Sequence[str]
+) -> Callable[[np.ndarray, float], None]:
+    """The comparison step by step, `(images, tolerance)`; raises where one differs."""
+    names = [path + end for end in (REAL, QUANTIZED) for path in paths]
+    run = _session(_with_outputs(content, names), ["logits", *names])
+
+    @jax.jit
+    def guided(images, real, quantized):
+        inputs, again = {}, {}
+
+        def instead(path, x, quantize):
+            inputs[path], again[path] = x, quantize(real[path])
+            return quantized[path]
+
+        with replace_quantizers(instead):
+            logits = predictor.apply(predictor.params, images)
+        return logits, inputs, again
+
+    def same(what: str, found: np.ndarray, expected: np.ndarray, tolerance: float):
+        found, expected = (np.reshape(x, (len(x), -1)) for x in (found, expected))
+        apart = np.abs(found - expected).max(-1)
+        wrong = int((~(apart <= _allowed(expected, tolerance))).sum())
+        if wrong:
+            raise ValueError(
+                f"{what} of {wrong} of {len(found)} images differ in onnxruntime by up "
+                f"to {apart.max():.2g}, though all before is equal; nothing was written"
+            )
+
+    def compare(images: np.ndarray, tolerance: float) -> None:
+        logits, *rest = run(images)
+        rest = [np.moveaxis(x, 1, -1) if x.ndim == 4 else x for x in rest]
+        real = dict(zip(paths, rest, strict=False))
+        quantized = dict(zip(paths, rest[len(paths) :], strict=True))
+        expected, inputs, again = jax.device_get(guided(images, real, quantized))
+        for path in paths:
+            same(f"the inputs of {path}", real[path], inputs[path], tolerance)
+            same(f"the outputs of {path}", quantized[path], again[path], tolerance)
+        same("the logits", logits, expected, tolerance)
+
+    return compare
+
+
+def _chunks(batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    for batch in batches:
+        for start in range(0, len(batch), CHUNK):
+            yield np.asarray(batch[start : start + CHUNK])
+
+
+def _allowed(expected: np.ndarray, tolerance: float) -> np.ndarray:
+    return tolerance * np.maximum(1.0, np.abs(expected).max(-1))
+
+
+def _other_classes(found, expected, allowed) -> int:
+    ranked = np.sort(expected, axis=-1)
+    clear = ranked[:, -1] - ranked[:, -2:][:, 0] > allowed
+    return int((clear & (found.argmax(-1) != expected.argmax(-1))).sum())
+
+
+def _session(content: bytes, outputs: Sequence[str]) -> Callable:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(list(outputs), {"images": images})
+
+
+def _quantizers(content: bytes) -> list[str]:
+    """Paths of the activation quantizers whose inputs and outputs have names."""
+    import onnx
+
+    nodes = onnx.load_model_from_string(content).graph.node
+    names = [name for node in nodes for name in node.output if name.endswith(REAL)]
+    return [name.removesuffix(REAL) for name in names]
+
+
+def _with_outputs(content: bytes, names: Sequence[str]) -> bytes:
+    """The model with tensors of its graph as further outputs."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content))
+    known = {info.name: info for info in model.graph.value_info}
+    model.graph.output.extend(known[name] for name in names)
+    return model.SerializeToString()
