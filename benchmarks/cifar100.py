@@ -10,6 +10,10 @@ the full protocols and a CPU the small ones. Each run leaves one JSON under
 results/cifar100/PROTOCOL/; the same command goes on where it was interrupted, inside a
 run too. The folders of the runs, whose checkpoints are needed for warm starts and for
 the zoo, are under --work.
+
+With --folder no run needs TFDS, Grain or TensorFlow. What has to be there beside jax,
+flax, optax and orbax-checkpoint are three small packages: absl-py, ml_collections and
+safetensors.
 """
 
 import argparse

@@ -64,7 +64,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     many.add_argument("--data", default="cifar100")
     many.add_argument("--results", type=pathlib.Path, default=ROOT / "results")
     many.add_argument("--work", type=pathlib.Path, default=ROOT / "runs")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.action == "protocol":
+        known = PROTOCOLS[args.protocol].rows
+        for row in args.rows:
+            if row not in known:
+                parser.error(f"--rows {row!r}: no such row of {', '.join(known)}")
+    return args
 
 
 def of_protocol(args: argparse.Namespace) -> dict[str, pathlib.Path]:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ from tiny_protocol import TINY, result
 from benchmarks import (
     cifar100,
     cifar100_plan,
+    make_zoo,
     runs,
 )
 from benchmarks.protocol_rows import Row
@@ -211,7 +214,7 @@ def test_wrong_arguments_are_refused(words, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_real_warm_start(args, monkeypatch):
+def test_a_real_warm_start(args, tmp_path, monkeypatch):
     """Through train.py: LSQ, whose steps begin from the float weights."""
     changes = {"quantizer.lsq.bits": 2, "meta.learning_rate": 0.0}
     rows = {"float": Row("identity"), "lsq": Row("lsq", changes)}
@@ -241,6 +244,20 @@ def test_a_real_warm_start(args, monkeypatch):
     assert saved["settings"]["epochs"] == pytest.approx(0.4)
     with Checkpoints(cifar100.work_of("tiny", run, args)) as checkpoints:
         arrays = checkpoints.load_arrays().state
+    # What the queue leaves is what the zoo takes, of one run or of many.
+    many = ["protocol", "tiny", "--rows", "lsq", "float", "--data=synthetic"]
+    many += [f"--results={args.results}", f"--work={args.work}"]
+    monkeypatch.setitem(PROTOCOLS, "tiny", small._replace(seeds=(1,)))
+    networks = make_zoo.of_protocol(make_zoo.parse(many))
+    assert list(networks) == ["synthetic-tiny-lsq", "synthetic-tiny-float"]
+    (tmp_path / "zoo").mkdir()
+    for name in ("first", "second"):
+        entry = make_zoo.add(
+            name, networks["synthetic-tiny-lsq"], folder=tmp_path / "zoo"
+        )
+        assert (entry["bits"], entry["accuracy"]) == (2, saved["hard"])
+    assert len(json.loads((tmp_path / "zoo" / "index.json").read_text())) == 2
+
     for name in ("conv1", "conv2"):
         step = arrays[f"params/quant/{name}/kernel/value"]
         kernel = np.abs(state.params["model"][name]["kernel"])
@@ -269,3 +286,32 @@ def test_the_network_computes_in_what_the_device_is_fast_at(
     cifar100.main(command[2:])
     (trained,) = calls
     assert trained.dtype == (dtype or "float32")
+
+
+WITHOUT = """
+import importlib.machinery as machinery
+import sys
+
+class Finder(machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.split(".")[0] not in sys.argv[2:]:
+            return machinery.PathFinder.find_spec(name, path, target)
+
+sys.meta_path = [Finder if x is machinery.PathFinder else x for x in sys.meta_path]
+sys.path.insert(0, sys.argv[1])
+from benchmarks import cifar100
+from quantnet_jax import data
+assert cifar100.main(["list", "--protocol", "small"]) == 0
+data.load("bundled")
+"""
+
+
+def test_the_queue_needs_few_packages():
+    absent = ["grain", "tensorflow", "tensorflow_datasets", "array_record", "PIL"]
+    absent += ["tensorboardX", "tqdm", "chex", "onnx", "onnxruntime", "simplejpeg"]
+    root = str(pathlib.Path(__file__).parent.parent)
+    command = [sys.executable, "-c", WITHOUT, root, *absent]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "search/float-scratch" in done.stdout

@@ -26,14 +26,16 @@ def test_stops(steps, every, save, evaluations, saves):
     assert dispatch.stops(steps, every, save) == (evaluations, saves)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 7])
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5, 6, 7, 9])
 @pytest.mark.parametrize("every", [3.0, 6.5, 50.0])
 def test_division_depends_on_the_step_alone(chunk, every):
     total = 23
     stops = dispatch.stops(total, every, 4)[0] | dispatch.stops(total, every, 4)[1]
     counts = list(dispatch.counts(0, total, chunk, stops))
     ends = list(itertools.accumulate(counts))
-    assert ends[-1] == total and stops <= set(ends) and set(counts) <= {1, chunk}
+    sizes = {1, dispatch.part(chunk), chunk}
+    assert ends[-1] == total and stops <= set(ends) and set(counts) <= sizes
+    assert not [c for end, c in zip(ends, counts, strict=True) if end % c]
     for i, end in enumerate(ends):
         assert list(dispatch.counts(end, total, chunk, stops)) == counts[i + 1 :]
 
@@ -41,6 +43,10 @@ def test_division_depends_on_the_step_alone(chunk, every):
 def test_chunks_are_used_wherever_no_stop_is_in_between():
     assert list(dispatch.counts(0, 20, 5, {10, 12})) == [5, 5, 1, 1, 1, 1, 1, 5]
     assert list(dispatch.counts(3, 10, 5, set())) == [1, 1, 5]
+    assert list(dispatch.counts(0, 18, 6, {9})) == [6, 2, 1, 1, 2, 6]
+    # CIFAR in batches of 128, evaluated every epoch: 391 steps in few dispatches.
+    stops = dispatch.stops(78_125, 390.625, 0)[0]
+    assert sum(1 for _ in dispatch.counts(0, 78_125, 50, stops)) < 23 * 200
 
 
 def test_size_of_a_chunk():

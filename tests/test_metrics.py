@@ -199,7 +199,7 @@ def test_meter_counts_no_compilation(monkeypatch):
     """On a clock that only these functions move."""
     now = [0.0]
     monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
-    took = iter([30.0, 1.0, 1.0, 20.0, 2.0])
+    took = iter([30.0, 1.0, 1.0, 20.0, 2.0, 40.0, 3.0])
 
     def fn(x):
         now[0] += next(took)
@@ -212,3 +212,6 @@ def test_meter_counts_no_compilation(monkeypatch):
     clock.restart()
     many(4), many(5)
     assert clock.read(1, 10)["examples_per_second"] == 5.0
+    clock.restart()
+    one(np.zeros(5)), one(np.zeros(5))  # another program
+    assert clock.read(1, 10)["step_time"] == 3.0

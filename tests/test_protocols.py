@@ -69,3 +69,42 @@ def test_the_small_protocol_covers_the_family():
     methods = {row.method for row in PROTOCOLS["small"].rows.values()}
     # The same function as binary_ste; of two bits.
     assert methods == set(quantizers.MEMBERS) - {"magnitude_aware", "twn"}
+
+
+FACTORS = {
+    "unit": {"weight", "filter", "conv"},
+    "width": None,
+    "depth": None,
+    "skip": {False},
+    "norm": {"standard", "none"},
+    "share": {"layer", "shape", "model"},
+    "sharpness.start": None,
+    "sharpness.end": None,
+    "sharpness.until": None,
+    "sharpness.schedule": {"linear"},
+    "penalty.end": None,
+    "scale": {"mean_abs", "learned"},
+    "mode": {"bilevel"},
+    "exact": {True},
+}
+"""What each part of QuantNet may be instead; None: some other number."""
+
+
+@pytest.mark.parametrize("name", ["ladder", "small_ladder"])
+def test_the_ladder_has_a_row_for_each_factor(name):
+    protocol = PROTOCOLS[name]
+    tried, recipe = {}, quantizers.recipe("quantnet")
+    for row in protocol.rows.values():
+        for key, value in row.changes.items() if row.method == "quantnet" else ():
+            factor = key.removeprefix("quantizer.quantnet.").removeprefix("meta.")
+            tried.setdefault(factor, set()).add(value)
+    for factor, wanted in FACTORS.items():
+        default = recipe
+        for key in factor.split("."):
+            default = default.get(key, {}) if isinstance(default, dict) else None
+        others = {x for x in tried.get(factor, ()) if x != default}
+        assert others >= (wanted or set()) and others, factor
+    starts = {row.start for row in protocol.rows.values()}
+    assert starts == {"", "scratch", "warm"}
+    # BatchNorm: every run has both numbers.
+    assert {"hard", "hard_bn"} <= set(runs.CURVE)

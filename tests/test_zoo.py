@@ -141,3 +141,9 @@ def test_networks_behind_a_table():
     assert list(found) == ["cifar100-small-quantnet", "cifar100-small-tanh_sign"]
     workdir = found["cifar100-small-quantnet"]
     assert workdir.parts[-4:] == ("cifar100", "small", "final", "quantnet-seed0")
+
+
+def test_rows_of_no_table_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        make_zoo.parse(["protocol", "small", "--rows", "bread"])
+    assert "--rows 'bread': no such row" in capsys.readouterr().err

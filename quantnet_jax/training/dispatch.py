@@ -22,8 +22,10 @@ def counts(start: int, total: int, chunk: int, stops: Collection[int]) -> Iterat
     """How many steps each dispatch takes.
 
     A dispatch takes `chunk` steps from a multiple of `chunk` on, unless the loop has to
-    stop before its end; then it takes one. So the division depends on the step alone,
-    and a run resumed at the end of any dispatch is divided as if never stopped.
+    stop before its end; then a part of them from a multiple of that part on, or one. So
+    the division depends on the step alone, and a run resumed at the end of any dispatch
+    is divided as if never stopped. Each size is a program of its own, hence only three;
+    with one part in between, stops cost a few dispatches each and not up to `chunk`.
 
     Args:
       start: steps done.
@@ -33,15 +35,30 @@ def counts(start: int, total: int, chunk: int, stops: Collection[int]) -> Iterat
 
     Example:
       >>> list(counts(0, 11, 4, {6}))
-      [4, 1, 1, 1, 1, 1, 1, 1]
+      [4, 2, 2, 2, 1]
     """
+    sizes = (chunk, part(chunk), 1)
+
+    def fits(step, size):
+        inside = range(step + 1, step + size)
+        whole = step % size == 0 and step + size <= total
+        return whole and not any(s in stops for s in inside)
+
     step = start
     while step < total:
-        fits = step % chunk == 0 and step + chunk <= total
-        broken = any(s in stops for s in range(step + 1, step + chunk))
-        count = chunk if fits and not broken else 1
+        count = next(size for size in sizes if fits(step, size))
         yield count
         step += count
+
+
+def part(chunk: int) -> int:
+    """The largest divisor of `chunk` that is at most its square root.
+
+    Example:
+      >>> part(50), part(64), part(7)
+      (5, 8, 1)
+    """
+    return max(n for n in range(1, math.isqrt(chunk) + 1) if chunk % n == 0)
 
 
 def chunk_size(wanted: int, log_every: int, *, in_memory: bool, backend: str) -> int:

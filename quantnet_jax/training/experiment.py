@@ -51,9 +51,9 @@ class Experiment(NamedTuple):
         start needs them; on the host.
       train_data: what `train_step` needs of data, on the devices, or None.
       train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
-      train_chunk: the same for the stacked batches of `chunk` steps in one dispatch;
+      train_chunk: the same for the stacked batches of several steps in one dispatch;
         the metrics are those of each step.
-      chunk: steps of such a dispatch, 1 for none.
+      chunk: most steps of such a dispatch, 1 for none.
       train_batches: `(first step, counts=repeat(1)) -> iterator` of sharded batches,
         one for each count; those of counts above 1 are stacked.
       is_finite: `state -> bool`.

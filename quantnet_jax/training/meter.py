@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import numpy as np
 
 from quantnet_jax.training import parallel
 
@@ -36,16 +37,19 @@ class Meter:
             yield batch
 
     def compiled(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """The same function; its first call, which compiles it, is not counted."""
-        called = False
+        """The same function; calls that compile it are not counted.
+
+        They are the first ones with arrays of some shape in the last argument.
+        """
+        called = set()
 
         def wrapped(*args):
-            nonlocal called
+            shapes = tuple(np.shape(x) for x in jax.tree.leaves(args[-1]))
             began = time.monotonic()
             result = fn(*args)
-            if not called:  # what the devices compute goes on behind it
+            if shapes not in called:  # what the devices compute goes on behind it
                 self._began += time.monotonic() - began
-            called = True
+            called.add(shapes)
             return result
 
         return wrapped
