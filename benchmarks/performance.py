@@ -6,9 +6,9 @@
 Each point of the grid of benchmarks/cost.py trains random images in memory as
 `train.py` does there: the network in bfloat16, a chunk of steps for each dispatch, no
 compilation in the times. Float and QuantNet take turns, and the numbers are medians
-over the rounds. Memory and operations are those of the compiled programs. The time of a long run is the
-difference of two short ones of different lengths, evaluations included, so that what
-each run does once is not in it.
+over the rounds. Memory and operations are those of the compiled programs. The time of a
+long run is the difference of two short ones of different lengths, evaluations included,
+so that what each run does once is not in it.
 """
 
 import argparse

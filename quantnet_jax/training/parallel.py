@@ -108,7 +108,7 @@ def initialize(
 
 
 def keep_programs() -> None:
-    """Has JAX keep what it compiles for accelerators, for the next run or a resumed one.
+    """Has JAX keep what it compiles for accelerators, for later and resumed runs.
 
     In `quantnet_jax` under $XDG_CACHE_HOME or ~/.cache, unless the variable
     JAX_COMPILATION_CACHE_DIR names a folder. A resumed run then computes with the very
