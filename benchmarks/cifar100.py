@@ -263,7 +263,7 @@ def hours_left(name: str, args: argparse.Namespace, jobs: int) -> float | None:
     found = [r for r in map(runs.read, paths) if r and "diverged" not in r]
     if not found:
         return None
-    pace = statistics.median(r["wall"] / r["settings"]["epochs"] for r in found)
+    pace = statistics.median(r["seconds"] / r["settings"]["epochs"] for r in found)
     protocol = PROTOCOLS[name]
     longest = max(s.epochs for s in protocol.starts)
     missing = [r for r in wanted(name, args) if not is_done(name, r, args)]

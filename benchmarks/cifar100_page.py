@@ -184,7 +184,7 @@ def cells(
     ahead = "" if row in ("quantnet", FLOAT) else difference(ours, scores["hard_bn"])
     if row == FLOAT:
         ahead = difference(ours, scores["hard_bn"])
-    minutes = statistics.mean(r["wall"] / 60 for r in found)
+    minutes = statistics.mean(r["seconds"] / 60 for r in found)
     gap = mean_std([a - b for a, b in pairs])
     return [row, start, rate, *shown, gap, ahead, f"{minutes:.1f}"]
 

@@ -37,6 +37,7 @@ def result(accuracy, epochs=2.0, **more):
         "device": "1 x cpu",
         "cores": 1,
         "wall": 60.0,
+        "seconds": 60.0,
         "settings": {"epochs": epochs},
         "curve": [record, record | {"epoch": 2.0}],
         "layers": {},
