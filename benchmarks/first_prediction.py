@@ -23,8 +23,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/...` finds only benchmarks/
 
+from benchmarks import latency  # noqa: E402
+
 BAR = 5.0
-QUIET = 0.3
 SIGNS = {"activation": "sign_ste", "bi_real": True, "act": "hardtanh"}
 NETWORKS = {
     "resnet20 W1A32": ("resnet20", {}),
@@ -55,16 +56,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", default=[*NETWORKS], choices=NETWORKS)
     parser.add_argument("--repeats", type=int, default=10, help="processes of each")
     parser.add_argument(
-        "--max-load", type=float, default=QUIET, help="refuse above this load average"
+        "--max-load",
+        type=float,
+        default=latency.QUIET,
+        help="refuse above this load average",
     )
     out = ROOT / "results" / "first_prediction.json"
     parser.add_argument("--out", default=str(out))
     args = parser.parse_args(argv)
     load = os.getloadavg()
-    if args.repeats < 2 or load[0] > args.max_load:
-        wrong = f"the machine is busy: load {load[0]:.2f}, at most {args.max_load}"
-        wrong = f"--repeats={args.repeats}, at least 2" if args.repeats < 2 else wrong
-        print(f"error: {wrong} expected", file=sys.stderr)
+    try:
+        if args.repeats < 2:
+            raise ValueError(f"--repeats={args.repeats}, at least 2 expected")
+        latency.check_idle(args.max_load)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
         return 2
     from quantnet_jax.training import metrics
     from quantnet_jax.training.provenance import provenance

@@ -85,10 +85,15 @@ def check(args) -> None:
         raise ValueError("--repeats must be 3 or more, --batches positive")
     if args.lce_python and not shutil.which(args.lce_python):
         raise ValueError(f"--lce-python={args.lce_python} is no program")
+    check_idle(args.max_load)
+
+
+def check_idle(max_load: float) -> None:
+    """Raises ValueError where others are at work on the machine."""
     load = os.getloadavg()[0]
-    if load > args.max_load:
+    if load > max_load:
         raise ValueError(
-            f"the machine is busy: load {load:.2f}, expected at most {args.max_load}; "
+            f"the machine is busy: load {load:.2f}, expected at most {max_load}; "
             "wait, or raise --max-load, which the result records"
         )
 
