@@ -6,14 +6,11 @@ command line, as in `--config.quantizer.name=binary_ste --config.seed=1`.
 """
 
 import contextlib
-import difflib
 import math
 import pathlib
-import re
 import sys
 import time
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -21,11 +18,12 @@ from quantnet_jax import export, report
 from quantnet_jax.data import TooManyUnreadable
 from quantnet_jax.training import (
     checkpoint,
+    command_line,
     dispatch,
     evaluation,
     experiment,
+    hosts,
     metrics,
-    parallel,
     resume,
     storage,
 )
@@ -38,7 +36,7 @@ from quantnet_jax.training.step_log import Diverged, StepLog, check_finite
 WARM_START = "warm_start.json"
 DEFAULT_CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "default.py"
 # Without a default of its own: ml_collections would read it, with the overrides, here
-# and now, where `parse_flags` cannot turn errors into one line.
+# and now, where `command_line` cannot turn errors into one line.
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment, FILE.py or FILE.py:VARIANT; configs/default.py"
 )
@@ -69,10 +67,10 @@ def main(argv):
     workdir = pathlib.Path(WORKDIR.value)
     with one_line_errors():
         config_lib.check(CONFIG.value)
-        parallel.initialize(
+        hosts.initialize(
             DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
         )
-    with disk_errors(), parallel.watched(workdir, orderly=(RESUME_ME,)):
+    with disk_errors(), hosts.watched(workdir, orderly=(RESUME_ME,)):
         train_with_baseline(CONFIG.value, workdir, PROFILE.value)
 
 
@@ -97,44 +95,8 @@ def train_with_baseline(config: ConfigDict, workdir: pathlib.Path, profile: bool
 
 
 def parse_flags(argv):
-    """Parses the command line; what is wrong with it is told in one line."""
-    if not any(re.match("--?config(=|$)", word) for word in argv):
-        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
-    try:
-        rest = flags.FLAGS(argv)
-        CONFIG.value.lock()  # fails if the file could not be read
-        return rest
-    except (KeyError, AttributeError) as e:  # of an override
-        reason = e.args[0]
-        while isinstance(reason, Exception):
-            reason = reason.args[0]
-        key, *hint = str(reason).strip().splitlines()
-        if not re.fullmatch("'[^']*'", key):
-            sys.exit(f"error: {key}")
-        hint, key = (hint or [nearest_key(key)])[-1], dotted(key.strip("'"), argv)
-        sys.exit(f"error: unknown config key {key!r}; {hint}")
-    except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as e:
-        sys.exit(f"error: {str(e).strip().splitlines()[-1].strip()}")
-
-
-def dotted(key, argv):
-    """The override of `argv` that `key`, one of its names, is from."""
-    for word in argv:
-        names = re.match("--?config[.]([^=]*)", word)
-        if names and key in names[1].split("."):
-            return names[1]
-    return key
-
-
-def nearest_key(word):
-    """Where ml_collections has no near name on that level: the nearest on any."""
-    leaves = jax.tree.leaves_with_path(
-        config_lib.base().to_dict(), is_leaf=lambda x: isinstance(x, tuple)
-    )
-    paths = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
-    names = {path.rsplit(".", 1)[-1]: path for path in paths}
-    (near,) = difflib.get_close_matches(word, list(names), n=1, cutoff=0.0)
-    return f"the nearest known one is {names[near]!r}"
+    """Parses the command line."""
+    return command_line.parse(argv, flags.FLAGS, CONFIG, DEFAULT_CONFIG)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,9 @@
 
     python benchmarks/bad_configs.py    # writes results/bad_configs.json
 
-Each has to be refused, by `train.parse_flags`, `config.check` or `experiment.build`, in
-one line that names the key as its author would type it, raised on purpose: by our own
-code, as an error of the kinds that `train.py` tells in one line. Nothing may be
+Each has to be refused, by `command_line.parse`, `config.check` or `experiment.build`,
+in one line that names the key as its author would type it, raised on purpose: by our
+own code, as an error of the kinds that `train.py` tells in one line. Nothing may be
 written. A number says all of a configuration, see `benchmarks/bad_config_cases.py`.
 """
 
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import traceback
-import types
 import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -32,8 +31,8 @@ from ml_collections import ConfigDict, config_flags  # noqa: E402
 import train  # noqa: E402
 from benchmarks.bad_config_cases import CATEGORIES, case  # noqa: E402
 from benchmarks.bad_config_together import DEVICES, TEST, TRAIN, Case  # noqa: E402
+from quantnet_jax.training import command_line, experiment  # noqa: E402
 from quantnet_jax.training import config as config_lib  # noqa: E402
-from quantnet_jax.training import experiment  # noqa: E402
 
 TOLD = (ValueError, FileNotFoundError, ImportError)
 """What `train.py` tells in one line."""
@@ -88,16 +87,10 @@ def parse(words: tuple[str, ...]) -> ConfigDict:
         "config", None, "", flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", "", "", flag_values=values)
-    saved = train.flags, train.CONFIG
-    train.flags = types.SimpleNamespace(FLAGS=values, Error=flags.Error)
-    train.CONFIG = holder
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of ml_collections
-            train.parse_flags(argv)
-        return holder.value
-    finally:
-        train.flags, train.CONFIG = saved
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of ml_collections
+        command_line.parse(argv, values, holder, train.DEFAULT_CONFIG)
+    return holder.value
 
 
 def refuse(bad: Case, devices: list) -> tuple[str, str, str]:

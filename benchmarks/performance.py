@@ -31,7 +31,7 @@ import train  # noqa: E402
 from benchmarks import cost, cost_page, step_time  # noqa: E402
 from configs import cifar100_resnet20  # noqa: E402
 from quantnet_jax.training import config as config_lib  # noqa: E402
-from quantnet_jax.training import experiment, metrics, parallel  # noqa: E402
+from quantnet_jax.training import experiment, hosts, metrics  # noqa: E402
 from quantnet_jax.training.provenance import provenance  # noqa: E402
 
 RESULTS = ROOT / "results"
@@ -60,12 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--page", type=pathlib.Path, default=cost.PAGE)
     args = parser.parse_args(argv)
-    if not args.compile and parallel.backend() == "cpu":
+    if not args.compile and hosts.backend() == "cpu":
         print(
             "error: there is no accelerator here; --compile needs none", file=sys.stderr
         )
         return 2
-    parallel.keep_programs()
+    hosts.keep_programs()
     words = sys.argv[1:] if argv is None else argv
     about = {"command": shlex.join(["python", "benchmarks/performance.py", *words])}
     args.results.mkdir(parents=True, exist_ok=True)

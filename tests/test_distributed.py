@@ -259,9 +259,9 @@ def test_only_the_first_process_speaks_and_writes(program):
 # A dead process -----------------------------------------------------------------------
 ENDLESS = """
 import sys, jax
-from quantnet_jax.training import parallel
-parallel.initialize(False, sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
-with parallel.watched(sys.argv[1]):
+from quantnet_jax.training import hosts
+hosts.initialize(False, sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+with hosts.watched(sys.argv[1]):
     mean = jax.pmap(lambda x: jax.lax.pmean(x, "i"), axis_name="i")
     x = jax.numpy.ones(jax.local_device_count())
     while True:

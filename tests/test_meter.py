@@ -7,7 +7,7 @@ import types
 import jax
 import pytest
 
-from quantnet_jax.training import meter, parallel
+from quantnet_jax.training import hosts, meter
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def device(**stats):
 )
 def test_memory_is_that_of_the_fullest_device(monkeypatch, devices, peak):
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    monkeypatch.setattr(parallel, "backend", lambda: "gpu")
-    assert parallel.peak_memory() == peak
+    monkeypatch.setattr(hosts, "backend", lambda: "gpu")
+    assert hosts.peak_memory() == peak
     row = meter.Meter().read(1, 1)
     assert row.get("device_memory") == peak and ("device_memory" in row) == bool(peak)
 
@@ -69,4 +69,4 @@ def test_memory_of_a_cpu_is_that_of_the_process():
     if not status.exists():
         pytest.skip("no /proc to compare with")
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
-    assert parallel.peak_memory() == pytest.approx(1024 * int(peak), rel=0.1)
+    assert hosts.peak_memory() == pytest.approx(1024 * int(peak), rel=0.1)

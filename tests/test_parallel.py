@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config, train
 
-from quantnet_jax.training import experiment, parallel
+from quantnet_jax.training import experiment, hosts, parallel
 
 pytestmark = pytest.mark.cheap
 
@@ -155,12 +155,12 @@ def test_batch_must_be_divisible_by_the_devices(size):
 @pytest.mark.parametrize(("process", "processes"), [(2, 2), (-1, 2), (0, 0)])
 def test_process_number_out_of_range(process, processes):
     with pytest.raises(ValueError, match=f"process={process}, expected 0 to"):
-        parallel.initialize(False, "localhost:1", processes, process)
+        hosts.initialize(False, "localhost:1", processes, process)
 
 
 def test_one_process_joins_nothing():
-    parallel.initialize()
-    assert parallel.describe_devices() == "4 x cpu"
+    hosts.initialize()
+    assert hosts.describe_devices() == "4 x cpu"
 
 
 @pytest.mark.parametrize("cache_home", [True, False])
@@ -174,15 +174,15 @@ def test_programs_are_kept_for_accelerators(cache_home, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
         wanted = tmp_path / "other" / "quantnet_jax"
     try:
-        monkeypatch.setattr(parallel, "backend", lambda: "gpu")
-        parallel.initialize()
+        monkeypatch.setattr(hosts, "backend", lambda: "gpu")
+        hosts.initialize()
         assert jax.config.jax_compilation_cache_dir == given  # what is set stays
         jax.config.update(key, None)
-        parallel.initialize()
+        hosts.initialize()
         assert jax.config.jax_compilation_cache_dir == str(wanted)
         jax.config.update(key, None)
-        monkeypatch.setattr(parallel, "backend", lambda: "cpu")
-        parallel.initialize()
+        monkeypatch.setattr(hosts, "backend", lambda: "cpu")
+        hosts.initialize()
         assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update(key, given)

@@ -41,9 +41,9 @@ def main(folder: str, coordinator: str, processes: str, process: str) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     from tiny import outcome, tiny_config
 
-    from quantnet_jax.training import parallel
+    from quantnet_jax.training import hosts, parallel
 
-    parallel.initialize(False, coordinator, int(processes), int(process))
+    hosts.initialize(False, coordinator, int(processes), int(process))
     outcomes = {
         runner: outcome(tiny_config(runner=runner), STEPS)
         for runner in parallel.RUNNERS

@@ -20,6 +20,7 @@ from quantnet_jax.training import (
     dispatch,
     distillation,
     evaluation,
+    hosts,
     losses,
     optim,
     parallel,
@@ -107,7 +108,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         config.chunk,
         config.log_every,
         in_memory=feed.train_data is not None,
-        backend=parallel.backend(),
+        backend=hosts.backend(),
     )
 
     model = make_model(config, len(feed.classes), runner.axis_name)
@@ -166,7 +167,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         accumulate=functools.partial(
             accumulation.accumulate,
             parts=config.accumulate,
-            loop=parallel.backend() != "cpu",
+            loop=hosts.backend() != "cpu",
         ),
         decay=config.ema,
     )

@@ -9,7 +9,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from quantnet_jax.training import parallel
+from quantnet_jax.training import hosts
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Meter:
             "examples_per_second": batch_size * steps / took,
             "data_wait": min(1.0, self._waited / took),
         }
-        memory = parallel.peak_memory()
+        memory = hosts.peak_memory()
         return record | ({} if memory is None else {"device_memory": memory})
 
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 
-from quantnet_jax.training import parallel
+from quantnet_jax.training import hosts
 
 RESUME_ME = 75
 """Exit code of a run that saved its state and wants to be started again: EX_TEMPFAIL
@@ -20,7 +20,7 @@ class Preemption:
     """
 
     def __init__(self):
-        self._several = parallel.process_count() > 1
+        self._several = hosts.process_count() > 1
         self._asked = False
         self._dispatches = 0
         self._before = None
@@ -47,4 +47,4 @@ class Preemption:
             return self._asked
         # A count of its own: the coordinator wants each number, and a chunk skips some.
         self._dispatches += 1
-        return parallel.all_told_to_stop(self._dispatches)
+        return hosts.all_told_to_stop(self._dispatches)
