@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     wanted = {args.name: args.workdir} if args.action == "add" else of_protocol(args)
     try:
         for name, workdir in wanted.items():
-            entry = add(name, workdir, replace=args.replace)
+            bn = args.action == "protocol"  # its tables compare hard + BN
+            entry = add(name, workdir, replace=args.replace, bn=bn)
             print(f"{name}: {100 * entry['accuracy']:.2f}%, {entry['bytes']:,} bytes")
     except (ValueError, FileNotFoundError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -92,6 +93,7 @@ def add(
     *,
     folder: pathlib.Path = zoo.FOLDER,
     replace: bool = False,
+    bn: bool = False,
 ) -> dict[str, Any]:
     """Exports a run, verifies it, and writes file and entry.
 
@@ -100,6 +102,7 @@ def add(
       workdir: of the run.
       folder: of the zoo.
       replace: an entry of that name.
+      bn: re-estimate the BatchNorm statistics, see `quantnet_jax.export`.
 
     Returns:
       The entry; see `quantnet_jax.zoo.entries`.
@@ -122,7 +125,7 @@ def add(
     if config["data"]["hold_out"]:
         raise ValueError(f"{workdir}: scored on held-out images, not on the test set")
     with tempfile.TemporaryDirectory() as out:
-        made = export.export(str(workdir), out)  # raises where a prediction differs
+        made = export.export(str(workdir), out, bn=bn)  # raises where one differs
         source = pathlib.Path(out) / "model.safetensors"
         size = source.stat().st_size
         if size > LARGEST:
@@ -146,6 +149,7 @@ def add(
         "network": f"{model['name']}, width {model.get('width', 'default')}",
         "data": config["data"]["name"],
         "accuracy": made["packed"],
+        "bn": bn,
         "examples": made["examples"],
         "config": config,
         "result": {k: result[k] for k in KEPT if k in result},

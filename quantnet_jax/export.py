@@ -1,14 +1,15 @@
 """Writes what ships of a run: packed weights, StableHLO; and proves that they agree.
 
     python -m quantnet_jax.export --workdir=DIR [--out=DIR] [--step=latest|best|N]
-        [--float=float32|float16] [--onnx]
+        [--float=float32|float16] [--onnx] [--bn]
 
 Writes `model.safetensors` (packed codes, levels, scales, folded normalizations, float
 rest) and `model.stablehlo` (the same network as a program with the packed bits inside,
 for CPU, CUDA and TPU, any batch size). Both predict every test image; one prediction
 that differs from hard evaluation is an error, and nothing is kept. Where layers can
 count bits, they do so once more, and the file says whether all predictions stayed.
-With --onnx `model.onnx` is written too and checked on the same images.
+With --onnx `model.onnx` is written too and checked on the same images. --bn ships what
+evaluation calls hard + BN: normalizations measured on training images anew.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def export(
     step: str | int = "latest",
     dtype: str = "float32",
     onnx: bool = False,
+    bn: bool = False,
 ) -> dict[str, Any]:
     """Exports one checkpoint of a run.
 
@@ -56,10 +58,12 @@ def export(
       step: 'latest', 'best' or a number.
       dtype: of the float rest in the file.
       onnx: write and check an ONNX model too.
+      bn: re-estimate the BatchNorm statistics for the hard weights, from training
+        images: what evaluation scores as 'hard + BN'.
 
     Returns:
       As `export_state`; result.json of the run gets 'packed' and 'exported' if it is of
-      the same step and nothing was rounded.
+      the same step and nothing was rounded or re-estimated.
 
     Raises:
       FileNotFoundError: no such run or checkpoint.
@@ -68,9 +72,9 @@ def export(
     """
     exp, state, number = evaluate.restore(workdir, step)
     folder = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
-    result = export_state(exp, state, folder, dtype, onnx)
+    result = export_state(exp, state, folder, dtype, onnx, bn)
     path = pathlib.Path(workdir) / "result.json"
-    if path.is_file() and number == exp.steps and dtype == "float32":
+    if path.is_file() and number == exp.steps and dtype == "float32" and not bn:
         old = json.loads(path.read_text())
         metrics.write_json(path, old | {k: result[k] for k in ("packed", "exported")})
     return {"step": number, **result}
@@ -82,6 +86,7 @@ def export_state(
     folder: pathlib.Path,
     dtype: str = "float32",
     onnx: bool = False,
+    bn: bool = False,
 ) -> dict[str, Any]:
     """Writes and verifies the files of one state.
 
@@ -99,7 +104,7 @@ def export_state(
       ValueError: the predictions differ; no file is there then, an older one neither.
       ImportError: `onnx`, and its packages are not installed.
     """
-    hard_tree = jax.device_get(exp.deployed(state))
+    hard_tree = jax.device_get(exp.deployed(state, bn))
     predict = lambda tree: exp.predict(exp.runner.place(dequantize_tree(tree)))
     hard = wanted = predict(hard_tree)
     folder.mkdir(parents=True, exist_ok=True)
@@ -245,10 +250,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--onnx", action="store_true", help="write and check model.onnx, too"
     )
+    parser.add_argument(
+        "--bn", action="store_true", help="re-estimate BatchNorm for the hard weights"
+    )
     args = parser.parse_args(argv)
     step = int(args.step) if args.step.isdigit() else args.step
     try:
-        result = export(args.workdir, args.out, step, args.float, args.onnx)
+        result = export(args.workdir, args.out, step, args.float, args.onnx, args.bn)
     except (ValueError, FileNotFoundError, ImportError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import jax
 import jax.export
@@ -16,7 +17,7 @@ from util import noisy
 
 import quantnet_jax
 import train
-from quantnet_jax import deploy, export, models, quantizers
+from quantnet_jax import deploy, evaluate, export, models, quantizers
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.packed import Packed, float_tree
@@ -309,6 +310,25 @@ def test_export_command_with_onnx(finished, tmp_path, capsys):
     # One of another export would not belong to the others.
     assert export.main(words) == 0
     assert files() == {"model.safetensors", "model.stablehlo"}
+
+
+def test_statistics_of_hard_weights_may_ship(finished, tmp_path, monkeypatch):
+    workdir, result = finished
+    words = [f"--workdir={workdir}", f"--out={tmp_path}", "--bn"]
+    assert export.main(words) == 2  # the run has no batches for it
+    config = json.loads((workdir / "config.json").read_text())
+    copied = tmp_path / "run"
+    shutil.copytree(workdir, copied)
+    (copied / "config.json").write_text(json.dumps(config | {"bn_batches": 2}))
+    scores = evaluate.evaluate(str(copied))
+    made = export.export(str(copied), str(tmp_path / "out"), bn=True)
+    assert made["hard"] == made["packed"] == scores["hard_bn"]
+    # That of the run's own statistics is what its result goes on to say.
+    assert json.loads((copied / "result.json").read_text()) == result
+    plain = deploy.load(copied / "export" / "model.safetensors")
+    moved = deploy.load(tmp_path / "out" / "model.safetensors")
+    norms = [p["bn1"]["scale"] for p in (plain.params, moved.params)]
+    assert not np.allclose(*norms)
 
 
 def test_rounded_network_is_held_to_its_own_predictions(tmp_path, monkeypatch):

@@ -202,6 +202,9 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     again, _, _ = exp.evaluate(moved)
     assert again["hard"] == scores["hard_bn"]
     assert again["hard_bn"] == scores["hard_bn"]
+    ships, same = exp.deployed(state, bn=True), exp.deployed(moved)
+    for a, b in zip(jax.tree.leaves(ships), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
     model = models.create("small", classes=4, momentum=0.0)
     statistics = steps.make_statistics(
@@ -255,6 +258,8 @@ def test_no_re_estimation_where_it_is_off():
     exp = experiment.build(config, jax.devices()[:1])
     scores, _, _ = exp.evaluate(exp.state)
     assert not {"hard_bn", "gap_bn"} & set(scores)
+    with pytest.raises(ValueError, match="bn_batches=0.*expected batches"):
+        exp.deployed(exp.state, bn=True)
 
 
 # Numbers of a layer -------------------------------------------------------------------

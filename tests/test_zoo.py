@@ -38,9 +38,10 @@ def test_entry_is_its_file(name):
     assert predictor.spec["model"]["name"] == config["model"]["name"]
     assert config["data"]["hold_out"] == 0
     assert not any((config["data"]["folder"], config["init_from"]))
-    for key in ("packed", "exported"):
+    for key in () if entry["bn"] else ("packed", "exported"):
         assert entry["result"].get(key, entry["accuracy"]) == entry["accuracy"]
-    assert entry["result"]["hard"] == pytest.approx(entry["accuracy"], abs=1e-9)
+    scored = "hard_bn" if entry["bn"] else "hard"
+    assert entry["result"][scored] == pytest.approx(entry["accuracy"], abs=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,10 @@ def test_adding_a_run(tmp_path, monkeypatch):
     result = {"method": "x", "hard": 0.5, "layers": layers, "examples": 10}
     (workdir / "result.json").write_text(json.dumps(result))
 
-    def export(workdir, out):
+    def export(workdir, out, bn):
         path = pathlib.Path(out) / "model.safetensors"
         deploy.write(path, deploy.pack_tree(artifacts.make_params()), artifacts.SPEC)
-        return {"packed": 0.5, "examples": 10}
+        return {"packed": 0.6 if bn else 0.5, "examples": 10}
 
     monkeypatch.setattr(make_zoo.export, "export", export)
     entry = make_zoo.add("made-up", workdir, folder=folder)
@@ -121,7 +122,8 @@ def test_adding_a_run(tmp_path, monkeypatch):
     assert (folder / "made-up.safetensors").stat().st_size == entry["bytes"]
     with pytest.raises(ValueError, match="--replace"):
         make_zoo.add("made-up", workdir, folder=folder)
-    make_zoo.add("made-up", workdir, folder=folder, replace=True)
+    again = make_zoo.add("made-up", workdir, folder=folder, replace=True, bn=True)
+    assert not entry["bn"] and again["bn"] and again["accuracy"] == 0.6
     with pytest.raises(ValueError, match="expected small letters"):
         make_zoo.add("Made up", workdir, folder=folder)
     monkeypatch.setattr(make_zoo, "LARGEST", 100)

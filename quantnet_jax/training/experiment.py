@@ -30,7 +30,7 @@ from quantnet_jax.training import config as config_lib
 from quantnet_jax.training.config import Config
 from quantnet_jax.training.feed import Feed, make_feed
 from quantnet_jax.training.networks import make_model
-from quantnet_jax.training.scoring import make_apply, make_evaluate
+from quantnet_jax.training.scoring import make_apply, make_scoring
 from quantnet_jax.training.state import TrainState, create_state, scored
 
 PyTree = Any
@@ -60,8 +60,9 @@ class Experiment(NamedTuple):
       is_finite: `state -> bool`.
       evaluate: `(state, previous codes) -> (scores, layers, codes)`.
       codes: `state -> {path: uint8 codes}`, on the host.
-      deployed: `state -> parameters` of the folded network, with QTensor leaves. This,
-        `evaluate` and `codes` are of the averaged parameters where there are some.
+      deployed: `(state, bn=False) -> parameters` of the folded network, with QTensor
+        leaves; with `bn` its BatchNorm statistics are re-estimated for hard weights.
+        This, `evaluate` and `codes` are of averaged parameters where there are some.
       predict: `folded float parameters -> float32[N, classes]` logits of all test
         images, on the host; the compiled function that `evaluate` scores with.
     """
@@ -203,15 +204,17 @@ def build(config: Config, devices: list | None = None) -> Experiment:
     realize = runner.compile(
         evaluation.make_realize(quantizer), replicated=1, out=evaluation.REALIZED
     )
-    evaluate, predict = make_evaluate(
-        model, realize, config, runner, feed, data, augmented, plain
-    )
+    scoring = make_scoring(model, realize, config, runner, feed, data, augmented, plain)
 
-    def deployed(state, axis_name):
-        hard = quantizer.hard(state.params["quant"], state.params["model"])
-        return models.fold(hard, state.batch_stats)
+    def deployed(params, stats, axis_name):
+        return models.fold(quantizer.hard(params["quant"], params["model"]), stats)
 
-    ship = runner.compile(deployed, replicated=1)
+    ship = runner.compile(deployed, replicated=2)
+
+    def shipped(state, bn=False):
+        state = scored(state)
+        stats = scoring.statistics(state) if bn else state.batch_stats
+        return ship(state.params, stats)
 
     return Experiment(
         config=config,
@@ -232,10 +235,10 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         train_batches=train_batches,
         is_finite=lambda state: bool(finite(state)),
         # The one place that decides which parameters are scored and shipped.
-        evaluate=lambda state, codes=None: evaluate(scored(state), codes),
+        evaluate=lambda state, codes=None: scoring.evaluate(scored(state), codes),
         codes=lambda state: jax.device_get(realize(scored(state)).codes),
-        deployed=lambda state: ship(scored(state)),
-        predict=predict,
+        deployed=shipped,
+        predict=scoring.predict,
     )
 
 

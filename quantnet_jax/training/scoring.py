@@ -1,6 +1,7 @@
 """The compiled functions that evaluate a state: one forward pass for all weights."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -9,15 +10,28 @@ from quantnet_jax import models
 from quantnet_jax.training import evaluation, parallel, steps
 
 
-def make_evaluate(
-    model, realize, config, runner, feed, data, augmented, plain
-) -> tuple[Callable, Callable]:
-    """Makes `evaluate(state, previous codes) -> (scores, layers, codes)` and `predict`.
+class Scoring(NamedTuple):
+    """Compiled functions that score a state.
 
-    `scores` is that of `evaluation.score`, `layers` that of `evaluation.layer_report`;
-    `codes` are for the next call. `predict(folded parameters)` gives the logits of all
-    test images of this process, on the host.
+    Attributes:
+      evaluate: `(state, previous codes=None) -> (scores, layers, codes)`: those of
+        `evaluation.score` and `evaluation.layer_report`, and the codes for the next
+        call.
+      statistics: `state -> BatchNorm statistics` of the hard weights, the mean over
+        `config.bn_batches` training batches; ValueError without batches or BatchNorm.
+      predict: `folded parameters -> logits` of all test images of this process, on the
+        host.
     """
+
+    evaluate: Callable
+    statistics: Callable
+    predict: Callable
+
+
+def make_scoring(
+    model, realize, config, runner, feed, data, augmented, plain
+) -> Scoring:
+    """Compiles them; nothing runs yet."""
     # What is scored is what ships: normalizations folded, weights hard or soft.
     forward = runner.compile(
         steps.make_forward(make_apply(model.clone(folded=True), runner), plain),
@@ -29,11 +43,18 @@ def make_evaluate(
     )
     tally = runner.compile(steps.tally, replicated=1)
     # With momentum 0 the running statistics are those of the last batch.
-    statistics = runner.compile(
+    of_batch = runner.compile(
         steps.make_statistics(make_apply(model.clone(momentum=0.0), runner), augmented),
         replicated=3,
         out=parallel.STATE,
     )
+
+    def reestimated(hard, stats):
+        stream = feed.train(0)
+        batches = (runner.shard(next(stream)) for _ in range(config.bn_batches))
+        return evaluation.average_statistics(
+            of_batch, hard, stats, data["train"], batches
+        )
 
     def evaluate(state, previous=None):
         realized, stats = realize(state), state.batch_stats
@@ -42,11 +63,7 @@ def make_evaluate(
             x.copy_to_host_async()
         trees = {"soft": fold(realized.soft, stats), "hard": fold(realized.hard, stats)}
         if config.bn_batches and jax.tree.leaves(stats):
-            stream = feed.train(0)
-            batches = (runner.shard(next(stream)) for _ in range(config.bn_batches))
-            hard_stats = evaluation.average_statistics(
-                statistics, realized.hard, stats, data["train"], batches
-            )
+            hard_stats = reestimated(realized.hard, stats)
             trees["hard_bn"] = fold(realized.hard, hard_stats)
         batches = (runner.shard(batch) for batch in feed.test())
         scores = evaluation.score(tally, forward, trees, data["test"], batches)
@@ -61,7 +78,15 @@ def make_evaluate(
             rows.append(flat[np.asarray(batch["mask"]) > 0])
         return np.concatenate(rows)
 
-    return evaluate, predict
+    def statistics(state):
+        if not config.bn_batches or not jax.tree.leaves(state.batch_stats):
+            raise ValueError(
+                f"bn_batches={config.bn_batches}, model.name={config.model.name!r}: "
+                "expected batches, and BatchNorm whose statistics they re-estimate"
+            )
+        return reestimated(realize(state).hard, state.batch_stats)
+
+    return Scoring(evaluate, statistics, predict)
 
 
 def make_apply(model, runner: parallel.Runner) -> Callable:

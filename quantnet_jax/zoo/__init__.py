@@ -20,7 +20,9 @@ def entries() -> dict[str, dict[str, Any]]:
     An entry has 'file', 'sha256' and 'bytes' of the artifact; 'method', 'network',
     'bits' (of the quantized kernels), 'layers' (which ones, as in a configuration),
     'data'; 'accuracy' (a fraction of the 'examples' test images; what the artifact
-    predicts, exactly); 'config' and 'result' of its run.
+    predicts, exactly); 'bn' (whether its BatchNorm statistics were re-estimated for the
+    hard weights: then the accuracy is 'hard_bn' of the result, else 'hard'); 'config'
+    and 'result' of its run.
     """
     found = json.loads(INDEX.read_text(encoding="utf-8"))
     return dict(sorted(found.items()))
