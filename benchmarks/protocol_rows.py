@@ -44,6 +44,17 @@ def family(names: Iterable[str] = (*KEY, *REST)) -> dict[str, Row]:
     return {"float": Row("identity")} | members
 
 
+def few(rates: tuple[float, ...]) -> dict[str, Row]:
+    """The float network, QuantNet, tanh and signs: what takes two CPU cores hours.
+
+    Args:
+      rates: of the straight-through members, which want higher ones than the others.
+    """
+    rows = family(name for name in KEY if name != "xnor")  # scales: BatchNorm undoes it
+    higher = {n: r._replace(rates=rates) for n, r in rows.items() if n in PLAIN_STE}
+    return rows | higher
+
+
 def all_layers() -> dict[str, Row]:
     """Of protocol A: with Adam too, which its paper found to be best for STE."""
     adam = {

@@ -160,7 +160,7 @@ PROTOCOLS: dict[str, Protocol] = {
         "20 classes of CIFAR-100 (10,000 + 2,000 images), ResNet-8 of width 16, batch "
         "64, 20 epochs in total: as 'small', the stem with stride 1",
         lambda: cifar100_small.get_config("full"),
-        protocol_rows.family(protocol_rows.KEY),
+        protocol_rows.few(SMALL_RATES[1:]),
         rates=SMALL_RATES[:3],
         seeds_first=True,
         eval_every=4.0,
@@ -225,7 +225,7 @@ PROTOCOLS: dict[str, Protocol] = {
         },
     ),
 }
-ON_CPU = ("small", "small_ladder", "small_full")
+ON_CPU = ("small_full", "small_ladder", "small")
 ON_ACCELERATOR = ("B200", "A56", "ladder", "C", "B400", "A110", "small")
 
 
