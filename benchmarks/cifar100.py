@@ -123,7 +123,7 @@ def work_of(name: str, run: Run, args: argparse.Namespace) -> pathlib.Path:
 
 
 def is_done(name: str, run: Run, args: argparse.Namespace) -> bool:
-    return cifar100_plan.path(results_of(name, args), run).exists()
+    return cifar100_plan.result(results_of(name, args), run) is not None
 
 
 # The queue ----------------------------------------------------------------------------

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 
 from benchmarks import curves
-from benchmarks.cifar100_plan import Result, final_run, path
+from benchmarks.cifar100_plan import Result, final_run, result
 from benchmarks.protocols import FLOAT, PROTOCOLS, Protocol
-from benchmarks.runs import read, slug
+from benchmarks.runs import slug
 
 ROWS = (FLOAT, "quantnet", "tanh_sign", "clipped_ste")
 ANNEALED = ("quantnet", "tanh_sign")
@@ -30,8 +30,8 @@ def protocol_charts(
     rows = [r for r in ROWS if r in protocol.rows]
     accuracies, gaps = [], []
     for n, row in enumerate(rows):
-        result = read(path(folder, final_run(protocol, folder, row, protocol.seeds[0])))
-        curve = (result or {}).get("curve", [])
+        found = result(folder, final_run(protocol, folder, row, protocol.seeds[0]))
+        curve = (found or {}).get("curve", [])
         if not curve:
             continue
         annealed = row in ANNEALED

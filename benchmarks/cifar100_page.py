@@ -6,7 +6,7 @@ import statistics
 
 from benchmarks import cifar100_plan, mismatch_page
 from benchmarks.cifar100_charts import charts
-from benchmarks.cifar100_plan import Result, choice, final_run, path, search_runs
+from benchmarks.cifar100_plan import Result, choice, final_run, result, search_runs
 from benchmarks.gap_page import line, mean_std
 from benchmarks.protocol_rows import PLAIN_STE
 from benchmarks.protocols import FLOAT, PROTOCOLS, Protocol
@@ -143,7 +143,7 @@ def about(name: str, protocol: Protocol, found: list[Result]) -> list[str]:
 def final_results(protocol: Protocol, folder: pathlib.Path, row: str) -> list[Result]:
     """The final runs of a row that there are."""
     runs = [final_run(protocol, folder, row, seed) for seed in protocol.seeds]
-    return [r for r in (read(path(folder, run)) for run in runs) if r]
+    return [r for r in (result(folder, run) for run in runs) if r]
 
 
 def accuracy(result: Result, key: str, last: int) -> float:
@@ -240,7 +240,7 @@ def search_table(protocol: Protocol, folder: pathlib.Path) -> list[str]:
         by_start: dict[str, list[str]] = {}
         for run in search_runs(protocol, row):
             assert run.start is not None
-            shown = search_cell(read(path(folder, run)))
+            shown = search_cell(result(folder, run))
             by_start.setdefault(run.start.name, []).append(f"{run.rate:g}: {shown}")
         for start, shown in by_start.items():
             lines += line((row, start, ", ".join(shown)), head=False)

@@ -165,6 +165,18 @@ def score(result: Result) -> float:
     return 0.0 if result.get("diverged") else result["hard_bn"]
 
 
+def result(results: pathlib.Path, run: Run) -> Result | None:
+    """The result of a run; None without one, or if it is of another start or rate.
+
+    A longer search may choose other ones after final runs have ended.
+    """
+    found = read(path(results, run))
+    if found is None or run.start is None:
+        return found
+    wanted = {"start": run.start.name, "rate": run.rate}
+    return found if all(found[k] == x for k, x in wanted.items()) else None
+
+
 def path(results: pathlib.Path, run: Run) -> pathlib.Path:
     """The JSON of a run."""
     return results / run.kind / f"{run.name}.json"

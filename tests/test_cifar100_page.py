@@ -21,12 +21,19 @@ def cells(text, start):
 def test_page(tmp_path, monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "tiny", TINY)
     folder = tmp_path / "cifar100" / "tiny"
-    for run in cifar100_plan.plan(TINY, folder):
-        best = "warm-lr0.2" in run.name
-        accuracy = {"float": 0.77, "quantnet": 0.67}.get(run.row, 0.57) + best / 100
-        path = cifar100_plan.path(folder, run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result(accuracy)))
+    undecided = lambda: [
+        run
+        for run in cifar100_plan.plan(TINY, folder)
+        if run.start and not cifar100_plan.path(folder, run).exists()
+    ]
+    while found := undecided():  # a search decides what comes after it
+        for run in found:
+            best = "warm-lr0.2" in run.name
+            accuracy = {"float": 0.77, "quantnet": 0.67}.get(run.row, 0.57) + best / 100
+            path = cifar100_plan.path(folder, run)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            about = {"start": run.start.name, "rate": run.rate}
+            path.write_text(json.dumps(result(accuracy) | about))
     for seed, accuracy in enumerate((0.70, 0.72)):
         path = folder / f"final/quantnet-seed{seed}.json"
         path.write_text(json.dumps(runs.read(path) | result(accuracy)))
@@ -55,6 +62,19 @@ def test_page(tmp_path, monkeypatch):
     for svg in svgs:
         ElementTree.fromstring(svg.read_text())
         assert f"results/{svg.name}" in page
+
+
+def test_results_of_another_choice_are_no_results(tmp_path):
+    run = cifar100_plan.Run(
+        "final", "quantnet", "quantnet-seed0", TINY.starts[0], 0.2, 0, False, 1.0
+    )
+    path = cifar100_plan.path(tmp_path, run)
+    path.parent.mkdir(parents=True)
+    saved = result(0.5) | {"start": TINY.starts[0].name, "rate": 0.2}
+    path.write_text(json.dumps(saved))
+    assert cifar100_plan.result(tmp_path, run) == saved
+    for other in (run._replace(rate=0.4), run._replace(start=TINY.starts[1])):
+        assert cifar100_plan.result(tmp_path, other) is None
 
 
 def test_page_without_results(tmp_path):
