@@ -132,11 +132,12 @@ def train(
     Returns:
       What result.json holds.
     """
-    with Preemption() as preemption:  # from here on: building may take minutes
-        return _train(config, workdir, baseline, preemption, profile)
+    with contextlib.ExitStack() as held:
+        preemption = held.enter_context(Preemption())  # building may take minutes
+        return _train(config, workdir, baseline, preemption, profile, held)
 
 
-def _train(config, workdir, baseline, preemption: Preemption, profile: bool):
+def _train(config, workdir, baseline, preemption: Preemption, profile: bool, held):
     # Build everything before anything is written --------------------------------------
     with one_line_errors():
         config_lib.check_same_run(config, workdir)
@@ -150,6 +151,8 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool):
         exp.steps, config.eval_every * exp.epoch_steps, config.checkpoint_every
     )
     with one_line_errors():
+        if writes:
+            held.enter_context(storage.claim(workdir))
         checkpoints = checkpoint.Checkpoints(
             workdir,
             keep_latest=config.keep_latest,

@@ -5,6 +5,8 @@ import io
 import os
 import pathlib
 import resource
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -44,6 +46,30 @@ def test_full_disk_is_told_in_one_line_and_costs_nothing(whole, tmp_path, monkey
         assert saved.steps() == [4]
     train.train(settings(), workdir)  # there is room again
     assert_same_run(whole[0], workdir)
+
+
+HOLDER = """
+import sys
+from quantnet_jax.training import storage
+file = storage.claim(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_share_a_workdir(tmp_path):
+    workdir = tmp_path / "run"
+    words = [sys.executable, "-c", HOLDER, str(workdir)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(SystemExit, match="^error: .* under way in another") as e:
+            train.train(settings(), workdir)
+        assert "\n" not in str(e.value)
+        assert [x.name for x in workdir.iterdir()] == [".lock"]
+        holder.kill()
+    with storage.claim(workdir):  # the dead hold nothing
+        pass
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 SLACK = 1.1, 1 << 18
 """A checkpoint takes so many times the bytes of its arrays, and so many bytes more."""
@@ -49,6 +50,36 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
+
+
+def claim(folder: str | os.PathLike[str]) -> IO[bytes]:
+    """Makes a folder and holds it for this process, until the file is closed.
+
+    The system gives it free when the process dies, however it does. Where there are no
+    such locks (Windows, some file systems) nothing is held.
+
+    Raises:
+      StorageError: it cannot be made, or not be written to.
+      ValueError: another process holds it.
+    """
+    with writing(folder):
+        with contextlib.suppress(FileExistsError):  # a file, as which `open` tells it
+            os.makedirs(folder)
+        file = open(os.path.join(folder, ".lock"), "ab")  # noqa: SIM115
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise ValueError(
+                f"{os.fspath(folder)} belongs to a run that is under way in another "
+                "process; wait for it, stop it, or give another workdir"
+            ) from None
+    except ImportError:
+        pass
+    return file
 
 
 def check_room(folder: str | os.PathLike[str], size: int) -> None:
