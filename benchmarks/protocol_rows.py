@@ -89,6 +89,8 @@ def more_bits() -> dict[str, Row]:
 def ladder() -> dict[str, Row]:
     """QuantNet with one factor changed at a time, and its baselines with theirs.
 
+    Last come the factors that were worth most, together.
+
     BatchNorm re-estimation is not a row: every run is scored with and without it.
     """
     q = "quantizer.quantnet."
@@ -136,6 +138,16 @@ def ladder() -> dict[str, Row]:
         "weight decay 1e-4": {"weights.weight_decay": 1e-4},
         "weight decay 2e-3": {"weights.weight_decay": 2e-3},
     }
+    linear_start = {q + "sharpness.start": 0.03}
+    scaled = {q + "scale": "mean_abs"}
+    more_decay = {"weights.weight_decay": 2e-3}
+    factors |= {
+        "scale, start": scaled | linear_start,
+        "scale, decay": scaled | more_decay,
+        "scale, filter": scaled | by_filter,
+        "scale, filter, start": scaled | by_filter | linear_start,
+        "scale, filter, start, decay": scaled | by_filter | linear_start | more_decay,
+    }
     rows = family(("quantnet", "tanh_sign", "clipped_ste", "binary_ste"))
     for name, changes in factors.items():
         start = name.removeprefix("start: ") if name.startswith("start") else ""
@@ -146,6 +158,7 @@ def ladder() -> dict[str, Row]:
             "penalty to 0.5": {t + "penalty.end": 0.5},
             "sharpness to 5": {t + "sharpness.end": 5.0},
             "sharpness to 50": {t + "sharpness.end": 50.0},
+            "sharpness from 0.03": {t + "sharpness.start": 0.03},
             "sharpness from 1": {t + "sharpness.start": 1.0},
             "weight decay 1e-4": {"weights.weight_decay": 1e-4},
             "weight decay 2e-3": {"weights.weight_decay": 2e-3},
