@@ -8,8 +8,8 @@ from benchmarks import cifar100_plan, mismatch_page
 from benchmarks.cifar100_charts import charts
 from benchmarks.cifar100_plan import Result, choice, final_run, result, search_runs
 from benchmarks.gap_page import line, mean_std
-from benchmarks.protocol_rows import PLAIN_STE
-from benchmarks.protocols import FLOAT, PROTOCOLS, Protocol
+from benchmarks.protocol_rows import FLOAT, PLAIN_STE
+from benchmarks.protocols import PROTOCOLS, Protocol
 from benchmarks.runs import read
 from quantnet_jax import zoo
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+FLOAT = "float"
+"""The row of the float network, from whose runs warm starts take their weights."""
 ADAM_RATES = (3e-4, 1e-3, 3e-3)
 PLAIN_STE = ("clipped_ste", "binary_ste", "xnor", "binaryconnect", "dorefa")
 """Signs whose backward pass is the identity, clipped or not: 'tuned STE' is the best of
@@ -41,7 +43,7 @@ class Row(NamedTuple):
 def family(names: Iterable[str] = (*KEY, *REST)) -> dict[str, Row]:
     """The float network and these members, as tuned or by their recipes."""
     members = {name: Row(name, TUNED.get(name, {})) for name in names}
-    return {"float": Row("identity")} | members
+    return {FLOAT: Row("identity")} | members
 
 
 def few(rates: tuple[float, ...]) -> dict[str, Row]:
@@ -148,36 +150,29 @@ def ladder() -> dict[str, Row]:
         "scale, filter, start": scaled | by_filter | linear_start,
         "scale, filter, start, decay": scaled | by_filter | linear_start | more_decay,
     }
-    rows = family(("quantnet", "tanh_sign", "clipped_ste", "binary_ste"))
+    rows = family(("quantnet", "tanh_sign", "clipped_ste", "binary_ste", "dorefa"))
     for name, changes in factors.items():
         start = name.removeprefix("start: ") if name.startswith("start") else ""
         rows[name] = Row("quantnet", changes, start=start, like="quantnet")
     t = "quantizer.tanh_sign."
-    baselines = {
-        "tanh_sign": {
-            "penalty to 0.5": {t + "penalty.end": 0.5},
-            "sharpness to 5": {t + "sharpness.end": 5.0},
-            "sharpness to 50": {t + "sharpness.end": 50.0},
-            "sharpness from 0.03": {t + "sharpness.start": 0.03},
-            "sharpness from 1": {t + "sharpness.start": 1.0},
-            "weight decay 1e-4": {"weights.weight_decay": 1e-4},
-            "weight decay 2e-3": {"weights.weight_decay": 2e-3},
-        },
-        "clipped_ste": {
-            "weight decay 0": {"weights.weight_decay": 0.0},
-            "weight decay 1e-4": {"weights.weight_decay": 1e-4},
-            "weight decay 2e-3": {"weights.weight_decay": 2e-3},
-        },
-        "binary_ste": {
-            "per layer": {"quantizer.binary_ste.per": "tensor"},
-            "weight decay 0": {"weights.weight_decay": 0.0},
-            "weight decay 1e-4": {"weights.weight_decay": 1e-4},
-        },
+    decay = {
+        f"weight decay {x}": {"weights.weight_decay": float(x)}
+        for x in ("0", "1e-4", "2e-3")
     }
-    for method, found in baselines.items():
-        for name, changes in found.items():
-            rows[f"{method}: {name}"] = Row(method, changes, like=method)
-    for method in ("clipped_ste", "binary_ste"):
+    tanh = {
+        "penalty to 0.5": {t + "penalty.end": 0.5},
+        "sharpness to 5": {t + "sharpness.end": 5.0},
+        "sharpness to 50": {t + "sharpness.end": 50.0},
+        "sharpness from 0.03": {t + "sharpness.start": 0.03},
+        "sharpness from 1": {t + "sharpness.start": 1.0},
+    }
+    per_layer = {"per layer": {"quantizer.binary_ste.per": "tensor"}}
+    baselines = {"tanh_sign": tanh | decay, "binary_ste": per_layer | decay}
+    baselines |= dict.fromkeys((FLOAT, "clipped_ste", "dorefa"), decay)
+    for name, found in baselines.items():
+        for change, changes in found.items():
+            rows[f"{name}: {change}"] = Row(rows[name].method, changes, like=name)
+    for method in ("clipped_ste", "binary_ste", "dorefa"):
         adam = {"weights.optimizer": "adam", "weights.weight_decay": 0.0}
         rows[f"{method}: Adam"] = Row(method, adam, ADAM_RATES)
     return rows

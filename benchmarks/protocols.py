@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from benchmarks import protocol_rows
-from benchmarks.protocol_rows import Row
+from benchmarks.protocol_rows import FLOAT, Row
 from configs import (
     cifar100_resnet20,
     cifar100_resnet20_bits,
@@ -20,9 +20,6 @@ from configs import (
     cifar100_small,
 )
 from quantnet_jax import quantizers
-
-FLOAT = "float"
-"""The row of the float network, from whose runs warm starts take their weights."""
 
 
 class Start(NamedTuple):
