@@ -18,8 +18,15 @@ REST = (
 """The other 1-bit members; `magnitude_aware` is the same function as `binary_ste`."""
 
 
-TUNED: Mapping[str, Mapping[str, Any]] = {}
-"""Method -> changes that a ladder chose on held-out images, in place of its recipe."""
+SMALL_TUNED = {
+    "float": "float: weight decay 2e-3",
+    "quantnet": "weight decay 2e-3",
+    "tanh_sign": "tanh_sign: weight decay 0",
+    "clipped_ste": "clipped_ste: weight decay 2e-3",
+    "binary_ste": "binary_ste: weight decay 0",
+    "dorefa": "dorefa",
+}
+"""Row -> that row of `ladder` which is best on two CPU cores, on held-out images."""
 
 
 class Row(NamedTuple):
@@ -41,20 +48,31 @@ class Row(NamedTuple):
 
 
 def family(names: Iterable[str] = (*KEY, *REST)) -> dict[str, Row]:
-    """The float network and these members, as tuned or by their recipes."""
-    members = {name: Row(name, TUNED.get(name, {})) for name in names}
-    return {FLOAT: Row("identity")} | members
+    """The float network and these members, by their recipes."""
+    return {FLOAT: Row("identity")} | {name: Row(name) for name in names}
 
 
 def few(rates: tuple[float, ...]) -> dict[str, Row]:
-    """The float network, QuantNet, tanh and signs: what takes two CPU cores hours.
+    """The members of `SMALL_TUNED` by their recipes.
 
     Args:
       rates: of the straight-through members, which want higher ones than the others.
     """
-    rows = family(name for name in KEY if name != "xnor")  # scales: BatchNorm undoes it
+    rows = family(name for name in SMALL_TUNED if name != FLOAT)
     higher = {n: r._replace(rates=rates) for n, r in rows.items() if n in PLAIN_STE}
     return rows | higher
+
+
+def tuned() -> dict[str, Row]:
+    """The rows of `SMALL_TUNED`: each member as the ladder likes it, searched anew."""
+    found = {}
+    for name, best in SMALL_TUNED.items():
+        row = ladder()[best]
+        rates = (0.1, 0.2, 0.4, 0.8) if name in PLAIN_STE else (0.05, 0.1, 0.2, 0.4)
+        if row.rates == ADAM_RATES:
+            rates = (*ADAM_RATES, 1e-2)
+        found[name] = Row(row.method, row.changes, rates)
+    return found
 
 
 def all_layers() -> dict[str, Row]:
@@ -137,13 +155,15 @@ def ladder() -> dict[str, Row]:
         "meta rate 1e-2": {"meta.learning_rate": 1e-2},
         "bilevel, first order": bilevel,
         "bilevel, exact": bilevel | {"meta.exact": True},
-        "weight decay 1e-4": {"weights.weight_decay": 1e-4},
-        "weight decay 2e-3": {"weights.weight_decay": 2e-3},
+    }
+    decay = {
+        f"weight decay {x}": {"weights.weight_decay": float(x)}
+        for x in ("0", "1e-4", "2e-3", "5e-3")
     }
     linear_start = {q + "sharpness.start": 0.03}
     scaled = {q + "scale": "mean_abs"}
-    more_decay = {"weights.weight_decay": 2e-3}
-    factors |= {
+    more_decay = decay["weight decay 2e-3"]
+    factors |= decay | {
         "scale, start": scaled | linear_start,
         "scale, decay": scaled | more_decay,
         "scale, filter": scaled | by_filter,
@@ -155,10 +175,6 @@ def ladder() -> dict[str, Row]:
         start = name.removeprefix("start: ") if name.startswith("start") else ""
         rows[name] = Row("quantnet", changes, start=start, like="quantnet")
     t = "quantizer.tanh_sign."
-    decay = {
-        f"weight decay {x}": {"weights.weight_decay": float(x)}
-        for x in ("0", "1e-4", "2e-3")
-    }
     tanh = {
         "penalty to 0.5": {t + "penalty.end": 0.5},
         "sharpness to 5": {t + "sharpness.end": 5.0},
