@@ -24,7 +24,7 @@ SMALL_TUNED = {
     "tanh_sign": "tanh_sign: weight decay 0",
     "clipped_ste": "clipped_ste: weight decay 2e-3",
     "binary_ste": "binary_ste: weight decay 0",
-    "dorefa": "dorefa",
+    "dorefa": "dorefa: weight decay 2e-3",
 }
 """Row -> that row of `ladder` which is best on two CPU cores, on held-out images."""
 

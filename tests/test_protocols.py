@@ -1,14 +1,23 @@
 """The protocols of the CIFAR comparisons: valid, equal for all rows, complete."""
 
 import pathlib
+import statistics
 
 import pytest
 
-from benchmarks import cifar100_plan, protocols, runs
+from benchmarks import (
+    cifar100_page,
+    cifar100_plan,
+    protocol_rows,
+    protocols,
+    runs,
+)
 from benchmarks.protocols import PROTOCOLS
 from quantnet_jax import quantizers
 from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import experiment
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 # Between them they have all rows.
@@ -108,3 +117,17 @@ def test_the_ladder_has_a_row_for_each_factor(name):
     assert starts == {"", "scratch", "warm"}
     # BatchNorm: every run has both numbers.
     assert {"hard", "hard_bn"} <= set(runs.CURVE)
+
+
+def test_short_protocol_takes_what_the_ladder_found():
+    ladder, short = PROTOCOLS["small_ladder"], PROTOCOLS["small_short"]
+    folder = ROOT / "results" / "cifar100" / "small_ladder"
+    means = {}
+    for name in ladder.rows:
+        found = cifar100_page.final_results(ladder, folder, name)
+        assert len(found) == len(ladder.seeds), name
+        means[name] = statistics.mean(r["hard_bn"] for r in found)
+    for name, best in protocol_rows.SMALL_TUNED.items():
+        method = short.rows[name].method
+        rivals = [r for r, row in ladder.rows.items() if row.method == method]
+        assert len(rivals) > 3 and means[best] == max(means[r] for r in rivals), name
