@@ -169,11 +169,12 @@ def cells(
     if chosen and chosen[1] in (rates[0], rates[-1]):
         rate += " (edge)"
     found = finals[row]
+    name = escaped(row)
     if not found:
-        return [row, start, rate, "not run", *[""] * 5]
+        return [name, start, rate, "not run", *[""] * 5]
     scores = {key: values(protocol, found, key) for key in KINDS}
     if not scores["soft"]:
-        return [row, start, rate, f"diverged ({len(found)})", *[""] * 5]
+        return [name, start, rate, f"diverged ({len(found)})", *[""] * 5]
     lost = len(found) - len(scores["soft"])
     pairs = zip(scores["soft"], scores["hard_bn"], strict=True)
     counted = f" ({len(found)} of {len(protocol.seeds)} seeds)"
@@ -186,7 +187,12 @@ def cells(
         ahead = difference(ours, scores["hard_bn"])
     minutes = statistics.mean(r["seconds"] / 60 for r in found)
     gap = mean_std([a - b for a, b in pairs])
-    return [row, start, rate, *shown, gap, ahead, f"{minutes:.1f}"]
+    return [name, start, rate, *shown, gap, ahead, f"{minutes:.1f}"]
+
+
+def escaped(row: str) -> str:
+    """A row's name in a table, where | would end a cell."""
+    return row.replace("|", "\\|")
 
 
 def difference(a: list[float], b: list[float]) -> str:
@@ -201,12 +207,22 @@ def difference(a: list[float], b: list[float]) -> str:
 
 
 def verdict(protocol: Protocol, finals: dict[str, list[Result]]) -> list[str]:
-    """Whether float > quantnet > tanh_sign > tuned STE, in numbers."""
+    """Whether float > quantnet > tanh_sign > tuned STE, in numbers.
+
+    Of a ladder: the best row of each method.
+    """
     means = {}
     for row in protocol.rows:
         found = values(protocol, finals[row], "hard_bn")
         if found and len(finals[row]) == len(protocol.seeds):
             means[row] = statistics.mean(found)
+    if protocol.score_held_out:
+        by_method: dict[str, list[str]] = {}
+        for row in means:
+            by_method.setdefault(protocol.rows[row].method, []).append(row)
+        best_of = [max(rows, key=means.__getitem__) for rows in by_method.values()]
+        shown = ", ".join(f"{escaped(r)} {means[r]:.2f}" for r in best_of)
+        return [f"Best row of each method: {shown}.  "]
     stes = [r for r in means if r.removesuffix(", Adam") in PLAIN_STE]
     if "quantnet" not in means or not stes:
         return ["Order: not yet complete.  "] if "clipped_ste" in protocol.rows else []

@@ -176,8 +176,9 @@ PROTOCOLS: dict[str, Protocol] = {
         xla_flags=CPU_FLAGS,
     ),
     "small_short": _small(
-        "As 'small' with 10 epochs in total, each member as the ladder above likes it "
-        f"({', '.join(protocol_rows.SMALL_TUNED.values())})",
+        "20 classes of CIFAR-100, as 'small' with 10 epochs in total, each member as "
+        "the ladder above likes it (those without a name: quantnet): "
+        f"{', '.join(protocol_rows.SMALL_TUNED.values())}",
         cifar100_small.get_config,
         protocol_rows.tuned(),
         starts=both(10.0),
