@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from benchmarks import curves
 from benchmarks.cifar100_plan import Result, final_run, result
-from benchmarks.protocols import FLOAT, PROTOCOLS, Protocol
+from benchmarks.protocol_rows import FLOAT
+from benchmarks.protocols import PROTOCOLS, Protocol
 from benchmarks.runs import slug
 
 ROWS = (FLOAT, "quantnet", "tanh_sign", "clipped_ste")

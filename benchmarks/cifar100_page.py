@@ -182,9 +182,7 @@ def cells(
     shown[0] += counted if len(found) < len(protocol.seeds) else ""
     shown[0] += f" ({lost} diverged)" if lost else ""
     ours = values(protocol, finals.get("quantnet", []), "hard_bn")
-    ahead = "" if row in ("quantnet", FLOAT) else difference(ours, scores["hard_bn"])
-    if row == FLOAT:
-        ahead = difference(ours, scores["hard_bn"])
+    ahead = "" if row == "quantnet" else difference(ours, scores["hard_bn"])
     minutes = statistics.mean(r["seconds"] / 60 for r in found)
     gap = mean_std([a - b for a, b in pairs])
     return [name, start, rate, *shown, gap, ahead, f"{minutes:.1f}"]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from benchmarks import protocols
-from benchmarks.protocols import FLOAT, Protocol, Start
+from benchmarks.protocol_rows import FLOAT
+from benchmarks.protocols import Protocol, Start
 from benchmarks.runs import read, slug
 
 Result = dict[str, Any]

@@ -69,8 +69,6 @@ def tuned() -> dict[str, Row]:
     for name, best in SMALL_TUNED.items():
         row = ladder()[best]
         rates = (0.1, 0.2, 0.4, 0.8) if name in PLAIN_STE else (0.05, 0.1, 0.2, 0.4)
-        if row.rates == ADAM_RATES:
-            rates = (*ADAM_RATES, 1e-2)
         found[name] = Row(row.method, row.changes, rates)
     return found
 
