@@ -14,24 +14,19 @@ import time
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import export, report
+from quantnet_jax.checkpoint import manager
+from quantnet_jax.config import flags as command_line
 from quantnet_jax.data import TooManyUnreadable
-from quantnet_jax.training import (
-    checkpoint,
-    command_line,
-    dispatch,
-    evaluation,
-    experiment,
-    hosts,
-    metrics,
-    resume,
-    storage,
-)
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training.meter import Meter, tracing
-from quantnet_jax.training.preemption import RESUME_ME, Preemption
-from quantnet_jax.training.provenance import provenance
-from quantnet_jax.training.step_log import Diverged, StepLog, check_finite
+from quantnet_jax.distributed import hosts
+from quantnet_jax.distributed.preemption import RESUME_ME, Preemption
+from quantnet_jax.evaluation import gap
+from quantnet_jax.logging import records
+from quantnet_jax.logging.meter import Meter, tracing
+from quantnet_jax.logging.provenance import provenance
+from quantnet_jax.logging.step_log import Diverged, StepLog, check_finite
+from quantnet_jax.training import dispatch, experiment, resume, storage
 
 WARM_START = "warm_start.json"
 DEFAULT_CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "default.py"
@@ -81,7 +76,7 @@ def train_with_baseline(config: ConfigDict, workdir: pathlib.Path, profile: bool
         with one_line_errors():  # not after the float run only
             config_lib.check_same_run(config, workdir)
             trial = config.copy_and_resolve_references()
-            trial.distill.workdir = ""  # the float run may become the teacher
+            trial.distillation.workdir = ""  # the float run may become the teacher
             experiment.build(trial)
         # A ConfigDict made of another one would share its sections.
         float_config = config.copy_and_resolve_references()
@@ -89,7 +84,7 @@ def train_with_baseline(config: ConfigDict, workdir: pathlib.Path, profile: bool
         float_config.quantizer.name = "identity"
         float_config.activation.name = ""
         float_config.export = False  # compared with, not shipped
-        float_config.distill.workdir = ""  # it may become the teacher itself
+        float_config.distillation.workdir = ""  # it may become the teacher itself
         baseline = train(float_config, workdir / "float")
     train(config, workdir, baseline, profile=profile)
 
@@ -123,7 +118,7 @@ def train(
 
     Args:
       config: see `quantnet_jax.training.config`.
-      workdir: is made; gets config.json, metrics.jsonl, checkpoints/, TensorBoard
+      workdir: is made; gets config.json, records.jsonl, checkpoints/, TensorBoard
         events, after a warm start warm_start.json, and at the end result.json, export/
         and report.html.
       baseline: result of the float run to print beside this one.
@@ -153,7 +148,7 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool, hel
     with one_line_errors():
         if writes:
             held.enter_context(storage.claim(workdir))
-        checkpoints = checkpoint.Checkpoints(
+        checkpoints = manager.Checkpoints(
             workdir,
             keep_latest=config.keep_latest,
             processes=runner.process_count,
@@ -171,30 +166,30 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool, hel
             notes.append(f"resuming {workdir} at step {start}")
         elif config.init_from:
             like = {"params": state.params, "batch_stats": state.batch_stats}
-            with checkpoint.Checkpoints(config.init_from, read_only=True) as source:
+            with manager.Checkpoints(config.init_from, read_only=True) as source:
                 step, saved, *_ = source.load_arrays()
-            warm, matched = checkpoint.warm_start(like, saved)
+            warm, matched = manager.warm_start(like, saved)
             if warm["params"]["quant"]:
                 # What was not saved begins from the weights that were, not from random.
                 warm["params"]["quant"] = exp.fit(warm["params"]["model"])
-                warm, matched = checkpoint.warm_start(warm, saved)
+                warm, matched = manager.warm_start(warm, saved)
             state = state._replace(**runner.place(warm))
             notes.append(f"{matched} (from {config.init_from}; {WARM_START})")
             taken = {"from": config.init_from, "step": step, **matched._asdict()}
     # Only now: a run that could not start must not claim the workdir.
     if writes:
-        metrics.write_json(workdir / "config.json", config.to_dict())
+        records.write_json(workdir / "config.json", config.to_dict())
         if taken:
-            metrics.write_json(workdir / WARM_START, taken)
+            records.write_json(workdir / WARM_START, taken)
 
     # The loop -------------------------------------------------------------------------
-    writer = metrics.Writer(
+    writer = records.Writer(
         workdir,
         tensorboard=config.tensorboard,
         resume_step=start if start else None,
         active=writes,
     )
-    progress = metrics.Progress(exp.steps, start=start, active=writes)
+    progress = records.Progress(exp.steps, start=start, active=writes)
     trace = tracing(workdir / "profile" if profile else None)
     meter = Meter()
     train_step, train_chunk = map(meter.compiled, (exp.train_step, exp.train_chunk))
@@ -238,11 +233,11 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool, hel
                 shown = {k: row[k] for k in ("loss", "penalty")}
             if step in evaluations:
                 scores, layers, codes = exp.evaluate(state, codes)
-                flips = {"flips": evaluation.flip_rate(layers)}
+                flips = {"flips": gap.flip_rate(layers)}
                 record = {"epoch": step / exp.epoch_steps, **scores, **flips}
                 writer.write("eval", step, record)
                 writer.write("layers", step, {"layers": layers})
-                shown |= {k: v for k, v in scores.items() if k in metrics.ACCURACIES}
+                shown |= {k: v for k, v in scores.items() if k in records.ACCURACIES}
             stop = preemption.reached() and step < exp.steps
             if step in evaluations:
                 spent = save(scores)
@@ -273,7 +268,7 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool, hel
         **provenance(),
     }
     if writes:
-        metrics.write_json(workdir / "result.json", result)
+        records.write_json(workdir / "result.json", result)
     # What ships, proved to predict what was scored. The numbers of the run are safe by
     # now, and are shown before a proof that failed ends it.
     refused = None
@@ -281,11 +276,11 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool, hel
         try:
             made = export.export_state(exp, state, workdir / "export")
             result |= {k: made[k] for k in ("packed", "exported")}
-            metrics.write_json(workdir / "result.json", result)
+            records.write_json(workdir / "result.json", result)
         except ValueError as e:
             refused = f"error: {workdir / 'export'}: {e}"
     if writes:
-        print(metrics.summary(result))
+        print(records.summary(result))
         if config.report:
             page = report.write_report([workdir], workdir / "report.html")
             print(f"\nreport: {page}")
@@ -299,7 +294,7 @@ def _train(config, workdir, baseline, preemption: Preemption, profile: bool, hel
 
 
 @contextlib.contextmanager
-def told(checkpoints: checkpoint.Checkpoints):
+def told(checkpoints: manager.Checkpoints):
     """Ends in one line a run that diverged, with nothing saved, or lost its data."""
     try:
         yield

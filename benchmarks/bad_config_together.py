@@ -98,7 +98,7 @@ def keys(rng) -> Case:
     section = pick(rng, "weights", "meta")
     signed = pick(rng, "sign_ste", "approx_sign")
     stream = pick(rng, "imagenet2012", f"tfds:{name(rng)}")
-    cut = pick(rng, "train_size", "test_size", "classes", "hold_out")
+    cut = pick(rng, "train_size", "test_size", "classes", "validation_size")
     loop = pick(rng, "workers", "max_unreadable")
     whole = {"data.train_size": 0, "data.test_size": 0}
     late = rng.uniform(0.3, 0.9)
@@ -128,8 +128,8 @@ def keys(rng) -> Case:
             "unit": "conv", "width": rng.randint(17, 999)}),
         wrong("bi_real of bottlenecks", "model.bi_real", model={"name": "resnet50",
             "bi_real": True, "width": rng.randint(1, 99)}),
-        wrong("parts of a batch", "accumulate", batch_size=4 * rng.randint(2, 20),
-            accumulate=pick(rng, 3 * 7 * 11 * 13, 4 * 23 * 29, 8 * 101)),
+        wrong("microbatches", "accumulation_steps", batch_size=4 * rng.randint(2, 20),
+            accumulation_steps=pick(rng, 3 * 7 * 11 * 13, 4 * 23 * 29, 8 * 101)),
         wrong("option of another network", "model.shortcut", model={"name": "small",
             "shortcut": "A", "width": rng.randint(1, 99)}),
         wrong("activation that is one of weights", "activation.name",
@@ -151,7 +151,7 @@ def data(rng) -> Case:
     named = pick(rng, "cifar10", "cifar100", "mnist", "fashion_mnist")
     size = 4 * rng.randint(3, 60)
     size = size if size != 28 else 32
-    out_of = {"data.pad": SIZE + many, "data.hold_out": TRAIN - 1 + many}
+    out_of = {"data.pad": SIZE + many, "data.validation_size": TRAIN - 1 + many}
     key = rng.choice([*out_of])
     return pick(
         rng,
@@ -199,14 +199,14 @@ def run(rng) -> Case:
             eval_batch_size=4096 + DEVICES * rng.randint(1, 2**17)),
         wrong("no step", "epochs", epochs=tiny),
         wrong("too many steps", "epochs", epochs=rng.uniform(1e8, 1e9)),
-        wrong("dispatches over a record", "chunk", log_every=rng.randint(2, 10**6),
-            chunk=rng.randint(10**6 + 1, 2**20)),
+        wrong("dispatches", "steps_per_call", log_every=rng.randint(2, 10**6),
+            steps_per_call=rng.randint(10**6 + 1, 2**20)),
         wrong("always evaluating", "eval_every", eval_every=tiny),
         wrong("fsdp on devices", "fsdp", runner="jit", fsdp=odd if odd > 1 else 3,
             seed=rng.randrange(10**6)),
         wrong("fsdp on devices", "fsdp", runner="jit", fsdp=DEVICES * (odd + 1)),
-        wrong("parts on devices", "accumulate", batch_size=DEVICES * 5,
-            accumulate=pick(rng, 2, 4, 10, 20), seed=rng.randrange(10**6)),
+        wrong("parts on devices", "accumulation_steps", batch_size=DEVICES * 5,
+            accumulation_steps=pick(rng, 2, 4, 10, 20), seed=rng.randrange(10**6)),
         wrong("held out of a batch", "meta.holdout", meta__mode="bilevel",
             batch_size=16, meta__holdout=1 / pick(rng, 3, 5, 6, 7, 9, 16),
             seed=rng.randrange(10**6)),

@@ -31,8 +31,9 @@ from ml_collections import ConfigDict, config_flags  # noqa: E402
 import train  # noqa: E402
 from benchmarks.bad_config_cases import CATEGORIES, case  # noqa: E402
 from benchmarks.bad_config_together import DEVICES, TEST, TRAIN, Case  # noqa: E402
-from quantnet_jax.training import command_line, experiment  # noqa: E402
-from quantnet_jax.training import config as config_lib  # noqa: E402
+from quantnet_jax import config as config_lib  # noqa: E402
+from quantnet_jax.config import flags as command_line  # noqa: E402
+from quantnet_jax.training import experiment  # noqa: E402
 
 TOLD = (ValueError, FileNotFoundError, ImportError)
 """What `train.py` tells in one line."""
@@ -178,8 +179,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.count < 1 or args.first < 0:
         print(f"error: --count={args.count} --first={args.first}", file=sys.stderr)
         return 2
-    from quantnet_jax.training import metrics
-    from quantnet_jax.training.provenance import provenance
+    from quantnet_jax.logging import records
+    from quantnet_jax.logging.provenance import provenance
 
     devices = jax.devices()[:DEVICES]
     if len(devices) < DEVICES:
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     result["command"] = shlex.join(["python", "benchmarks/bad_configs.py", *words])
     out = pathlib.Path(args.out).resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(out, result)
+    records.write_json(out, result)
     good = not result["failures"] and not written
     print(f"{result['refused']} of {result['configurations']} refused in one line each")
     for failure in result["failures"][:20]:

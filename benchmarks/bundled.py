@@ -68,7 +68,7 @@ CAUTION = """
 These images show that everything works, not which method is best: the standard error
 of an accuracy on 2,000 images is 0.7 points, and the binary methods are within it of
 each other."""
-HELD_OUT = {"data.hold_out": 2000, "eval_every": 10.0}
+HELD_OUT = {"data.validation_size": 2000, "eval_every": 10.0}
 
 
 def main():

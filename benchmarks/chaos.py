@@ -38,10 +38,10 @@ from benchmarks.chaos_files import (  # noqa: E402
     text,
     unfinished,
 )
-from quantnet_jax.training import config as config_lib  # noqa: E402
-from quantnet_jax.training import metrics  # noqa: E402
-from quantnet_jax.training.preemption import RESUME_ME  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax import config as config_lib  # noqa: E402
+from quantnet_jax.distributed.preemption import RESUME_ME  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
 COUNTS = (
     *("kills", "kills_in_start_up", "kills_in_training", "kills_while_writing"),
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     words = [w for w in words if not w.startswith(("--workdir", "--out"))]
     result["command"] = shlex.join(["python", "benchmarks/chaos.py", *words])
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(args.out, result)
+    records.write_json(args.out, result)
     for name in COUNTS:
         print(f"{name.replace('_', ' '):24}{result[name]:6}")
     print("identical to the untouched run" if result["identical"] else result["errors"])

@@ -7,8 +7,10 @@ import pathlib
 import jax
 import numpy as np
 
-from quantnet_jax.training import checkpoint, experiment, metrics
-from quantnet_jax.training import config as config_lib
+from quantnet_jax import config as config_lib
+from quantnet_jax.checkpoint import manager
+from quantnet_jax.logging import records as run_records
+from quantnet_jax.training import experiment
 
 UNFINISHED = "orbax-checkpoint-tmp"  # in the name of a checkpoint that is not complete
 TIMES = ("seconds", "step_time", "examples_per_second", "data_wait", "device_memory")
@@ -26,7 +28,7 @@ def unfinished(workdir: pathlib.Path) -> set[tuple[str, int]]:
 
 def listing(workdir: pathlib.Path) -> list[tuple[str, int]]:
     try:
-        with os.scandir(workdir / checkpoint.FOLDER) as found:
+        with os.scandir(workdir / manager.FOLDER) as found:
             return [(entry.name, entry.inode()) for entry in found]
     except FileNotFoundError:
         return []
@@ -41,7 +43,7 @@ def text(path: str | pathlib.Path) -> str:
 
 def records(workdir: pathlib.Path) -> list[dict]:
     """The records of a run without times; an unfinished last line is no record."""
-    lines = text(workdir / metrics.METRICS_FILE).splitlines(keepends=True)
+    lines = text(workdir / run_records.METRICS_FILE).splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
@@ -57,9 +59,9 @@ def differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
     like = jax.device_get(experiment.build(config_lib.load(reference)).state)
     runs = []
     for folder in (workdir, reference):
-        with checkpoint.Checkpoints(folder, read_only=True) as kept:
+        with manager.Checkpoints(folder, read_only=True) as kept:
             states = {step: kept.restore(like, step).state for step in kept.steps()}
-            runs.append({k: checkpoint.flatten(v) for k, v in states.items()})
+            runs.append({k: manager.flatten(v) for k, v in states.items()})
     if runs[0].keys() != runs[1].keys():
         found.append(f"kept steps {sorted(runs[0])}, not {sorted(runs[1])}")
     for step in runs[0].keys() & runs[1].keys():
@@ -68,7 +70,7 @@ def differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
             if a.dtype != b.dtype or np.asarray(a).tobytes() != np.asarray(b).tobytes():
                 found.append(f"{name} of step {step} differs")
     if records(workdir) != records(reference):
-        found.append(f"{metrics.METRICS_FILE} differs")
+        found.append(f"{run_records.METRICS_FILE} differs")
     one, two = (json.loads(text(r / "result.json")) for r in (workdir, reference))
     for name in sorted((one.keys() | two.keys()) - set(TIMES)):
         if one.get(name) != two.get(name):

@@ -246,7 +246,7 @@ def search_table(protocol: Protocol, folder: pathlib.Path) -> list[str]:
     """The accuracies by which starts and rates were chosen, folded away."""
     lines = [
         "<details><summary>Search: hard + BN on "
-        f"{protocol.hold_out:,} held-out training images, "
+        f"{protocol.validation_size:,} held-out training images, "
         f"{protocol.search:g} of the length, seed {protocol.seeds[0]}</summary>\n"
     ]
     lines += line(("row", "start", "accuracy at each rate"))

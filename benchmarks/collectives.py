@@ -29,13 +29,10 @@ if __name__ == "__main__":  # before JAX looks at it
 import jax  # noqa: E402
 
 from configs import cifar10_resnet20, imagenet_resnet18  # noqa: E402
-from quantnet_jax.training import experiment, metrics  # noqa: E402
-from quantnet_jax.training.collectives import (  # noqa: E402
-    collectives,
-    expected_bytes,
-    volume,
-)
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax.analysis.collectives import collectives, expected_bytes, volume  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from quantnet_jax.training import experiment  # noqa: E402
 
 # Network -> (configuration, classes, height and width of its images).
 NETWORKS = {
@@ -83,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         **provenance(),
     }
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(args.out, result)
+    records.write_json(args.out, result)
     print(f"\nwrote {args.out}")
     return 0
 

@@ -23,11 +23,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from benchmarks import cost_page  # noqa: E402
+from quantnet_jax import config as config_lib  # noqa: E402
 from quantnet_jax import models  # noqa: E402
 from quantnet_jax.deploy import macs  # noqa: E402
-from quantnet_jax.training import config as config_lib  # noqa: E402
-from quantnet_jax.training import experiment, metrics  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from quantnet_jax.training import experiment  # noqa: E402
 
 OUT = ROOT / "results" / "cost.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = []
         for model, pixels, batch, width in GRID:
             rows.append(count(model, pixels, batch, width))
-            print(metrics.jsonable(rows[-1]), flush=True)
+            print(records.jsonable(rows[-1]), flush=True)
         words = sys.argv[1:] if argv is None else argv
         result = {
             "benchmark": "operations and bytes of one training step, as lowered",
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             "command": shlex.join(["python", "benchmarks/cost.py", *words]),
             **provenance(),
         }
-        metrics.write_json(OUT, result)
+        records.write_json(OUT, result)
         print(f"wrote {OUT}")
     PAGE.write_text(cost_page.page(ROOT / "results"))
     print(f"wrote {PAGE}")

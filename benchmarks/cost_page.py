@@ -76,8 +76,9 @@ twice backward (gradient of input and of kernel), and BatchNorm reads the output
 more each way, all in 2 bytes; everything else is taken as fused. Operations: those of a
 step as compiled for a CPU, as if each took no longer than {1e6 * KERNEL:.0f} us; \
 compilers for GPUs join
-more of them. So launches, not arithmetic, are what a small network pays for: `chunk`
-steps go to an accelerator in one dispatch, and a large batch has fewer of them.
+more of them. So launches, not arithmetic, are what a small network pays for:
+`steps_per_call` steps go to an accelerator in one dispatch, and a large batch has
+fewer of them.
 Where the time of a step goes: `python train.py --profile`.
 """
 

@@ -32,8 +32,8 @@ import numpy as np  # noqa: E402
 from PIL import Image, features  # noqa: E402
 
 from quantnet_jax.data import jpeg, region, turbo  # noqa: E402
-from quantnet_jax.training import metrics  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
 IMAGES = ROOT.parent / "shared/data/imagenet-sample/imagenet_sample_51.zip"
 PACKAGES = ("pillow", "simplejpeg", "cykooz-resizer", "turbojpeg")
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     result["command"] = shlex.join(["python", "benchmarks/decode.py", *words])
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(args.out, result)
+    records.write_json(args.out, result)
     print(table(result))
     print(f"\nwrote {args.out}")
     return 0
@@ -264,7 +264,7 @@ def table(result: dict) -> str:
         f"{result['threads']['two_over_one']:.2f}\n"
     )
     titles = ("decoder", "images by second and core", "ours is faster by")
-    return head + "\n" + metrics.table(rows, titles)
+    return head + "\n" + records.table(rows, titles)
 
 
 if __name__ == "__main__":

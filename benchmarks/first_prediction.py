@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    from quantnet_jax.training import metrics
-    from quantnet_jax.training.provenance import provenance
+    from quantnet_jax.logging import records
+    from quantnet_jax.logging.provenance import provenance
 
     rows = {name: measure(*NETWORKS[name], args.repeats) for name in args.networks}
     words = sys.argv[1:] if argv is None else argv
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         **provenance(),
     }
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(args.out, result)
+    records.write_json(args.out, result)
     for name, row in rows.items():
         word = "meets" if row["median"] <= BAR else "misses"
         parts = ", ".join(f"{k} {v:.2f}" for k, v in row["parts"].items())

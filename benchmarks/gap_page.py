@@ -122,8 +122,8 @@ def page(data: str, results: pathlib.Path) -> str:
     setting = gap_rows.SETTINGS[data]
     done = [r for found in search.values() for r in found if r]
     text += [
-        f"Accuracy of hard + BN on {setting.hold_out:,} held-out training images after "
-        f"{epochs(done, setting.search_epochs)} epochs, seed 0.\n"
+        f"Accuracy of hard + BN on {setting.validation_size:,} held-out images "
+        f"after {epochs(done, setting.search_epochs)} epochs, seed 0.\n"
     ]
     text += line(["row", *map(str, RATES)])
     for name, found in search.items():

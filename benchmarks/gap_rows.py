@@ -60,7 +60,7 @@ class Setting(NamedTuple):
       title: in words.
       epochs: of a final run.
       search_epochs: of a run that tries a learning rate.
-      hold_out: training images that such a run is scored on.
+      validation_size: training images that such a run is scored on.
       jobs: rows at a time.
       xla_flags: of the processes that train.
     """
@@ -68,7 +68,7 @@ class Setting(NamedTuple):
     title: str
     epochs: float
     search_epochs: float
-    hold_out: int
+    validation_size: int
     jobs: int
     xla_flags: str
 
@@ -80,7 +80,7 @@ SETTINGS = {
         "10,000 + 2,000 images of Fashion-MNIST, ResNet-8 of width 8, batch 64",
         epochs=7.0,
         search_epochs=3.0,
-        hold_out=2000,
+        validation_size=2000,
         jobs=2,
         xla_flags="--xla_backend_optimization_level=1",
     ),
@@ -88,7 +88,7 @@ SETTINGS = {
         "CIFAR-100, ResNet-20 of width 16, batch 128",
         epochs=100.0,
         search_epochs=20.0,
-        hold_out=5000,
+        validation_size=5000,
         jobs=1,
         xla_flags="",
     ),
@@ -115,7 +115,7 @@ def configuration(row: Row, data: str, folder: str = "") -> Any:
         c = cifar100_resnet20.get_config()
         c.data.folder = folder
     c.layers = "inner"
-    c.bn_batches = 20
+    c.recalibration_batches = 20
     c.report = c.tensorboard = c.export = False
     c.quantizer.name = row.method
     c.quantizer[row.method] = ConfigDict(

@@ -24,8 +24,9 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import gap_page, gap_rows, runs, step_time  # noqa: E402
 from benchmarks.gap_rows import FLOAT  # noqa: E402
-from quantnet_jax.training import experiment, metrics  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from quantnet_jax.training import experiment  # noqa: E402
 
 RESULTS = ROOT / "results" / "gap_table"
 
@@ -110,8 +111,12 @@ def run_all(args: argparse.Namespace) -> int:
 def run_row(name: str, args: argparse.Namespace) -> int:
     """The search of one row, then its final runs; 0 if all of them have a result."""
     results = args.results / args.data
-    hold_out = gap_rows.SETTINGS[args.data].hold_out
-    search = {"epochs": args.search_epochs, "data.hold_out": hold_out, "seed": 0}
+    validation_size = gap_rows.SETTINGS[args.data].validation_size
+    search = {
+        "epochs": args.search_epochs,
+        "data.validation_size": validation_size,
+        "seed": 0,
+    }
     for rate, path in gap_page.search_paths(results, name).items():
         run_one(name, args, path, search | {"weights.learning_rate": rate})
     rate = gap_page.best_rate(results, name)
@@ -154,7 +159,7 @@ def measure(args: argparse.Namespace) -> None:
     path = args.results / args.data / "step_time.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"benchmark": "seconds of one training step", "repeats": args.repeats}
-    metrics.write_json(path, about | timed | provenance())
+    records.write_json(path, about | timed | provenance())
     print(f"wrote {path}")
 
 

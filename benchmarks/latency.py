@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     from benchmarks import latency_page
-    from quantnet_jax.training import metrics
+    from quantnet_jax.logging import records
 
     result["command"] = shlex.join(["python", "benchmarks/latency.py", *words])
     out = pathlib.Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(out, result)
+    records.write_json(out, result)
     page = out.with_suffix(".md")
     page.write_text(latency_page.table(result), encoding="utf-8")
     print(page.read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def worker(args) -> int:
 
     from benchmarks import latency_engine, latency_rows
     from benchmarks.latency_page import LCE, PEERS
-    from quantnet_jax.training.provenance import provenance
+    from quantnet_jax.logging.provenance import provenance
 
     rows, predictor, signs = latency_rows.ours(args.network)
     rng = np.random.default_rng(0)

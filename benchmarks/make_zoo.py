@@ -25,11 +25,11 @@ if str(ROOT) not in sys.path:
 from benchmarks import cifar100_plan, runs  # noqa: E402
 from benchmarks.protocols import PROTOCOLS  # noqa: E402
 from quantnet_jax import export, zoo  # noqa: E402
-from quantnet_jax.training import metrics  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
 
 LARGEST = 100_000
 """Bytes of an artifact at most: what a repository can carry."""
-PATHS = ("data.folder", "init_from", "distill.workdir")
+PATHS = ("data.folder", "init_from", "distillation.workdir")
 KEPT = (
     *("method", "seed", "steps", "seconds", "soft", "hard", "hard_bn", "packed"),
     *("exported", "examples", "versions", "device", "commit"),
@@ -122,7 +122,7 @@ def add(
     if not path.exists():
         raise FileNotFoundError(f"{path} not found: {workdir} holds no run")
     config = portable(json.loads(path.read_text()))
-    if config["data"]["hold_out"]:
+    if config["data"]["validation_size"]:
         raise ValueError(f"{workdir}: scored on held-out images, not on the test set")
     with tempfile.TemporaryDirectory() as out:
         made = export.export(str(workdir), out, bn=bn)  # raises where one differs
@@ -156,7 +156,7 @@ def add(
     }
     if config["data"]["classes"]:
         entry["data"] += f", {config['data']['classes']} classes"
-    metrics.write_json(index, dict(sorted((known | {name: entry}).items())))
+    records.write_json(index, dict(sorted((known | {name: entry}).items())))
     return entry
 
 

@@ -41,8 +41,10 @@ from configs import default  # noqa: E402
 from quantnet_jax import data as qdata  # noqa: E402
 from quantnet_jax import quantizers  # noqa: E402
 from quantnet_jax.core import tree  # noqa: E402
-from quantnet_jax.training import experiment, losses, metrics  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from quantnet_jax.tasks import classification as losses  # noqa: E402
+from quantnet_jax.training import experiment  # noqa: E402
 
 METHODS = (
     *("quantnet", "tanh_sign", "clipped_ste", "binary_ste", "approx_sign", "irnet"),
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         config = configuration(name, args.epochs)
         rows[name] = measure(config, args.directions, args.images)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    metrics.write_json(
+    records.write_json(
         args.out,
         {
             "benchmark": "cosine of the gradient used and the smoothed loss' gradient",

@@ -30,9 +30,11 @@ import jax  # noqa: E402
 import train  # noqa: E402
 from benchmarks import cost, cost_page, step_time  # noqa: E402
 from configs import cifar100_resnet20  # noqa: E402
-from quantnet_jax.training import config as config_lib  # noqa: E402
-from quantnet_jax.training import experiment, hosts, metrics  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax import config as config_lib  # noqa: E402
+from quantnet_jax.distributed import hosts  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from quantnet_jax.training import experiment  # noqa: E402
 
 RESULTS = ROOT / "results"
 METHODS = ("identity", "quantnet")
@@ -72,17 +74,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.compile:
         rows = [compiled_row(*point) for point in COMPILED]
         found = {"rows": rows, **about, **provenance()}
-        metrics.write_json(args.results / "compiled.json", found)
+        records.write_json(args.results / "compiled.json", found)
     else:
         found = {"rows": [], **about, **provenance(), "run": None}
         for point in (("resnet20", 32, 512, cost.WIDTH), *cost.GRID):
             if point not in [point_of(row) for row in found["rows"]]:
                 found["rows"].append(timed_row(*point))
                 # What is known is kept, should a larger network not fit.
-                metrics.write_json(args.results / cost_page.MEASURED, found)
-                print(metrics.jsonable(found["rows"][-1]), flush=True)
+                records.write_json(args.results / cost_page.MEASURED, found)
+                print(records.jsonable(found["rows"][-1]), flush=True)
         found["run"] = {name: run_seconds(name) for name in METHODS}
-        metrics.write_json(args.results / cost_page.MEASURED, found)
+        records.write_json(args.results / cost_page.MEASURED, found)
     args.page.write_text(cost_page.page(args.results))
     print(f"wrote {args.page}")
     return 0
@@ -104,7 +106,7 @@ def settings(method: str, model: str, pixels: int, batch: int, width: int) -> An
     c.model.name = model
     c.dtype = "bfloat16"
     c.runner = "jit"
-    c.chunk = c.log_every = CHUNK
+    c.steps_per_call = c.log_every = CHUNK
     c.quantizer.name = method
     c.quantizer.quantnet.width = width
     return c
@@ -184,7 +186,7 @@ def timed_row(
     held, took = {}, {method: [] for method in METHODS}
     for method in METHODS:
         config = settings(method, model, pixels, batch, width)
-        config.chunk = config.log_every = chunk
+        config.steps_per_call = config.log_every = chunk
         exp = experiment.build(config, jax.devices()[:1])
         compiled, args = program(exp, chunk)
         row[method] = facts(compiled)
@@ -218,7 +220,7 @@ def run_seconds(method: str, epochs: tuple[int, int] = EPOCHS, **changes: Any) -
         c.data.name, c.data.train_size, c.data.test_size = "synthetic", 50_000, 10_000
         c.data.classes = cost.CLASSES
         c.dtype, c.epochs, c.eval_every = "bfloat16", float(length), 10.0
-        c.bn_batches = 20
+        c.recalibration_batches = 20
         c.quantizer.name = method
         c.report = c.tensorboard = c.export = False
         c.update_from_flattened_dict(

@@ -28,11 +28,11 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from quantnet_jax.core import conv  # noqa: E402
+from quantnet_jax.core import ops  # noqa: E402
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
 from quantnet_jax.deploy import popcount  # noqa: E402
-from quantnet_jax.training import metrics  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
 SHAPES = ("56x64", "28x128", "14x256", "7x512")
 PADDING = ((1, 1), (1, 1))
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         **provenance(),
     }
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(args.out, result)
+    records.write_json(args.out, result)
     print(table(result))
     print(f"\nwrote {args.out}")
     return 0
@@ -105,7 +105,7 @@ def measure(pixels: int, channels: int, repeats: int) -> dict:
     )
     words, scale = popcount.pack_qtensor(qt)
     floats = qt.levels[qt.codes]
-    usual = jax.jit(lambda x, w: conv.conv2d(x, w, padding=PADDING))
+    usual = jax.jit(lambda x, w: ops.conv2d(x, w, padding=PADDING))
     binary = jax.jit(
         lambda x, w, s: popcount.binary_conv2d(x, w, scale=s, padding=PADDING)
     )
@@ -193,7 +193,7 @@ def table(result: dict) -> str:
         "LCE ms",
         "LCE over binary",
     )
-    return head + "\n" + metrics.table(rows, titles)
+    return head + "\n" + records.table(rows, titles)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Protocol(NamedTuple):
       rows: the most important ones first, the float one before all.
       float_starts: () for `starts`.
       search: lengths of a run of the search, as a fraction of the final ones.
-      hold_out: training images that the search is scored on.
+      validation_size: training images that the search is scored on.
       score_held_out: whether the final runs are scored on them too, not on the test
         images: where rows are choices of ours that the test images must not make.
       seeds: of the final runs.
@@ -71,7 +71,7 @@ class Protocol(NamedTuple):
     rows: Mapping[str, Row]
     float_starts: tuple[Start, ...] = ()
     search: float = 0.2
-    hold_out: int = 5000
+    validation_size: int = 5000
     score_held_out: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     seeds_first: bool = False
@@ -108,7 +108,7 @@ RATES = (0.03, 0.1, 0.3)
 
 
 def _small(title: str, base: Callable, rows: Mapping[str, Row], **more: Any):
-    options = {"search": 0.4, "hold_out": 2000, "eval_every": 2.0, "jobs": 2}
+    options = {"search": 0.4, "validation_size": 2000, "eval_every": 2.0, "jobs": 2}
     options |= {"rates": SMALL_RATES, "xla_flags": CPU_FLAGS, "starts": both(20.0)}
     return Protocol(title, base, INNER, rows=rows, **options | more)
 
@@ -169,7 +169,7 @@ PROTOCOLS: dict[str, Protocol] = {
         10.0,
         (0.1, 0.2, 0.4),
         search=0.6,
-        hold_out=2000,
+        validation_size=2000,
         seeds=(0, 1),
         eval_every=2.0,
         jobs=2,
@@ -261,12 +261,12 @@ def configuration(
     found = protocol.rows[row]
     c.init_from = ""
     c.report = c.tensorboard = c.export = False
-    c.bn_batches = min(c.bn_batches, 20)
+    c.recalibration_batches = min(c.recalibration_batches, 20)
     c.keep_latest = 1
     c.seed = seed
     c.epochs = float(start.epochs * scale)
     c.eval_every = c.epochs if scale != 1.0 else protocol.eval_every
-    c.data.hold_out = protocol.hold_out if held_out else 0
+    c.data.validation_size = protocol.validation_size if held_out else 0
     c.weights.learning_rate = rate
     c.quantizer.name = found.method
     section = quantizers.recipe(found.method)

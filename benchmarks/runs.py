@@ -22,8 +22,8 @@ from typing import Any
 import jax
 
 import train
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import metrics
+from quantnet_jax import config as config_lib
+from quantnet_jax.logging import records as run_records
 
 CURVE = ("step", "epoch", "soft", "hard", "hard_bn", "gap", "gap_bn", "flips")
 """What is kept of each evaluation."""
@@ -77,7 +77,7 @@ def run_once(
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(path, result)
+    run_records.write_json(path, result)
     shown = "diverged" if "diverged" in result else f"hard+BN {result['hard_bn']:.4f}"
     print(f"{label}: {shown} ({result['wall']:.0f} s)", flush=True)
     return True
@@ -131,7 +131,7 @@ def has_run(workdir: pathlib.Path) -> bool:
 
 def curve(workdir: pathlib.Path) -> dict[str, list[dict]]:
     """{'curve': the evaluations of a run}; {} if there was but one."""
-    path = workdir / metrics.METRICS_FILE
+    path = workdir / run_records.METRICS_FILE
     lines = path.read_text().splitlines() if path.exists() else []
     records = [json.loads(line) for line in lines]
     found = [

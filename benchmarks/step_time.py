@@ -21,9 +21,10 @@ sys.path.insert(0, str(ROOT))  # `python benchmarks/step_time.py` finds only ben
 
 import jax  # noqa: E402
 
-from quantnet_jax.training import config as config_lib  # noqa: E402
-from quantnet_jax.training import experiment, metrics  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax import config as config_lib  # noqa: E402
+from quantnet_jax.logging import records  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from quantnet_jax.training import experiment  # noqa: E402
 
 FLOAT = "identity"
 METHODS = (FLOAT, "quantnet", "tanh_sign", "binary_ste")
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     result["command"] = shlex.join(["python", "benchmarks/step_time.py", *words])
     pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_json(args.out, result)
+    records.write_json(args.out, result)
     print(table(result))
     print(f"\nwrote {args.out}")
     return 0
@@ -174,7 +175,7 @@ def table(result: dict) -> str:
         f"{result['device']}, {result['cores']} cores, medians of {result['repeats']}\n"
     )
     titles = ("method", "ms a step", "over float", "paired")
-    return head + "\n" + metrics.table(rows, titles)
+    return head + "\n" + records.table(rows, titles)
 
 
 if __name__ == "__main__":

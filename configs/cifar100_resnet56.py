@@ -20,7 +20,7 @@ the last 10 epochs (in metrics.jsonl). The optimizer is ours; theirs for compari
 """
 
 from configs import common
-from quantnet_jax.training.config import base
+from quantnet_jax.config import base
 
 
 def get_config(variant: str = ""):

@@ -17,7 +17,7 @@ layer float, 20 epochs in total. Variant 'full' keeps the stem at stride 1.
 """
 
 from configs import common
-from quantnet_jax.training.config import base
+from quantnet_jax.config import base
 
 
 def get_config(variant: str = ""):
@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     c.layers = "inner"
     c.weights.weight_decay = 5e-4
     c.eval_every = 2.0
-    c.bn_batches = 20
+    c.recalibration_batches = 20
     return common.variant_of(c, "" if variant == "full" else variant, shrink)
 
 

@@ -4,7 +4,7 @@
 finds this file as `configs.common` from any working directory.
 """
 
-from quantnet_jax.training.config import base
+from quantnet_jax.config import base
 
 
 def cifar(c, name: str, model: str):
@@ -71,17 +71,17 @@ def imagenet(model: str, variant: str):
     c.dtype = "bfloat16"
     c.layers = "inner"
     c.quantizer.name = methods[method]
-    c.smoothing = 0.1
-    c.ema = 0.9999  # of 5,005 steps an epoch: the last two count
+    c.label_smoothing = 0.1
+    c.ema_decay = 0.9999  # of 5,005 steps an epoch: the last two count
     c.weights.learning_rate = 0.1  # for batch 256; in proportion to another one
     c.weights.warmup = 0.05
     # Binary weights need less of it; He et al. (arXiv 1512.03385) for the float ones.
     c.weights.weight_decay = 1e-4 if method == "float" else 5e-5
     c.meta.learning_rate = 1e-3
     c.meta.warmup = 0.05
-    # Counts once distill.workdir names the run of a float network.
-    c.distill.weight = 0.5
-    c.distill.temperature = 4.0
+    # Counts once distillation.workdir names the run of a float network.
+    c.distillation.weight = 0.5
+    c.distillation.temperature = 4.0
 
     def shrink(c):
         c.model.name = "resnet8"  # of the same parts, and faster to compile
@@ -110,7 +110,7 @@ def variant_of(c, variant: str, shrink=None):
         c.data.name, c.data.folder = "synthetic", ""
         c.data.image_size, c.data.train_size, c.data.test_size = 16, 256, 64
         c.model.width = 4
-        c.bn_batches = 2
+        c.recalibration_batches = 2
         c.log_every = 4
         c.export = False
         if shrink:

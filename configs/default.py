@@ -7,7 +7,7 @@ Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; results/bundl
 Schedule, unit and rates were chosen on held-out training images; see results/bundled.
 """
 
-from quantnet_jax.training.config import base
+from quantnet_jax.config import base
 
 
 def get_config(variant: str = ""):
@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
         c.epochs = 2.0
         c.data.train_size, c.data.test_size = 500, 200
         c.model.width = 4
-        c.bn_batches = 5
+        c.recalibration_batches = 5
         c.export = False
     elif variant:
         raise ValueError(f"unknown variant {variant!r}, expected '' or 'runlocal'")

@@ -6,10 +6,10 @@ Command:   python train.py --config=configs/imagenet_resnet34.py \
            set of JPEGs there, with splits train and validation, by
            --config.data.name=tfds:NAME.
            Compared with: configs/imagenet_resnet34.py:float and :ste. With a teacher:
-           --config.distill.workdir=runs/imagenet_resnet34_float, the workdir of :float.
+           --config.distillation.workdir=runs/imagenet_resnet34_float, a run of :float.
 Hardware:  8 GPUs or a TPU host; batch 256 is over all of them. On a TPU pod add
            --distributed. `data.workers` are processes that decode JPEGs, on each host.
-           Where memory is short: --config.accumulate=2, 4, ... parts of a batch.
+           Where memory is short: --config.accumulation_steps=2, 4, ... microbatches.
 Wall time: not run yet.
 Expected:  not run yet, and its rates not searched. Float networks of this kind have
            73.3 % in the literature.

@@ -6,7 +6,7 @@ Expected:  no accuracy worth a word; exit code 0, a table, a report.
 """
 
 from configs import common
-from quantnet_jax.training.config import base
+from quantnet_jax.config import base
 
 
 def get_config(variant: str = ""):
@@ -18,7 +18,7 @@ def get_config(variant: str = ""):
     c.data.pad = 1
     c.model.name = "small"
     c.model.width = 4
-    c.bn_batches = 2
+    c.recalibration_batches = 2
     c.log_every = 5
     c.export = False
     return common.variant_of(c, variant)

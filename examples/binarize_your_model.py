@@ -68,7 +68,7 @@ import quantnet_jax as qn  # noqa: E402
 from quantnet_jax import data  # noqa: E402
 from quantnet_jax.core.schedules import exponential  # noqa: E402
 from quantnet_jax.core.tree import flatten  # noqa: E402
-from quantnet_jax.training.provenance import provenance  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
 QUANTIZED = "body_.*/kernel"  # first and last layer and all biases stay float
 

@@ -15,7 +15,6 @@ predictor = qn.load("zoo:NAME")              # one of `python -m quantnet_jax.zo
 import os
 from typing import TYPE_CHECKING
 
-from quantnet_jax.core.base import PerTensor, Quantizer, Reparam, identity
 from quantnet_jax.core.combine import (
     add_penalty,
     bit_planes,
@@ -28,8 +27,9 @@ from quantnet_jax.core.combine import (
     straight_through,
     uniform_levels,
 )
-from quantnet_jax.core.conv import conv2d, dense, quantized_conv2d, realize
+from quantnet_jax.core.ops import conv2d, dense, quantized_conv2d, realize
 from quantnet_jax.core.qtensor import QTensor, dequantize, encode, pack, unpack
+from quantnet_jax.core.quantizer import PerTensor, Quantizer, Reparam, identity
 from quantnet_jax.core.tree import Rule, dequantize_tree, quantize_tree
 from quantnet_jax.quantizers import create, names
 from quantnet_jax.quantizers.quantnet import quantnet

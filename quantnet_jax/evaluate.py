@@ -10,8 +10,10 @@ import sys
 
 import numpy as np
 
-from quantnet_jax.training import checkpoint, experiment, metrics
-from quantnet_jax.training import config as config_lib
+from quantnet_jax import config as config_lib
+from quantnet_jax.checkpoint import manager
+from quantnet_jax.logging import records
+from quantnet_jax.training import experiment
 from quantnet_jax.training.state import TrainState
 
 
@@ -50,9 +52,9 @@ def restore(
     state is that of the start.
     """
     config = config_lib.load(workdir)
-    config.distill.workdir = ""  # a teacher is for training only, and may be gone
+    config.distillation.workdir = ""  # a teacher is for training only, and may be gone
     exp = experiment.build(config)
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+    with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats", "ema")}
         restored = checkpoints.restore_params(wanted, step)
     saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
@@ -77,9 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     print(f"{args.workdir}, step {result['step']}")
-    print(metrics.summary(result))
+    print(records.summary(result))
     if args.out:
-        metrics.write_json(args.out, result)
+        records.write_json(args.out, result)
     return 0
 
 

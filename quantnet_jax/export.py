@@ -30,8 +30,9 @@ import numpy as np
 from quantnet_jax import __version__, deploy, evaluate, export_onnx
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.tree import dequantize_tree
-from quantnet_jax.training import experiment, metrics, networks
-from quantnet_jax.training.provenance import provenance
+from quantnet_jax.logging import records
+from quantnet_jax.logging.provenance import provenance
+from quantnet_jax.training import experiment, networks
 
 FLOATS = ("float32", "float16")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -76,7 +77,7 @@ def export(
     path = pathlib.Path(workdir) / "result.json"
     if path.is_file() and number == exp.steps and dtype == "float32" and not bn:
         old = json.loads(path.read_text())
-        metrics.write_json(path, old | {k: result[k] for k in ("packed", "exported")})
+        records.write_json(path, old | {k: result[k] for k in ("packed", "exported")})
     return {"step": number, **result}
 
 

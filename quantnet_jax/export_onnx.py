@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from quantnet_jax import __version__, deploy, onnx_check
+from quantnet_jax import __version__, deploy
+from quantnet_jax.deploy.onnx import check as onnx_check
 from quantnet_jax.deploy.packed import float_tree
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def to_onnx(predictor: deploy.Predictor) -> "onnx.ModelProto":
     """
     if importlib.util.find_spec("onnx") is None:
         raise ImportError("ONNX export needs the package onnx: pip install onnx")
-    from quantnet_jax import onnx_graph
+    from quantnet_jax.deploy.onnx import graph
 
     spec = predictor.spec
     dtype = spec["model"].get("dtype", "float32")
@@ -56,7 +57,7 @@ def to_onnx(predictor: deploy.Predictor) -> "onnx.ModelProto":
             "have other convolutions"
         )
     weights = jax.tree.map(np.asarray, float_tree(predictor.params))
-    model = onnx_graph.convert(
+    model = graph.convert(
         onnx_check.marked(lambda images: predictor.apply(weights, images)),
         predictor.shape,
         name=str(spec["model"]["name"]),

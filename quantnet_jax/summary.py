@@ -50,7 +50,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
-    from quantnet_jax.training import config as config_lib
+    from quantnet_jax import config as config_lib
 
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # so that a file finds `configs.common`
@@ -108,7 +108,8 @@ def from_config(config: Any) -> tuple[PyTree, dict[str, Any]]:
 def _data(config: Any) -> tuple[tuple[int, ...], int]:
     """Shape of an image and number of classes; reads data only where it must."""
     from quantnet_jax import data
-    from quantnet_jax.training import feed, parallel
+    from quantnet_jax.distributed import runners
+    from quantnet_jax.training import feed
 
     c = config.data
     if c.name in IMAGES:
@@ -117,7 +118,7 @@ def _data(config: Any) -> tuple[tuple[int, ...], int]:
     if c.name == "imagenet2012":
         size = c.image_size or 224
         return (size, size, 3), 1000
-    found = feed.make_feed(config, parallel.make_runner("jit"))
+    found = feed.make_feed(config, runners.make_runner("jit"))
     return found.shape, len(found.classes)
 
 
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
             loaded = deploy.load(args.artifact, popcount=False)
             params, spec = loaded.params, loaded.spec
         elif args.workdir:
-            from quantnet_jax.training import config as config_lib
+            from quantnet_jax import config as config_lib
 
             params, spec = from_config(config_lib.load(args.workdir))
         else:

@@ -11,7 +11,9 @@ from tiny import tiny_config
 from util import assert_trees_close, learned_tanh, normal
 
 from quantnet_jax.core import tree
-from quantnet_jax.training import experiment, losses, optim, parallel, steps
+from quantnet_jax.distributed import runners
+from quantnet_jax.tasks import classification as losses
+from quantnet_jax.training import experiment, optim, steps
 from quantnet_jax.training.accumulation import accumulate, check
 from quantnet_jax.training.state import create_state
 
@@ -67,7 +69,7 @@ def make(parts, loop=False, stats=False, width=8):
     step = steps.make_train_step(
         *(apply, quantizer, tx, lambda data, batch: batch),
         seed=0,
-        criterion=functools.partial(losses.criterion, smoothing=0.1),
+        criterion=functools.partial(losses.criterion, label_smoothing=0.1),
         accumulate=functools.partial(accumulate, parts=parts, loop=loop),
     )
     return state, step
@@ -90,13 +92,13 @@ def plain():
 @functools.cache
 def parted(kind, loop):
     """(runner, state and data on four devices, compiled step of four parts)."""
-    runner = parallel.make_runner(kind)
+    runner = runners.make_runner(kind)
     state, step = make(4, loop)
     step = runner.compile(step, replicated=2)
     return runner, runner.replicate(state), runner.replicate({}), step
 
 
-@pytest.mark.parametrize("kind", parallel.RUNNERS)
+@pytest.mark.parametrize("kind", runners.RUNNERS)
 @LOOPS
 # Of four parts on four devices, the rows 1, 5, 9, 13 are all of part 1.
 @pytest.mark.parametrize("masked", [(), (2, 3, 11), (1, 5, 9, 13)], ids=str)
@@ -125,7 +127,7 @@ def test_running_statistics_are_updated_part_after_part(loop):
 @functools.cache
 def compiled(parts):
     """The program of four devices under 'jit', of a wide layer and many rows."""
-    runner = parallel.make_runner("jit")
+    runner = runners.make_runner("jit")
     state, step = make(parts, loop=True, width=512)
     args = runner.replicate(state), None, runner.shard(ready(4096))
     return runner.compile(step, replicated=2).lower(*args).compile()
@@ -147,8 +149,11 @@ def test_splitting_moves_no_rows_between_devices():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((2, "bilevel", False), "accumulate=2 cannot .* with meta.mode='bilevel'"),
-        ((2, "joint", True), "accumulate=2 cannot .* with a gradient network"),
+        (
+            (2, "bilevel", False),
+            "accumulation_steps=2 cannot .* with meta.mode='bilevel'",
+        ),
+        ((2, "joint", True), "accumulation_steps=2 .* a gradient network"),
     ],
 )
 def test_check_refuses(args, message):
@@ -159,10 +164,14 @@ def test_check_refuses(args, message):
 
 
 def test_experiment_refuses():
-    with pytest.raises(ValueError, match="accumulate=3 does not divide batch_size=16"):
-        experiment.build(tiny_config(accumulate=3))
-    with pytest.raises(ValueError, match="accumulate=8 does not divide the 4 examples"):
-        experiment.build(tiny_config(accumulate=8))
-    config = tiny_config(accumulate=2, quantizer__name="metaquant")
-    with pytest.raises(ValueError, match="accumulate=2 .* a gradient network"):
+    with pytest.raises(
+        ValueError, match="accumulation_steps=3 does not divide batch_size=16"
+    ):
+        experiment.build(tiny_config(accumulation_steps=3))
+    with pytest.raises(
+        ValueError, match="accumulation_steps=8 does not divide the 4 examples"
+    ):
+        experiment.build(tiny_config(accumulation_steps=8))
+    config = tiny_config(accumulation_steps=2, quantizer__name="metaquant")
+    with pytest.raises(ValueError, match="accumulation_steps=2 .* a gradient network"):
         experiment.build(config)

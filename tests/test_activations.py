@@ -9,14 +9,15 @@ import pytest
 from test_models import NumpyNet, images, paths, randomized
 from tiny import tiny_config, train
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import models
 from quantnet_jax.core import tree
+from quantnet_jax.distributed import runners
 from quantnet_jax.models.resnet import BiRealBlock, Bottleneck, ResNet
 from quantnet_jax.quantizers import ACTIVATIONS, create_activation
 from quantnet_jax.quantizers.activations import SMALLEST, sign_activation
 from quantnet_jax.testing import ORDER, check_docstring, check_quantizer
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import experiment, networks, parallel
+from quantnet_jax.training import experiment, networks
 from quantnet_jax.training.feed import make_feed
 from quantnet_jax.training.state import TrainState
 
@@ -342,7 +343,7 @@ class Run(NamedTuple):
 
 def run(weights, bits, activation, **overrides):
     """Trains with quantized weights and activations of so many bits."""
-    config = tiny_config(quantizer__name=weights, bn_batches=0, **overrides)
+    config = tiny_config(quantizer__name=weights, recalibration_batches=0, **overrides)
     config.activation.name = activation
     if weights != "binary_ste":
         config.quantizer[weights].bits = bits[0]
@@ -417,7 +418,7 @@ def test_every_process_starts_from_the_same_images(streamed, tiny):
     config = tiny_config(data__train_size=0, data__test_size=0, data__image_size=16)
     if streamed:
         config.data.name, config.data.folder = "tfds:tiny_jpegs", str(tiny[0])
-    runner = parallel.make_runner("jit", jax.devices()[:1])
+    runner = runners.make_runner("jit", jax.devices()[:1])
     first, second = (
         make_feed(config, runner._replace(process_index=i, process_count=2)).sample()
         for i in (0, 1)

@@ -15,11 +15,12 @@ from benchmarks import bad_configs
 from benchmarks.bad_config_cases import CATEGORIES, ORDER, case
 from benchmarks.bad_config_keys import KEYS, OPTIONS, PLAIN, RESNET, SECTIONS, Range
 from benchmarks.bad_config_together import Case
+from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers
+from quantnet_jax.config import check as config_check
 from quantnet_jax.core import limits
 from quantnet_jax.quantizers.options import limits_of
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import config_check, experiment
+from quantnet_jax.training import experiment
 
 ROUNDS = 6
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from quantnet_jax.training import checkpoint
+from quantnet_jax.checkpoint import manager
 
 # Where one array cannot be read, Orbax closes its event loop under the other reads.
 pytestmark = pytest.mark.filterwarnings(
@@ -104,11 +104,11 @@ def step_folder(workdir, step):
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_round_trip_is_exact_and_keeps_the_structure(tmp_path, asynchronous):
     state = make_state(3)
-    with checkpoint.Checkpoints(tmp_path, asynchronous=asynchronous) as saved:
+    with manager.Checkpoints(tmp_path, asynchronous=asynchronous) as saved:
         assert saved.latest() is None and saved.best() is None
         assert saved.save(4, state, {"hard": 0.5}, {"epoch": 2, "name": "a"})
         assert not saved.save(4, state)
-    with checkpoint.Checkpoints(tmp_path) as again:
+    with manager.Checkpoints(tmp_path) as again:
         out = again.restore(abstract(state))
         assert (out.step, out.extra) == (4, {"epoch": 2, "name": "a"})
         assert_identical(out.state, state)
@@ -119,25 +119,25 @@ def test_round_trip_is_exact_and_keeps_the_structure(tmp_path, asynchronous):
 def test_asynchronous_save_is_not_changed_by_a_donating_step(tmp_path):
     update = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
     state = {**tiny(), "params": jnp.arange(1 << 16, dtype=jnp.float32)}
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(1, state)
         for _ in range(20):
             state = update(state)
         jax.block_until_ready(state)
-    with checkpoint.Checkpoints(tmp_path, read_only=True) as again:
+    with manager.Checkpoints(tmp_path, read_only=True) as again:
         out = again.restore(abstract(state)).state["params"]
     np.testing.assert_array_equal(out, np.arange(1 << 16, dtype=np.float32))
 
 
 def test_latest_and_best_survive_also_after_reopening(tmp_path):
     state = tiny()
-    with checkpoint.Checkpoints(tmp_path, keep_latest=2) as saved:
+    with manager.Checkpoints(tmp_path, keep_latest=2) as saved:
         for step, hard in enumerate([0.1, 0.9, 0.3, 0.2], 1):
             saved.save(step, tiny(step), {"hard": hard})
         saved.save(5, state, {"hard": float("nan")})
         saved.wait()
         assert saved.steps() == [2, 4, 5]
-    with checkpoint.Checkpoints(tmp_path, keep_latest=2) as saved:
+    with manager.Checkpoints(tmp_path, keep_latest=2) as saved:
         assert (saved.latest(), saved.best()) == (5, 2)
         saved.save(6, state, {"hard": 0.4})
         saved.wait()
@@ -152,7 +152,7 @@ def test_restores_onto_other_device_counts(tmp_path):
     four = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
     wide = jax.sharding.NamedSharding(four, jax.sharding.PartitionSpec())
     one = jax.sharding.SingleDeviceSharding(jax.devices()[1])
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(1, jax.device_put(state, wide))
         saved.wait()
         for target in (one, wide):
@@ -166,11 +166,11 @@ def test_restores_onto_other_device_counts(tmp_path):
 
 def test_params_are_read_without_the_optimizer(tmp_path):
     state = make_state(2)
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(9, state)
     shutil.rmtree(os.path.join(step_folder(tmp_path, 9), "optimizer"))
     like = {"params": state.params, "batch_stats": state.batch_stats}
-    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+    with manager.Checkpoints(tmp_path, read_only=True) as saved:
         out = saved.restore_params(abstract(like))
         assert_identical(out.state, like)
         arrays = saved.load_arrays().state
@@ -204,7 +204,7 @@ def test_params_are_read_without_the_optimizer(tmp_path):
 )
 def test_another_architecture_is_named_in_one_line(tmp_path, change, parts):
     state = make_state()
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(1, state)
         with pytest.raises(ValueError, match="another architecture") as error:
             saved.restore(abstract(change(state)))
@@ -235,12 +235,12 @@ DAMAGES = [truncate_data, drop_item, drop_metadata]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_latest_checkpoint_falls_back_with_a_warning(tmp_path, damage):
     state = make_state()
-    with checkpoint.Checkpoints(tmp_path, keep_latest=3) as saved:
+    with manager.Checkpoints(tmp_path, keep_latest=3) as saved:
         for step in (1, 2):
             saved.save(step, state._replace(step=jnp.int32(step)))
     folder = step_folder(tmp_path, 2)
     damage(folder)
-    with checkpoint.Checkpoints(tmp_path, keep_latest=3) as saved:
+    with manager.Checkpoints(tmp_path, keep_latest=3) as saved:
         with pytest.raises(ValueError, match=re.escape(folder)) as error:
             saved.restore(abstract(state), 2)
         assert "\n" not in str(error.value)
@@ -256,10 +256,10 @@ def test_a_damaged_latest_checkpoint_falls_back_with_a_warning(tmp_path, damage)
 
 def test_the_only_checkpoint_damaged_is_an_error_and_is_left_alone(tmp_path):
     state = make_state()
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(1, state)
     truncate_data(step_folder(tmp_path, 1))
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         with pytest.raises(ValueError, match="damaged or incomplete"):
             saved.restore(abstract(state))
     assert os.path.isdir(step_folder(tmp_path, 1))
@@ -267,11 +267,11 @@ def test_the_only_checkpoint_damaged_is_an_error_and_is_left_alone(tmp_path):
 
 def test_one_of_several_processes_never_falls_back_alone(tmp_path):
     state = make_state()
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         for step in (1, 2):
             saved.save(step, state)
     drop_item(step_folder(tmp_path, 2))
-    with checkpoint.Checkpoints(tmp_path, processes=2) as saved:
+    with manager.Checkpoints(tmp_path, processes=2) as saved:
         with pytest.raises(ValueError, match="00000002' is damaged"):
             saved.restore(abstract(state))
     assert os.path.isdir(step_folder(tmp_path, 2))
@@ -279,11 +279,11 @@ def test_one_of_several_processes_never_falls_back_alone(tmp_path):
 
 def test_read_only_falls_back_without_renaming(tmp_path):
     state = make_state()
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         for step in (1, 2):
             saved.save(step, state)
     drop_item(step_folder(tmp_path, 2))
-    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+    with manager.Checkpoints(tmp_path, read_only=True) as saved:
         with pytest.warns(UserWarning, match="falling back to step 1"):
             assert saved.restore(abstract(state)).step == 1
     assert os.path.isdir(step_folder(tmp_path, 2))
@@ -291,11 +291,11 @@ def test_read_only_falls_back_without_renaming(tmp_path):
 
 def test_a_save_cut_off_by_a_kill_is_not_seen(tmp_path):
     state = make_state()
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(1, state)
     partial = step_folder(tmp_path, 2) + ".orbax-checkpoint-tmp"
     shutil.copytree(step_folder(tmp_path, 1), partial)
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         assert saved.latest() == 1
         assert saved.save(2, state)
     assert not os.path.exists(partial)
@@ -303,11 +303,11 @@ def test_a_save_cut_off_by_a_kill_is_not_seen(tmp_path):
 
 def test_misuse_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoints in workdir"):
-        checkpoint.Checkpoints(tmp_path / "absent", read_only=True)
+        manager.Checkpoints(tmp_path / "absent", read_only=True)
     assert not (tmp_path / "absent").exists()
     with pytest.raises(ValueError, match="keep_latest=0"):
-        checkpoint.Checkpoints(tmp_path, keep_latest=0)
-    with checkpoint.Checkpoints(tmp_path) as saved:
+        manager.Checkpoints(tmp_path, keep_latest=0)
+    with manager.Checkpoints(tmp_path) as saved:
         with pytest.raises(FileNotFoundError, match="saved steps: none"):
             saved.restore(tiny())
         with pytest.raises(ValueError, match="'params' is float, expected"):
@@ -329,7 +329,7 @@ def test_misuse_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_metrics_of_the_best_are_on_disk(tmp_path):
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(1, tiny(), {"hard": 0.25})
     path = os.path.join(step_folder(tmp_path, 1), "metrics", "metrics")
     with open(path, encoding="utf-8") as file:
@@ -342,12 +342,12 @@ def test_a_kill_in_a_deletion_leaves_nothing_that_looks_like_a_checkpoint(
     # A deletion that never gets anywhere, as of a process killed again and again.
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
-        with checkpoint.Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+        with manager.Checkpoints(tmp_path, keep_latest=1) as checkpoints:
             for step in (1, 2, 3):
                 checkpoints.save(step, tiny(step), {"hard": 0.5})
     folder = tmp_path / "checkpoints"
     assert (folder / "deleted").is_dir()  # the way it goes, or nothing is tested
-    with checkpoint.Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    with manager.Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         kept = checkpoints.steps()
         assert 3 in kept and len(kept) < 3
         for step in kept:

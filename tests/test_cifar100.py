@@ -22,8 +22,8 @@ from benchmarks import (
 )
 from benchmarks.protocol_rows import Row
 from benchmarks.protocols import PROTOCOLS, Start
+from quantnet_jax.checkpoint.manager import Checkpoints
 from quantnet_jax.training import experiment
-from quantnet_jax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.cheap
 
@@ -71,7 +71,7 @@ def test_queue_from_search_to_finals(args, calls, capsys):
     assert (chosen.start.name, chosen.rate, chosen.seed) == ("warm", 0.2, 1)
     assert by_label["final/wide-seed0"][3:5] == chosen[3:5]
     assert by_label["float/search"][3:] == (Start("scratch", 0, 1.0), 0.2, 0, True, 0.5)
-    finals = [c for c in calls if c.data.hold_out == 0 and c.init_from]
+    finals = [c for c in calls if c.data.validation_size == 0 and c.init_from]
     assert {c.epochs for c in finals} == {1.0}
     for c in finals:
         assert c.init_from.endswith(f"float/seed{c.seed}")

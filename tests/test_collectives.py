@@ -6,8 +6,9 @@ import jax
 import pytest
 from tiny import tiny_config
 
-from quantnet_jax.training import experiment, parallel
-from quantnet_jax.training.collectives import collectives, expected_bytes, volume
+from quantnet_jax.analysis.collectives import collectives, expected_bytes, volume
+from quantnet_jax.distributed import runners
+from quantnet_jax.training import experiment
 
 CPU = """
 ENTRY %main (p: f32[8,4]) -> f32[8,4] {
@@ -65,7 +66,7 @@ def sent(runner):
     return collectives(lowered.compile().as_text()), exp.state
 
 
-@pytest.mark.parametrize("runner", parallel.RUNNERS)
+@pytest.mark.parametrize("runner", runners.RUNNERS)
 def test_a_step_reduces_gradients_and_batch_statistics_once(runner):
     found, state = sent(runner)
     assert {one.kind for one in found} == {"all-reduce"}

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from util import assert_trees_close, clip_sign, normal, with_zeros
 
-from quantnet_jax.core.base import PerTensor, Quantizer, Reparam, identity, no_params
 from quantnet_jax.core.combine import (
     add_penalty,
     bit_planes,
@@ -22,6 +21,13 @@ from quantnet_jax.core.combine import (
     uniform_levels,
 )
 from quantnet_jax.core.qtensor import dequantize, validate
+from quantnet_jax.core.quantizer import (
+    PerTensor,
+    Quantizer,
+    Reparam,
+    identity,
+    no_params,
+)
 from quantnet_jax.core.schedules import linear
 from quantnet_jax.quantizers.sign import staircase
 

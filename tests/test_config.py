@@ -6,9 +6,9 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
+from quantnet_jax import config as config_lib
+from quantnet_jax.config import check as config_check
 from quantnet_jax.core.limits import Number
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import config_check
 
 
 def leaves(config, prefix=""):
@@ -116,7 +116,7 @@ def test_a_missing_key_is_named(key):
         ("sed", "seed"),
         ("data.trainsize", "train_size"),
         ("weights.learning_rte", "learning_rate"),
-        ("meta.hold_out", "holdout"),
+        ("meta.validation_size", "holdout"),
         ("quantizer.quant_net", "quantnet"),
         ("activation.dorfa", "dorefa"),
         ("data.name.x", "data.name"),
@@ -257,11 +257,15 @@ def test_workdir_of_another_run_names_the_first_key(tmp_path, key, value, first)
 
 def test_workdir_of_an_older_version_without_a_key(tmp_path):
     old = tiny_config().to_dict()
-    del old["smoothing"]
+    del old["label_smoothing"]
     write(tmp_path, ConfigDict(old))
-    with pytest.raises(ValueError, match=r"smoothing is '\(absent\)' there and 0.0"):
+    with pytest.raises(
+        ValueError, match=r"label_smoothing is '\(absent\)' there and 0.0"
+    ):
         config_lib.check_same_run(tiny_config(), tmp_path)
-    with pytest.raises(ValueError, match="config.json: config key 'smoothing' is miss"):
+    with pytest.raises(
+        ValueError, match="config.json: config key 'label_smoothing' is miss"
+    ):
         config_lib.load(tmp_path)
 
 

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import pytest
 from tiny import train
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import data, models, quantizers
 from quantnet_jax.core import tree
+from quantnet_jax.distributed import runners
+from quantnet_jax.evaluation.scoring import make_apply
 from quantnet_jax.training import (
     accumulation,
     distillation,
     experiment,
     networks,
     optim,
-    parallel,
     steps,
 )
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training.scoring import make_apply
 from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
@@ -133,7 +133,9 @@ def test_imagenet_variants_differ_in_the_method_alone(name):
         config, local = get(name, variant), get(name, f"{variant},runlocal")
         for c in (config, local):
             config_lib.check(c)
-            assert c.quantizer.name == method and c.ema and c.smoothing == 0.1
+            assert (
+                c.quantizer.name == method and c.ema_decay and c.label_smoothing == 0.1
+            )
         assert local.data.name == "synthetic" and config.data == quantnet.data
         config.quantizer.name = "quantnet"
         config.weights.weight_decay = quantnet.weights.weight_decay
@@ -176,13 +178,13 @@ def test_imagenet_step_at_full_shape(name, variant, parts):
     mean, std = data.STATISTICS["imagenet2012"]
     logits = lambda v, x: model.apply(v, x, train=False)
     step = steps.make_train_step(
-        *(make_apply(model, parallel.make_runner()), quantizer, tx),
+        *(make_apply(model, runners.make_runner()), quantizer, tx),
         distillation.with_teacher(
             functools.partial(prepared, mean=mean, std=std), logits
         ),
         seed=0,
         accumulate=functools.partial(accumulation.accumulate, parts=parts, loop=True),
-        decay=config.ema,
+        decay=config.ema_decay,
     )
     rows = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
     rows |= {"position": ((), jnp.uint32), "mask": ((), jnp.float32)}
@@ -211,7 +213,7 @@ def test_streamed_set_trains_and_evaluates(tiny):
     config.model.width = 4
     del config.model.zero_init_last
     config.weights.warmup = 0.0
-    config.bn_batches = 1
+    config.recalibration_batches = 1
     exp = experiment.build(config, jax.devices()[:2])
     assert exp.feed.classes == ("a", "b", "c") and exp.train_data is None
     assert exp.steps == round(100 * 11 / 4)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantnet_jax.core import conv
-from quantnet_jax.core.base import Quantizer, identity
+from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor, dequantize
+from quantnet_jax.core.quantizer import Quantizer, identity
 
 
 def numpy_conv(x, w, strides, padding, groups):
@@ -70,7 +70,7 @@ def random_qtensor(shape, scale_shape, levels=(-1.0, 1.0), seed=0):
 )
 def test_conv2d_is_the_definition(strides, padding, groups, kernel):
     x, w = normal(0, (2, 6, 5, 4)), normal(1, (*kernel, 4 // groups, 8))
-    y = conv.conv2d(
+    y = ops.conv2d(
         jnp.asarray(x), jnp.asarray(w), strides=strides, padding=padding, groups=groups
     )
     expected = numpy_conv(x, w, strides, padding, groups)
@@ -80,7 +80,7 @@ def test_conv2d_is_the_definition(strides, padding, groups, kernel):
 
 def test_integer_stride_and_list_padding():
     x, w = jnp.asarray(normal(0, (1, 7, 7, 2))), jnp.asarray(normal(1, (3, 3, 2, 2)))
-    y = conv.conv2d(x, w, strides=2, padding=[[1, 1], [1, 1]])
+    y = ops.conv2d(x, w, strides=2, padding=[[1, 1], [1, 1]])
     expected = numpy_conv(x, w, (2, 2), ((1, 1), (1, 1)), 1)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -94,7 +94,7 @@ def test_integer_stride_and_list_padding():
 def test_conv2d_of_qtensor_equals_dequantized(scale, levels, groups):
     qt = random_qtensor((3, 3, 2, 6), scale, levels)
     x = normal(2, (2, 5, 4, 2 * groups))
-    y = conv.conv2d(jnp.asarray(x), qt, strides=2, groups=groups)
+    y = ops.conv2d(jnp.asarray(x), qt, strides=2, groups=groups)
     expected = numpy_conv(x, dequantize(qt), (2, 2), "SAME", groups)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -103,10 +103,10 @@ def test_conv2d_of_qtensor_equals_dequantized(scale, levels, groups):
 def test_dense_of_qtensor_equals_dequantized(scale):
     qt = random_qtensor((5, 6), scale)
     x = normal(3, (2, 3, 5))
-    y = conv.dense(jnp.asarray(x), qt)
+    y = ops.dense(jnp.asarray(x), qt)
     expected = x.astype(np.float64) @ np.asarray(dequantize(qt), np.float64)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    floats = conv.dense(jnp.asarray(x), dequantize(qt))
+    floats = ops.dense(jnp.asarray(x), dequantize(qt))
     np.testing.assert_allclose(floats, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_scale_per_output_channel_stays_float32_in_a_bfloat16_net():
     # Sums of small integers are exact in bfloat16; only the scaled sum is rounded.
     qt = random_qtensor((3, 3, 2, 6), (1, 1, 1, 6))
     x = np.random.default_rng(0).integers(-2, 3, (2, 4, 4, 2))
-    y = conv.conv2d(jnp.asarray(x, jnp.bfloat16), qt)
+    y = ops.conv2d(jnp.asarray(x, jnp.bfloat16), qt)
     sums = numpy_conv(x, qt.levels[qt.codes], (1, 1), "SAME", 1)
     scaled = jnp.asarray(sums.astype(np.float32) * np.asarray(qt.scale))
     assert y.dtype == jnp.bfloat16
@@ -124,15 +124,15 @@ def test_scale_per_output_channel_stays_float32_in_a_bfloat16_net():
 def test_bfloat16_products_are_not_summed_in_bfloat16():
     x, w = jnp.ones((1, 1, 1, 2048), jnp.bfloat16), jnp.ones((1, 1, 2048, 1))
     # A running sum in bfloat16 (8 bits) would stop at 256.
-    assert float(conv.conv2d(x, w)[0, 0, 0, 0]) == 2048.0
-    assert float(conv.dense(x, w[0, 0])[0, 0, 0, 0]) == 2048.0
+    assert float(ops.conv2d(x, w)[0, 0, 0, 0]) == 2048.0
+    assert float(ops.dense(x, w[0, 0])[0, 0, 0, 0]) == 2048.0
 
 
 def test_gradient_with_respect_to_x_through_a_qtensor():
     qt = random_qtensor((3, 3, 2, 4), (1, 1, 1, 4))
     x = jnp.asarray(normal(4, (1, 5, 5, 2)))
-    one = jax.grad(lambda x: (conv.conv2d(x, qt) ** 2).sum())(x)
-    two = jax.grad(lambda x: (conv.conv2d(x, dequantize(qt)) ** 2).sum())(x)
+    one = jax.grad(lambda x: (ops.conv2d(x, qt) ** 2).sum())(x)
+    two = jax.grad(lambda x: (ops.conv2d(x, dequantize(qt)) ** 2).sum())(x)
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
 
 
@@ -140,7 +140,7 @@ def test_jit_takes_a_qtensor():
     qt = random_qtensor((3, 3, 2, 4), (1, 1, 1, 4))
     x = jnp.asarray(normal(5, (1, 5, 5, 2)))
     np.testing.assert_allclose(
-        jax.jit(conv.conv2d)(x, qt), conv.conv2d(x, qt), rtol=1e-6, atol=1e-6
+        jax.jit(ops.conv2d)(x, qt), ops.conv2d(x, qt), rtol=1e-6, atol=1e-6
     )
 
 
@@ -166,7 +166,7 @@ X, W = jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 4))
 )
 def test_conv2d_errors_say_what_is_wrong(x, w, options, words):
     with pytest.raises(ValueError) as error:
-        conv.conv2d(x, w, **options)
+        ops.conv2d(x, w, **options)
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -175,7 +175,7 @@ def test_conv2d_errors_say_what_is_wrong(x, w, options, words):
 @pytest.mark.parametrize("shapes", [((2, 3), (4, 5)), ((2, 3), (3,)), ((), (3, 4))])
 def test_dense_errors_name_the_shapes(shapes):
     with pytest.raises(ValueError) as error:
-        conv.dense(jnp.zeros(shapes[0]), jnp.zeros(shapes[1]))
+        ops.dense(jnp.zeros(shapes[0]), jnp.zeros(shapes[1]))
     assert str(shapes[0]) in str(error.value) and str(shapes[1]) in str(error.value)
 
 
@@ -197,14 +197,14 @@ def test_realize_has_three_modes():
     w, key, two = jnp.asarray(normal(6, (3, 3, 2, 4))), jax.random.key(0), jnp.ones(())
     two = two * 2
     q = spy()
-    assert conv.realize(q, two, w, mode="float") is w
-    soft = conv.realize(q, two, w, mode="soft", step=3, key=key)
+    assert ops.realize(q, two, w, mode="float") is w
+    soft = ops.realize(q, two, w, mode="soft", step=3, key=key)
     np.testing.assert_allclose(soft, w * 2 + 3 + jax.random.uniform(key), rtol=1e-6)
-    hard = conv.realize(q, two, w, mode="hard")
+    hard = ops.realize(q, two, w, mode="hard")
     assert isinstance(hard, QTensor)
     np.testing.assert_array_equal(dequantize(hard), np.where(w >= 0, 2.0, -2.0))
     with pytest.raises(ValueError, match="`mode` is 'Hard', expected one of float, so"):
-        conv.realize(q, two, w, mode="Hard")
+        ops.realize(q, two, w, mode="Hard")
 
 
 @pytest.mark.parametrize("mode", ["float", "soft", "hard"])
@@ -212,7 +212,7 @@ def test_quantized_conv2d_is_conv2d_of_the_realized_weights(mode):
     x, w = jnp.asarray(normal(7, (2, 6, 6, 4))), jnp.asarray(normal(8, (3, 3, 2, 4)))
     q, qparams, key = spy(), jnp.ones(()), jax.random.key(1)
     options = {"strides": 2, "padding": "VALID", "groups": 2}
-    y = conv.quantized_conv2d(q, qparams, x, w, mode=mode, step=5, key=key, **options)
+    y = ops.quantized_conv2d(q, qparams, x, w, mode=mode, step=5, key=key, **options)
     if mode == "float":
         weights = w
     elif mode == "soft":
@@ -226,7 +226,7 @@ def test_quantized_conv2d_is_conv2d_of_the_realized_weights(mode):
 def test_identity_is_the_float_convolution_in_every_mode():
     x, w = jnp.asarray(normal(9, (1, 4, 4, 2))), jnp.asarray(normal(10, (3, 3, 2, 4)))
     modes = [
-        conv.quantized_conv2d(identity(), (), x, w, mode=m)
+        ops.quantized_conv2d(identity(), (), x, w, mode=m)
         for m in ("float", "soft", "hard")
     ]
     assert all(jnp.array_equal(y, modes[0]) for y in modes[1:])

@@ -9,10 +9,10 @@ import pytest
 from jpegs import Damaged, ListSource, make_jpeg
 from tiny import tiny_config
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import data
-from quantnet_jax.data import jpeg, train_indices, unreadable
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import feed, parallel
+from quantnet_jax.distributed import runners
+from quantnet_jax.training import feed, jpeg, train_indices, unreadable
 
 ARGS = dict(batch_size=4, seed=3, size=8, threads=1)
 BAD = {2: b"", 5: make_jpeg(50, 40, 0)[:300], 6: None}
@@ -183,7 +183,7 @@ def test_a_run_counts_them(broken_set, warnings):
         data__test_size=0, data__image_size=8, data__max_unreadable=1, batch_size=4,
     )  # fmt: skip
     config_lib.check(config)
-    runner = parallel.make_runner("jit", jax.devices()[:1])
+    runner = runners.make_runner("jit", jax.devices()[:1])
     found = feed.make_feed(config, runner)
     assert found.unreadable() == 0
     found.sample()  # all of the set
@@ -197,7 +197,7 @@ def test_a_run_counts_them(broken_set, warnings):
 
 
 def test_sets_in_memory_have_none():
-    runner = parallel.make_runner("jit", jax.devices()[:1])
+    runner = runners.make_runner("jit", jax.devices()[:1])
     config = tiny_config()
     assert feed.make_feed(config, runner).unreadable() == 0
     config.data.max_unreadable = 2

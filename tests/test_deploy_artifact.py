@@ -21,8 +21,9 @@ from quantnet_jax import deploy, evaluate, export, models, quantizers
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.packed import Packed, float_tree
+from quantnet_jax.logging import records
 from quantnet_jax.models.layers import BatchNorm
-from quantnet_jax.training import experiment, metrics
+from quantnet_jax.training import experiment
 
 KERNELS = {"conv": (3, 3, 2, 3), "dense": (5, 3)}
 
@@ -197,7 +198,7 @@ def finished(tmp_path_factory):
 
 def exported():
     """A configuration that is exported at the end; one evaluation, no more programs."""
-    return tiny_config(export=True, eval_every=0.96, bn_batches=0)
+    return tiny_config(export=True, eval_every=0.96, recalibration_batches=0)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,7 @@ def test_run_ends_with_the_accuracy_of_what_ships(finished):
     assert result["packed"] == result["exported"] == result["hard"]
     files = {x.name for x in (workdir / "export").iterdir()}
     assert files == {"model.safetensors", "model.stablehlo"}
-    rows = [line.split() for line in metrics.summary(result).splitlines()]
+    rows = [line.split() for line in records.summary(result).splitlines()]
     shown = f"{100 * result['hard']:.2f}%"
     assert ["packed", shown] in rows and ["exported", shown] in rows
     page = (workdir / "report.html").read_text()
@@ -319,7 +320,9 @@ def test_statistics_of_hard_weights_may_ship(finished, tmp_path, monkeypatch):
     config = json.loads((workdir / "config.json").read_text())
     copied = tmp_path / "run"
     shutil.copytree(workdir, copied)
-    (copied / "config.json").write_text(json.dumps(config | {"bn_batches": 2}))
+    (copied / "config.json").write_text(
+        json.dumps(config | {"recalibration_batches": 2})
+    )
     scores = evaluate.evaluate(str(copied))
     made = export.export(str(copied), str(tmp_path / "out"), bn=True)
     assert made["hard"] == made["packed"] == scores["hard_bn"]

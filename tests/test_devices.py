@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from quantnet_jax.training import checkpoint, experiment
+from quantnet_jax.checkpoint import manager
+from quantnet_jax.training import experiment
 
 pytestmark = pytest.mark.cheap
 
@@ -32,7 +33,7 @@ def test_one_curve_and_each_example_once_an_epoch(tmp_path):
         state = jax.device_get(exp.state)
         if not untouched:
             _, untouched, _ = go(exp, exp.runner.replicate(state), range(25))
-        with checkpoint.Checkpoints(tmp_path) as saved:
+        with manager.Checkpoints(tmp_path) as saved:
             if steps[0]:
                 restored = saved.restore(state)
                 assert restored.step == steps[0]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from quantnet_jax.training import dispatch, experiment, parallel
+from quantnet_jax.distributed import runners
+from quantnet_jax.training import dispatch, experiment
 
 pytestmark = pytest.mark.cheap
 
@@ -55,13 +56,15 @@ def test_size_of_a_chunk():
     assert size(0, 50, in_memory=True, backend="gpu") == 50
     assert size(0, 50, in_memory=False, backend="gpu") == 1
     assert size(25, 50, in_memory=False, backend="cpu") == 25
-    with pytest.raises(ValueError, match="^chunk=7, .* divisor of log_every=50$"):
+    with pytest.raises(
+        ValueError, match="^steps_per_call=7, .* divisor of log_every=50$"
+    ):
         size(7, 50, in_memory=True, backend="gpu")
 
 
-@pytest.mark.parametrize("runner", parallel.RUNNERS)
+@pytest.mark.parametrize("runner", runners.RUNNERS)
 def test_chunk_equals_its_steps(runner):
-    exp = experiment.build(tiny_config(runner=runner, chunk=3, log_every=3))
+    exp = experiment.build(tiny_config(runner=runner, steps_per_call=3, log_every=3))
     assert exp.chunk == 3
     start = jax.device_get(exp.state)
     singles, state = [], exp.state
@@ -84,7 +87,7 @@ def test_chunk_equals_its_steps(runner):
 def test_a_chunk_takes_rows_and_nothing_else_to_the_devices():
     """The images are there once for all, of training and of evaluation."""
     exp = experiment.build(
-        tiny_config(runner="jit", chunk=3, log_every=3), jax.devices()[:1]
+        tiny_config(runner="jit", steps_per_call=3, log_every=3), jax.devices()[:1]
     )
     first, second = exp.train_batches(0, [3, 3])
     evaluated = [exp.runner.shard(batch) for batch in exp.feed.test()]

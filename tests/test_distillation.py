@@ -12,17 +12,17 @@ from tiny import tiny_config, train
 from util import assert_trees_close, learned_tanh, normal
 
 from quantnet_jax import evaluate, models
+from quantnet_jax.checkpoint import manager
 from quantnet_jax.core import tree
 from quantnet_jax.data import prepare
+from quantnet_jax.distributed import runners
+from quantnet_jax.logging import records
 from quantnet_jax.training import (
-    checkpoint,
     distillation,
     experiment,
     losses,
-    metrics,
     networks,
     optim,
-    parallel,
     steps,
 )
 from quantnet_jax.training.feed import make_feed
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.cheap
 def save_run(workdir, **overrides):
     """A float run that was never trained; returns (network, its variables)."""
     config = tiny_config(quantizer__name="identity", model__width=6, **overrides)
-    runner = parallel.make_runner("jit")
+    runner = runners.make_runner("jit")
     feed = make_feed(config, runner)
     model = networks.make_model(config, len(feed.classes), None)
     image = jnp.zeros((1, *feed.shape))
@@ -45,9 +45,9 @@ def save_run(workdir, **overrides):
         "params": {"model": jax.tree.map(lambda x: 0.3 * x, made["params"])},
         "batch_stats": made["batch_stats"],
     }
-    with checkpoint.Checkpoints(workdir) as saved:
+    with manager.Checkpoints(workdir) as saved:
         saved.save(3, state)
-    metrics.write_json(workdir / "config.json", config.to_dict())
+    records.write_json(workdir / "config.json", config.to_dict())
     return model, made | {"params": state["params"]["model"]}
 
 
@@ -59,8 +59,8 @@ def teacher(tmp_path_factory):
 
 
 def load(workdir, **overrides):
-    config = tiny_config(distill__workdir=str(workdir), **overrides)
-    runner = parallel.make_runner("jit")
+    config = tiny_config(distillation__workdir=str(workdir), **overrides)
+    runner = runners.make_runner("jit")
     return distillation.load_teacher(config, make_feed(config, runner), runner)
 
 
@@ -68,7 +68,7 @@ def load(workdir, **overrides):
 def test_teacher_sees_the_augmented_batch_in_evaluation_mode(teacher):
     workdir, model, variables = teacher
     logits, weights = load(workdir)
-    feed = make_feed(tiny_config(), parallel.make_runner("jit"))
+    feed = make_feed(tiny_config(), runners.make_runner("jit"))
     augmented = functools.partial(
         *(prepare,), seed=0, train=True, pad=1, flip=True, mean=feed.mean, std=feed.std
     )
@@ -150,15 +150,19 @@ def test_run_with_teacher_average_and_parts(teacher, tmp_path):
     """What is scored and shipped, now and from the checkpoint, are averaged weights."""
     gone, workdir = tmp_path / "teacher", tmp_path / "run"
     shutil.copytree(teacher[0], gone)
-    options = {"ema": 0.9, "accumulate": 2, "distill__workdir": str(gone)}
-    options |= {"quantizer__name": "lsq", "bn_batches": 0, "runner": "jit"}
+    options = {
+        "ema_decay": 0.9,
+        "accumulation_steps": 2,
+        "distillation__workdir": str(gone),
+    }
+    options |= {"quantizer__name": "lsq", "recalibration_batches": 0, "runner": "jit"}
     config = tiny_config(**options)
     exp = experiment.build(config, jax.devices()[:1])
     state, _ = train(exp, 3)
     scores, _, codes = exp.evaluate(state)
-    with checkpoint.Checkpoints(workdir) as saved:
+    with manager.Checkpoints(workdir) as saved:
         saved.save(3, state)
-    metrics.write_json(workdir / "config.json", config.to_dict())
+    records.write_json(workdir / "config.json", config.to_dict())
     host = jax.device_get(state)
     averaged = scored(host).params
     for a, b in zip(
@@ -194,7 +198,9 @@ def refused(workdir, message, **overrides):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         load(workdir, **overrides)
     text = str(error.value)
-    assert text.startswith(f"distill.workdir={str(workdir)!r}: ") and "\n" not in text
+    assert (
+        text.startswith(f"distillation.workdir={str(workdir)!r}: ") and "\n" not in text
+    )
 
 
 def test_refuses_what_is_no_float_run(teacher, tmp_path):
@@ -210,10 +216,10 @@ def test_refuses_what_is_no_float_run(teacher, tmp_path):
         ({"model": {"name": "resnet8"}}, "was saved as nothing"),
         ({"seed": "one"}, "seed='one' is a str"),
     ):
-        metrics.write_json(copy / "config.json", config | change)
+        records.write_json(copy / "config.json", config | change)
         refused(copy, message)
     shutil.rmtree(copy / "checkpoints")
-    metrics.write_json(copy / "config.json", config)
+    records.write_json(copy / "config.json", config)
     refused(copy, "no checkpoints in")
 
 

@@ -19,8 +19,10 @@ from tiny import outcome, tiny_config, train
 from two_process import STEPS
 
 import train as training
-from quantnet_jax.training import checkpoint, experiment, parallel
-from quantnet_jax.training.preemption import RESUME_ME
+from quantnet_jax.checkpoint import manager
+from quantnet_jax.distributed import runners
+from quantnet_jax.distributed.preemption import RESUME_ME
+from quantnet_jax.training import experiment
 
 pytestmark = pytest.mark.cheap
 
@@ -117,7 +119,7 @@ def of_one_process(runner):
     return outcome(tiny_config(runner=runner), STEPS)
 
 
-@pytest.mark.parametrize("runner", parallel.RUNNERS)
+@pytest.mark.parametrize("runner", runners.RUNNERS)
 def test_two_processes_equal_one(outcomes, runner):
     wanted = of_one_process(runner)
     assert wanted["devices"] == (4, 4)
@@ -134,7 +136,7 @@ def test_two_processes_equal_one(outcomes, runner):
             assert np.mean(codes != wanted["codes"][path]) < 0.01, path
 
 
-@pytest.mark.parametrize("runner", parallel.RUNNERS)
+@pytest.mark.parametrize("runner", runners.RUNNERS)
 def test_both_processes_hold_the_same(outcomes, runner):
     first, second = (process[runner] for process in outcomes[0])
     for a, b in zip(
@@ -155,7 +157,7 @@ def test_a_state_divided_over_two_processes_is_that_of_one(outcomes):
             assert value == pytest.approx(wanted["metrics"][name], rel=2e-6), name
         for path, codes in got["codes"].items():
             assert np.mean(codes != wanted["codes"][path]) < 0.01, path
-    with checkpoint.Checkpoints(folder / "fsdp", read_only=True) as checkpoints:
+    with manager.Checkpoints(folder / "fsdp", read_only=True) as checkpoints:
         restored = checkpoints.restore(wanted["state"])
     assert_states_close(restored.state, wanted["state"])
 
@@ -210,7 +212,7 @@ def program(tmp_path_factory):
         blow=(resumed / "alive" / "1.json", signal.SIGTERM),
         codes=(RESUME_ME, RESUME_ME),
     )
-    with checkpoint.Checkpoints(resumed, read_only=True) as checkpoints:
+    with manager.Checkpoints(resumed, read_only=True) as checkpoints:
         assert checkpoints.steps()[-1] in (3, 4, 5)
     assert not (whole / "alive").exists() and not (resumed / "alive").exists()
     training.train(tiny_config(keep_latest=5), resumed)
@@ -233,7 +235,7 @@ def test_program_in_two_processes_equals_one(program, one_process, which):
     result = json.loads((workdir / "result.json").read_text())
     assert (result["steps"], result["device"]) == (6, "4 x cpu")
     assert_scores_agree(result, scores)
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+    with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         assert {2, 4, 6} <= set(checkpoints.steps()) <= {2, 3, 4, 5, 6}
         restored = checkpoints.restore(state)
     assert restored.step == 6
@@ -298,12 +300,12 @@ def test_training_goes_on_after_the_death_of_a_process(tmp_path):
     )
     assert time.monotonic() - began < TIMEOUT
     assert "error: process 1 of 2 (" in err and ") died; this process ends too" in err
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+    with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         assert 4 <= checkpoints.steps()[-1] < 60
     training.train(config, workdir)
     exp = experiment.build(config)
     wanted, _ = train(exp, exp.steps)
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+    with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.restore(exp.state)
     assert restored.step == 60
     for a, b in zip(

@@ -11,7 +11,8 @@ from tiny import tiny_config, train
 from quantnet_jax import models
 from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.data import prepare
-from quantnet_jax.training import evaluation, experiment, scoring, steps
+from quantnet_jax.evaluation import gap, scoring
+from quantnet_jax.training import experiment, steps
 
 QUANTIZED = {"conv1/kernel", "conv2/kernel"}
 COUNTS = ("soft", "hard", "hard_bn", "examples")
@@ -59,7 +60,7 @@ def test_gap_of_a_soft_member_is_seen():
 def logits_of(exp, state, hard):
     """(50, 4) logits of the test set: eager, one batch, no mask, no runner."""
     state = jax.device_get(state)
-    realized = evaluation.make_realize(experiment.tree.tree_quantizer(exp.buckets))(
+    realized = gap.make_realize(experiment.tree.tree_quantizer(exp.buckets))(
         state, None
     )
     model = models.create("small", classes=4)
@@ -138,15 +139,15 @@ def test_the_host_reads_once(streamed, monkeypatch):
         return {"examples": jnp.float32(2), "soft": soft, "hard": hard}
 
     trees = {"soft": jnp.float32(2), "hard": jnp.float32(1)}
-    scores = evaluation.score(tally, forward, trees, None, batches())
+    scores = gap.score(tally, forward, trees, None, batches())
     assert scores == {"soft": 9.5, "hard": 4.75, "gap": 4.75, "examples": 40}
     assert events.count("batch") == 20 and events[-1] == "device_get"
     assert events.count("device_get") == 1
     waits = [i for i, name in enumerate(events) if name == "block_until_ready"]
-    assert len(waits) == (20 - evaluation.AHEAD if streamed else 0)
+    assert len(waits) == (20 - gap.AHEAD if streamed else 0)
     for i in waits:
         sent = events[:i].count("batch")
-        assert sent - events[:i].count("block_until_ready") == evaluation.AHEAD + 1
+        assert sent - events[:i].count("block_until_ready") == gap.AHEAD + 1
 
 
 def test_an_evaluation_waits_for_the_devices_twice_at_most(monkeypatch):
@@ -175,9 +176,9 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     exp, state, (scores, _, _) = trained("quantnet")
     host = jax.device_get(state)
     quantizer = experiment.tree.tree_quantizer(exp.buckets)
-    hard = evaluation.make_realize(quantizer)(host, None).hard
+    hard = gap.make_realize(quantizer)(host, None).hard
     totals = {}
-    for step in range(exp.config.bn_batches):
+    for step in range(exp.config.recalibration_batches):
         batch = next(exp.feed.train(step))
         image = prepare_train(exp)(exp.feed.train_data, batch)["image"]
         x = np.asarray(image, np.float64)
@@ -210,7 +211,7 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     statistics = steps.make_statistics(
         scoring.make_apply(model, exp.runner), prepare_train(exp)
     )
-    got = evaluation.average_statistics(
+    got = gap.average_statistics(
         jax.jit(lambda *args: statistics(*args, None)),
         hard,
         host.batch_stats,
@@ -250,15 +251,15 @@ def convolve(x, kernel, strides):
 
 def test_average_statistics_needs_a_batch():
     with pytest.raises(ValueError, match="at least one batch"):
-        evaluation.average_statistics(lambda *args: args, {}, {}, {}, [])
+        gap.average_statistics(lambda *args: args, {}, {}, {}, [])
 
 
 def test_no_re_estimation_where_it_is_off():
-    config = tiny_config(bn_batches=0)
+    config = tiny_config(recalibration_batches=0)
     exp = experiment.build(config, jax.devices()[:1])
     scores, _, _ = exp.evaluate(exp.state)
     assert not {"hard_bn", "gap_bn"} & set(scores)
-    with pytest.raises(ValueError, match="bn_batches=0.*expected batches"):
+    with pytest.raises(ValueError, match="recalibration_batches=0.*expected batches"):
         exp.deployed(exp.state, bn=True)
 
 
@@ -273,7 +274,7 @@ def test_compare_against_numpy(scale):
     codes = rng.integers(0, 2, (3, 3, 5, 6)).astype(np.uint8)
     soft = (scale * rng.uniform(-1.4, 1.4, codes.shape)).astype(np.float32)
     qt = QTensor(jnp.asarray(codes), jnp.asarray(levels), jnp.asarray(scale))
-    got = jax.jit(evaluation.compare)(jnp.asarray(soft), qt)
+    got = jax.jit(gap.compare)(jnp.asarray(soft), qt)
 
     hard = levels[codes] * scale
     distance = np.mean((soft - hard) ** 2) / np.mean(hard**2)
@@ -290,13 +291,13 @@ def test_compare_against_numpy(scale):
 def test_undecided_is_below_nine_tenths_for_binary_weights():
     soft = jnp.asarray([0.0, 0.89, 0.91, -0.95, -0.3, 1.05, 1.2])
     qt = QTensor((soft >= 0).astype(jnp.uint8), jnp.asarray([-1.0, 1.0]), jnp.ones(()))
-    got = evaluation.compare(soft, qt)["undecided"]
+    got = gap.compare(soft, qt)["undecided"]
     assert float(got) == pytest.approx(4 / 7)  # 0, 0.89, -0.3, and 1.2 above
 
 
 def test_compare_of_all_zero_weights_is_finite():
     qt = QTensor(jnp.ones((2, 3), jnp.uint8), jnp.asarray([-1.0, 1.0]), jnp.zeros(()))
-    for value in jax.tree.leaves(evaluation.compare(jnp.zeros((2, 3)), qt)):
+    for value in jax.tree.leaves(gap.compare(jnp.zeros((2, 3)), qt)):
         assert np.isfinite(value).all()
 
 
@@ -331,7 +332,7 @@ def test_codes_are_those_of_the_hard_weights():
 
 def test_realized_trees_leave_the_rest_of_the_network_alone():
     exp, state, _ = trained("quantnet")
-    realized = evaluation.make_realize(experiment.tree.tree_quantizer(exp.buckets))(
+    realized = gap.make_realize(experiment.tree.tree_quantizer(exp.buckets))(
         jax.device_get(state), None
     )
     model = experiment.tree.flatten(state.params["model"])
@@ -346,7 +347,7 @@ def test_flip_rate_counts_codes_and_not_layers():
         "small": {"shape": [2, 5], "flips": 0.5},
         "large": {"shape": [3, 30], "flips": 0.1},
     }
-    assert evaluation.flip_rate(layers) == pytest.approx((5 + 9) / 100)
+    assert gap.flip_rate(layers) == pytest.approx((5 + 9) / 100)
     layers["small"]["flips"] = None
-    assert evaluation.flip_rate(layers) is None
-    assert evaluation.flip_rate({}) is None
+    assert gap.flip_rate(layers) is None
+    assert gap.flip_rate({}) is None

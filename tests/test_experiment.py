@@ -94,7 +94,7 @@ def test_missing_folder():
     assert "/nowhere" in message
 
 
-@pytest.mark.parametrize("key", ["train_size", "classes", "hold_out"])
+@pytest.mark.parametrize("key", ["train_size", "classes", "validation_size"])
 def test_streamed_sets_are_not_cut(key):
     sizes = {"data__train_size": 0, "data__test_size": 0, f"data__{key}": 7}
     assert f"data.{key}=7" in refusal(data__name="imagenet2012", **sizes)

@@ -20,7 +20,8 @@ from test_train import (  # noqa: F401  # two are fixtures
 )
 
 import train
-from quantnet_jax.training import checkpoint, metrics, storage
+from quantnet_jax.checkpoint import manager, storage
+from quantnet_jax.logging import records
 
 pytestmark = pytest.mark.cheap  # as the run of test_train.py that is compared with
 
@@ -32,7 +33,7 @@ def test_full_disk_is_told_in_one_line_and_costs_nothing(whole, tmp_path, monkey
     usage = storage.shutil.disk_usage
 
     def full(folder):
-        done = (workdir / checkpoint.FOLDER / "00000004").exists()
+        done = (workdir / manager.FOLDER / "00000004").exists()
         return usage(folder)._replace(free=1000) if done else usage(folder)
 
     with monkeypatch.context() as patch:
@@ -40,9 +41,9 @@ def test_full_disk_is_told_in_one_line_and_costs_nothing(whole, tmp_path, monkey
         with pytest.raises(SystemExit, match="^error: cannot write .*no space") as e:
             train.train(settings(), workdir)
     text = str(e.value)
-    assert "\n" not in text and f"{workdir}/{checkpoint.FOLDER}" in text
+    assert "\n" not in text and f"{workdir}/{manager.FOLDER}" in text
     assert "0.0 MB are free" in text and "what was saved is safe" in text
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+    with manager.Checkpoints(workdir, read_only=True) as saved:
         assert saved.steps() == [4]
     train.train(settings(), workdir)  # there is room again
     assert_same_run(whole[0], workdir)
@@ -81,7 +82,7 @@ def test_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
     arrays = [a | {"params": a["params"] + np.random.rand(1 << 18)} for a in arrays]
     arrays = [{k: v.astype(np.float32) for k, v in a.items()} for a in arrays]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(1, arrays[1])
         saved.wait()
         try:  # no file above 64 KiB: found out in the middle of writing
@@ -92,12 +93,12 @@ def test_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(e.value) and str(tmp_path) in str(e.value)
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         assert saved.steps() == [1]
         out = saved.restore(arrays[1])
         np.testing.assert_array_equal(out.state["params"], arrays[1]["params"])
         saved.save(2, arrays[2])
-    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+    with manager.Checkpoints(tmp_path, read_only=True) as saved:
         assert saved.steps() == [1, 2]
 
 
@@ -129,13 +130,13 @@ def test_read_only_workdir(compile_once, monkeypatch):  # noqa: F811
 def test_records_name_the_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(storage.StorageError, match="file/result.json' .Not a directo"):
-        metrics.write_json(tmp_path / "file" / "result.json", {})
+        records.write_json(tmp_path / "file" / "result.json", {})
 
     class Full(io.StringIO):
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = metrics.Writer(tmp_path, tensorboard=False)
+    writer = records.Writer(tmp_path, tensorboard=False)
     writer.close()
     writer._file = Full()
     with pytest.raises(storage.StorageError, match="metrics.jsonl' .No space left"):
@@ -145,7 +146,7 @@ def test_records_name_the_file_that_cannot_be_written(tmp_path):
 def test_events_on_a_full_disk_are_an_error_of_the_run(tmp_path):
     """Of the thread that trains: it must not wait for another one that died of it."""
     pytest.importorskip("tensorboardX")
-    writer = metrics.Writer(tmp_path, resume_step=None)
+    writer = records.Writer(tmp_path, resume_step=None)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:  # a record is smaller than its events, so these meet the limit first
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
@@ -156,7 +157,7 @@ def test_events_on_a_full_disk_are_an_error_of_the_run(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     writer.close()
-    lines = (tmp_path / metrics.METRICS_FILE).read_text().splitlines()
+    lines = (tmp_path / records.METRICS_FILE).read_text().splitlines()
     assert 10 < len(lines) < 61
 
 
@@ -176,5 +177,5 @@ def test_told_to_stop_with_a_bad_state_saves_nothing(
     with pytest.raises(SystemExit, match="^error: diverged at step 6") as e:
         train.train(settings(checkpoint_every=4), tmp_path / "run")
     assert "last good checkpoint: step 4" in str(e.value)
-    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+    with manager.Checkpoints(tmp_path / "run", read_only=True) as saved:
         assert saved.steps() == [4]

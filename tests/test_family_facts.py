@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from util import normal, with_zeros
 
-from quantnet_jax.core.base import PerTensor
 from quantnet_jax.core.qtensor import dequantize
+from quantnet_jax.core.quantizer import PerTensor
 from quantnet_jax.core.schedules import linear
 from quantnet_jax.core.surrogates import ede_slope
 from quantnet_jax.quantizers import create

@@ -8,8 +8,8 @@ from by_hand import SHAPE, channels, close, each, results, sign, weights
 from util import normal
 
 from quantnet_jax.core import surrogates
-from quantnet_jax.core.base import PerTensor
 from quantnet_jax.core.qtensor import dequantize
+from quantnet_jax.core.quantizer import PerTensor
 from quantnet_jax.quantizers import create
 
 pytestmark = pytest.mark.cheap

@@ -18,7 +18,7 @@ from by_hand import (
 )
 from util import noisy, normal
 
-from quantnet_jax.core.base import PerTensor
+from quantnet_jax.core.quantizer import PerTensor
 from quantnet_jax.quantizers import create
 
 pytestmark = pytest.mark.cheap

@@ -15,11 +15,12 @@ from jax.sharding import PartitionSpec
 from tiny import tiny_config, train
 
 from quantnet_jax import quantizers
+from quantnet_jax.analysis.collectives import collectives
+from quantnet_jax.checkpoint.manager import Checkpoints
 from quantnet_jax.core import tree
-from quantnet_jax.core.base import Quantizer, prepared
-from quantnet_jax.training import experiment, parallel
-from quantnet_jax.training.checkpoint import Checkpoints
-from quantnet_jax.training.collectives import collectives
+from quantnet_jax.core.quantizer import Quantizer, prepared
+from quantnet_jax.distributed import runners
+from quantnet_jax.training import experiment
 
 pytestmark = pytest.mark.cheap
 
@@ -48,7 +49,7 @@ def assert_placed(state, parts):
     """Every leaf lies where `leaf_spec` says, and a device holds just its part."""
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path)
-        spec = parallel.leaf_spec(x.shape, parts)
+        spec = runners.leaf_spec(x.shape, parts)
         assert x.sharding.spec == spec, name
         share = parts if spec else 1
         assert {s.data.nbytes for s in x.addressable_shards} == {x.nbytes // share}
@@ -68,7 +69,7 @@ def assert_placed(state, parts):
     ],
 )
 def test_leaf_spec(shape, parts, spec):
-    assert parallel.leaf_spec(shape, parts) == PartitionSpec(*spec)
+    assert runners.leaf_spec(shape, parts) == PartitionSpec(*spec)
 
 
 @pytest.mark.parametrize("fsdp", [2, 4])
@@ -135,7 +136,7 @@ def test_checkpoints_go_to_other_places_and_back(tmp_path, place):
 @pytest.mark.parametrize("unit", ["weight", "slice", "filter"])
 def test_quantnet_sends_nothing_but_its_own_parameters(unit):
     """Output channels are independent: their weights and codes stay where they are."""
-    runner = parallel.make_runner("jit", None, 4)
+    runner = runners.make_runner("jit", None, 4)
     params = {k: jnp.ones((3, 3, 2, 8)) for k in ("a", "b")}
     q = quantizers.create("quantnet", total_steps=10, unit=unit, width=4)
     q = tree.quantize_tree([tree.Rule(".*", q, "model")], params)
@@ -146,7 +147,7 @@ def test_quantnet_sends_nothing_but_its_own_parameters(unit):
         codes = jax.tree.leaves(q.hard(qparams, params), is_leaf=tree.is_qtensor)
         return q.soft(qparams, params, step=0), [qt.codes for qt in codes]
 
-    program = runner.compile(both, 2, out=parallel.STATE)
+    program = runner.compile(both, 2, out=runners.STATE)
     lowered = program.lower(runner.place(qparams), runner.place(params))
     found = collectives(lowered.compile().as_text())
     own = {f"f32[{','.join(map(str, x.shape))}]" for x in jax.tree.leaves(qparams)}
@@ -172,12 +173,12 @@ def test_prepared_changes_parameters_everywhere_but_in_init():
 @pytest.mark.parametrize("fsdp", [0, 3, 8])
 def test_devices_that_cannot_be_divided(fsdp):
     with pytest.raises(ValueError, match=f"^fsdp={fsdp} does not divide the 4 devices"):
-        parallel.make_runner("jit", None, fsdp)
+        runners.make_runner("jit", None, fsdp)
 
 
 def test_fsdp_needs_jit():
     with pytest.raises(ValueError, match="^fsdp=2 needs runner='jit'"):
-        parallel.make_runner("pmap", None, 2)
+        runners.make_runner("pmap", None, 2)
 
 
 def test_eight_devices_divided_by_four():

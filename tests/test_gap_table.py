@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import gap_page, gap_rows, gap_table, runs
+from quantnet_jax import config as config_lib
 from quantnet_jax import quantizers
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import evaluation, experiment
+from quantnet_jax.evaluation import gap
+from quantnet_jax.training import experiment
 
 pytestmark = pytest.mark.cheap
 
@@ -17,7 +18,7 @@ LAYERS = {
     "a/kernel": {"shape": [3, 3, 2, 5], "bits": 1, "floats": [2, 5], "values": [2, 2]},
     "b/kernel": {"shape": [1, 1, 5, 1], "bits": 2, "floats": [4, 1], "values": [4, 3]},
 }
-SETTINGS = {"settings": {"epochs": 7.0, "data.hold_out": 0}}
+SETTINGS = {"settings": {"epochs": 7.0, "data.validation_size": 0}}
 DIVERGED = {"diverged": True, "message": "error: diverged at step 3"} | SETTINGS
 
 
@@ -112,12 +113,18 @@ def test_search_then_finals_at_the_best_rate(made, calls):
     assert gap_table.run_row("binary_ste", args) == 0
     search, final = calls[: len(gap_rows.RATES)], calls[len(gap_rows.RATES) :]
     assert [c.weights.learning_rate for c in search] == list(gap_rows.RATES)
-    assert {(c.seed, c.epochs, c.data.hold_out) for c in search} == {(0, 3.0, 2000)}
+    assert {(c.seed, c.epochs, c.data.validation_size) for c in search} == {
+        (0, 3.0, 2000)
+    }
     assert [c.seed for c in final] == list(gap_rows.SEEDS)
     # The made-up accuracy falls with the rate.
     best = gap_rows.RATES[0]
     for c in final:
-        assert (c.weights.learning_rate, c.epochs, c.data.hold_out) == (best, 7.0, 0)
+        assert (c.weights.learning_rate, c.epochs, c.data.validation_size) == (
+            best,
+            7.0,
+            0,
+        )
     assert all(c.eval_every == c.epochs for c in calls)
     assert not list(made.folder.rglob("*.tmp"))
 
@@ -200,7 +207,7 @@ def test_a_real_run(made, monkeypatch):
         c.data.train_size, c.data.test_size, c.data.pad = 64, 32, 1
         c.model = {"name": "small"}
         c.batch_size = c.eval_batch_size = 16
-        c.bn_batches = 1
+        c.recalibration_batches = 1
         return c
 
     monkeypatch.setattr(gap_rows, "configuration", tiny)
@@ -243,8 +250,8 @@ def test_distinct_codes_are_counted_per_tensor_and_channel():
     codes = np.zeros((3, 3, 2, 3), np.uint8)
     codes[..., 1] = np.arange(18).reshape(3, 3, 2) % 3
     codes[..., 2] = 255
-    assert evaluation._distinct(codes) == [4, 3]
-    assert evaluation._distinct(codes[..., :1]) == [1, 1]
+    assert gap._distinct(codes) == [4, 3]
+    assert gap._distinct(codes[..., :1]) == [1, 1]
 
 
 def cells(text, start):

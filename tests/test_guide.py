@@ -18,7 +18,7 @@ LIST = "quantnet_jax/quantizers/members.py"
 SMOKE = ROOT / "configs" / "smoke.py"
 SMALL = [
     "--config.epochs=0.5",  # after the page's own: the last one counts
-    "--config.bn_batches=0",
+    "--config.recalibration_batches=0",
     "--config.report=False",
     "--config.tensorboard=False",
 ]

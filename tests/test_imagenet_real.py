@@ -20,8 +20,12 @@ def test_resnet18_learns_from_real_pictures_and_is_scored_on_them(real):  # noqa
     config.data.workers = 0
     config.batch_size = config.eval_batch_size = 4
     config.weights.warmup = config.meta.warmup = 0.0  # the first step moves something
-    config.bn_batches = 0
-    assert (config.dtype, config.smoothing, config.ema) == ("bfloat16", 0.1, 0.9999)
+    config.recalibration_batches = 0
+    assert (config.dtype, config.label_smoothing, config.ema_decay) == (
+        "bfloat16",
+        0.1,
+        0.9999,
+    )
     exp = experiment.build(config, jax.devices()[:1])
     assert exp.feed.shape == (224, 224, 3) and exp.feed.train_size == 40
     batch = next(exp.train_batches(0))

@@ -8,8 +8,9 @@ from tiny import tiny_config
 from util import assert_trees_close, normal
 
 from quantnet_jax import quantizers
+from quantnet_jax.checkpoint import manager
 from quantnet_jax.core import tree
-from quantnet_jax.training import checkpoint, experiment, optim, steps
+from quantnet_jax.training import experiment, optim, steps
 from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
@@ -192,9 +193,9 @@ def test_devices_and_checkpoints_keep_the_latent_state(name, tmp_path):
         )
     ]
     assert all(moved)
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(3, states[0], {"hard": 0.5}, {"seconds": 1.0})
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         restored = saved.restore(start).state
     assert_trees_close(restored, states[0], rtol=0, atol=0)
 

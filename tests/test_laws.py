@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from util import clip_sign
 
-from quantnet_jax.core.base import Quantizer, identity
 from quantnet_jax.core.combine import (
     learned_scale,
     per_channel,
@@ -16,6 +15,7 @@ from quantnet_jax.core.combine import (
     straight_through,
 )
 from quantnet_jax.core.qtensor import QTensor, dequantize
+from quantnet_jax.core.quantizer import Quantizer, identity
 from quantnet_jax.core.schedules import exponential, linear
 from quantnet_jax.quantizers import MEMBERS
 from quantnet_jax.quantizers.sign import tanh_sign

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from quantnet_jax.training import liveness
+from quantnet_jax.distributed import liveness
 
 PROCESS = """
 import importlib.util, pathlib, sys, time

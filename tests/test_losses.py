@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantnet_jax.training import losses
+from quantnet_jax.tasks import classification as losses
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +28,20 @@ def log_softmax(x):
     )
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_cross_entropy(logits, label, smoothing):
-    target = np.eye(5)[label] * (1 - smoothing) + smoothing / 5
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy(logits, label, label_smoothing):
+    target = np.eye(5)[label] * (1 - label_smoothing) + label_smoothing / 5
     wanted = -(target * log_softmax(logits)).sum(-1)
-    got = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(label), smoothing)
+    got = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(label), label_smoothing)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 def test_cross_entropy_of_huge_logits_is_finite():
     logits = jnp.asarray([[1e4, -1e4, 0.0], [-1e30, 1e30, 0.0]])
-    for smoothing in (0.0, 0.1):
+    for label_smoothing in (0.0, 0.1):
         label = jnp.asarray([0, 1])
-        assert np.isfinite(losses.cross_entropy(logits, label, smoothing)).all()
+        assert np.isfinite(losses.cross_entropy(logits, label, label_smoothing)).all()
 
 
 def test_kl_divergence(logits):
@@ -94,7 +94,7 @@ def test_weights_over_devices_weigh_examples_not_devices():
     np.testing.assert_allclose(np.asarray(grad) / 4, mask / mask.sum(), rtol=1e-6)
 
 
-def distilled(student, teacher, label, smoothing, weight, t):
+def distilled(student, teacher, label, label_smoothing, weight, t):
     """Hinton et al. 2015, in float64, example by example."""
 
     def softmax(z):
@@ -105,8 +105,8 @@ def distilled(student, teacher, label, smoothing, weight, t):
     for z, v, y in zip(
         student.astype(float), teacher.astype(float), label, strict=True
     ):
-        target = np.full(len(z), smoothing / len(z))
-        target[y] += 1 - smoothing
+        target = np.full(len(z), label_smoothing / len(z))
+        target[y] += 1 - label_smoothing
         hard = -(target * np.log(softmax(z))).sum()
         p, q = softmax(v / t), softmax(z / t)
         soft = (p * (np.log(p) - np.log(q))).sum()
@@ -114,16 +114,20 @@ def distilled(student, teacher, label, smoothing, weight, t):
     return np.array(found)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("weight", "temperature"), [(0.5, 4.0), (1.0, 1.0), (0.9, 2)])
-def test_distillation_against_numpy(smoothing, weight, temperature):
+def test_distillation_against_numpy(label_smoothing, weight, temperature):
     rng = np.random.default_rng(5)
     student, teacher = rng.normal(0, 3, size=(2, 7, 5)).astype(np.float32)
     label = rng.integers(0, 5, 7).astype(np.int32)
-    options = {"smoothing": smoothing, "weight": weight, "temperature": temperature}
+    options = {
+        "label_smoothing": label_smoothing,
+        "weight": weight,
+        "temperature": temperature,
+    }
     batch = {"label": jnp.asarray(label), "teacher": jnp.asarray(teacher)}
     got = losses.criterion(jnp.asarray(student), batch, **options)
-    wanted = distilled(student, teacher, label, smoothing, weight, temperature)
+    wanted = distilled(student, teacher, label, label_smoothing, weight, temperature)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, wanted, rtol=2e-5)
 
@@ -141,6 +145,6 @@ def test_criterion_without_a_teacher_or_without_its_weight_is_the_cross_entropy(
     logits = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     batch = {"label": jnp.asarray([0, 1, 2, 2], jnp.int32)}
     wanted = losses.cross_entropy(logits, batch["label"], 0.1).tolist()
-    alone = losses.criterion(logits, batch, smoothing=0.1, weight=0.5)
-    both = losses.criterion(logits, batch | {"teacher": -logits}, smoothing=0.1)
+    alone = losses.criterion(logits, batch, label_smoothing=0.1, weight=0.5)
+    both = losses.criterion(logits, batch | {"teacher": -logits}, label_smoothing=0.1)
     assert alone.tolist() == both.tolist() == wanted

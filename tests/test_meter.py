@@ -7,7 +7,8 @@ import types
 import jax
 import pytest
 
-from quantnet_jax.training import hosts, meter
+from quantnet_jax.distributed import hosts
+from quantnet_jax.logging import meter
 
 
 @pytest.fixture

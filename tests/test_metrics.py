@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantnet_jax.training import meter, metrics
+from quantnet_jax.logging import meter, records
 
 
 def refuse(token):
@@ -47,7 +47,7 @@ def write_steps(writer, first, last):
 
 def test_records_read_back_with_equal_floats(tmp_path):
     values = [0.1, 1 / 3, 1e-310, 5e300, float(np.nextafter(1.0, 2.0))]
-    with metrics.Writer(tmp_path, tensorboard=False) as writer:
+    with records.Writer(tmp_path, tensorboard=False) as writer:
         for step, value in enumerate(values):
             writer.write("train", step, {"loss": value})
         writer.write("train", 9, {"loss": jnp.float32(0.1), "n": np.int64(3)})
@@ -60,7 +60,7 @@ def test_records_read_back_with_equal_floats(tmp_path):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_not_a_number_becomes_null(tmp_path, bad):
-    with metrics.Writer(tmp_path, tensorboard=True) as writer:
+    with records.Writer(tmp_path, tensorboard=True) as writer:
         writer.write("train", 1, {"loss": bad, "all": jnp.array([1.0, bad])})
     assert read_lines(tmp_path)[0]["loss"] is None
     assert read_lines(tmp_path)[0]["all"] == [1.0, None]
@@ -69,13 +69,13 @@ def test_not_a_number_becomes_null(tmp_path, bad):
 @pytest.mark.parametrize("resume", [0, 2, 3, 7])
 def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path, resume):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    with metrics.Writer(whole, tensorboard=False) as writer:
+    with records.Writer(whole, tensorboard=False) as writer:
         write_steps(writer, 1, 7)
-    with metrics.Writer(cut, tensorboard=False) as writer:
+    with records.Writer(cut, tensorboard=False) as writer:
         write_steps(writer, 1, min(resume + 3, 7))
     with open(cut / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 6, "kind": "tr')  # killed within a line
-    with metrics.Writer(cut, tensorboard=False, resume_step=resume) as writer:
+    with records.Writer(cut, tensorboard=False, resume_step=resume) as writer:
         write_steps(writer, resume + 1, 7)
     names = ("whole", "cut")
     texts = [(tmp_path / n / "metrics.jsonl").read_bytes() for n in names]
@@ -84,21 +84,21 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path, resume):
 
 
 def test_a_fresh_run_starts_an_empty_file_and_damage_is_named(tmp_path):
-    with metrics.Writer(tmp_path, tensorboard=False) as writer:
+    with records.Writer(tmp_path, tensorboard=False) as writer:
         write_steps(writer, 1, 3)
-    metrics.Writer(tmp_path, tensorboard=False).close()
+    records.Writer(tmp_path, tensorboard=False).close()
     assert read_lines(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('nonsense\n{"step": 1}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl' line 1 is not a record"):
-        metrics.Writer(tmp_path, tensorboard=False, resume_step=1)
+        records.Writer(tmp_path, tensorboard=False, resume_step=1)
 
 
 def test_other_processes_write_nothing(tmp_path):
     stream = Terminal()
-    with metrics.Writer(tmp_path / "run", active=False) as writer:
+    with records.Writer(tmp_path / "run", active=False) as writer:
         write_steps(writer, 1, 4)
         writer.flush()
-    with metrics.Progress(4, stream=stream, active=False) as progress:
+    with records.Progress(4, stream=stream, active=False) as progress:
         progress.update(1, {"loss": 1.0})
         progress.say("hello")
     assert not (tmp_path / "run").exists()
@@ -107,7 +107,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 def test_events_hold_scalars_and_histograms(tmp_path):
     pytest.importorskip("tensorboardX")
-    with metrics.Writer(tmp_path) as writer:
+    with records.Writer(tmp_path) as writer:
         write_steps(writer, 1, 4)
     files = list((tmp_path / "tensorboard").iterdir())
     assert len(files) == 1
@@ -133,28 +133,28 @@ def test_events_hold_scalars_and_histograms(tmp_path):
 
 def test_without_tensorboardx_only_the_file_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with metrics.Writer(tmp_path) as writer:
+    with records.Writer(tmp_path) as writer:
         write_steps(writer, 1, 2)
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
 def test_write_json_is_strict_and_atomic(tmp_path):
     path = tmp_path / "result.json"
-    metrics.write_json(path, {"soft": np.float64(1 / 3), "bad": math.nan, "t": (1, 2)})
+    records.write_json(path, {"soft": np.float64(1 / 3), "bad": math.nan, "t": (1, 2)})
     text = path.read_text()
     expected = {"soft": 1 / 3, "bad": None, "t": [1, 2]}
     assert json.loads(text, parse_constant=refuse) == expected
     with pytest.raises(ValueError, match="cannot write set"):
-        metrics.write_json(path, {"soft": {1, 2}})
+        records.write_json(path, {"soft": {1, 2}})
     assert path.read_text() == text
     assert os.listdir(tmp_path) == ["result.json"]
-    metrics.write_json(path, {"b": jnp.bfloat16(1.5), "k": jnp.arange(2), "s": True})
+    records.write_json(path, {"b": jnp.bfloat16(1.5), "k": jnp.arange(2), "s": True})
     assert json.loads(path.read_text()) == {"b": 1.5, "k": [0, 1], "s": True}
 
 
 def test_progress_prints_one_line_per_record_without_a_terminal():
     stream = io.StringIO()
-    with metrics.Progress(200, stream=stream, start=50) as progress:
+    with records.Progress(200, stream=stream, start=50) as progress:
         for step in range(51, 101):
             progress.update(step, {"loss": 0.5} if step % 25 == 0 else None)
         progress.update(100, {"soft": 0.91, "hard": 0.905})
@@ -168,7 +168,7 @@ def test_progress_prints_one_line_per_record_without_a_terminal():
 
 def test_progress_is_a_bar_on_a_terminal():
     stream = Terminal()
-    with metrics.Progress(10, stream=stream, start=2) as progress:
+    with records.Progress(10, stream=stream, start=2) as progress:
         progress.update(4, {"soft": 0.5, "hard": 0.75})
         progress.say("a line")
         progress.update(10)
@@ -178,21 +178,21 @@ def test_progress_is_a_bar_on_a_terminal():
 
 
 def test_numbers_for_people():
-    assert metrics.format_metric("loss", 1.23456) == "1.235"
-    assert metrics.format_metric("loss", math.nan) == "nan"
-    assert metrics.format_metric("hard", None) == "-"
-    assert metrics.format_metric("hard_bn", 1) == "100.00%"
-    times = [metrics.duration(s) for s in (0.4, 59.6, 187, 7500)]
+    assert records.format_metric("loss", 1.23456) == "1.235"
+    assert records.format_metric("loss", math.nan) == "nan"
+    assert records.format_metric("hard", None) == "-"
+    assert records.format_metric("hard_bn", 1) == "100.00%"
+    times = [records.duration(s) for s in (0.4, 59.6, 187, 7500)]
     assert times == ["0s", "1m00s", "3m07s", "2h05m"]
 
 
 def test_table_aligns_and_checks_its_rows():
-    text = metrics.table([["soft", 91.5], ["hard + BN", None]], ["what", "%"])
+    text = records.table([["soft", 91.5], ["hard + BN", None]], ["what", "%"])
     assert text == (
         "what          %\n---------  ----\nsoft       91.5\nhard + BN     -"
     )
     with pytest.raises(ValueError, match="has 1 cells, expected 2"):
-        metrics.table([["soft"]], ["what", "%"])
+        records.table([["soft"]], ["what", "%"])
 
 
 def test_meter_counts_no_compilation(monkeypatch):

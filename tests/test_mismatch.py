@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_config
 
 from benchmarks import mismatch, mismatch_page
-from quantnet_jax.training import config as config_lib
+from quantnet_jax import config as config_lib
 from quantnet_jax.training import experiment
 
 RNG = np.random.default_rng(0)

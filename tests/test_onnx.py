@@ -10,15 +10,11 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
-from quantnet_jax import (  # noqa: E402
-    deploy,
-    export_onnx,
-    models,
-    onnx_check,
-    onnx_graph,
-)
+from quantnet_jax import deploy, export_onnx, models  # noqa: E402
 from quantnet_jax import quantizers as qs  # noqa: E402
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
+from quantnet_jax.deploy.onnx import check as onnx_check  # noqa: E402
+from quantnet_jax.deploy.onnx import graph  # noqa: E402
 
 pytestmark = pytest.mark.cheap
 
@@ -241,7 +237,7 @@ def test_single_operations_equal_those_of_jax(way):
         x = WAYS[way](images.astype(jnp.float32) / 255.0)
         return x.mean((1, 2)) - 0.5
 
-    model = onnx_graph.convert(function, SHAPE, name="one").SerializeToString()
+    model = graph.convert(function, SHAPE, name="one").SerializeToString()
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
     np.testing.assert_allclose(run(model, images), function(images), atol=1e-5)
 
@@ -251,4 +247,4 @@ def test_what_has_no_translation_is_named():
         return jnp.sort(images.astype(jnp.float32), axis=1).mean((1, 2))
 
     with pytest.raises(ValueError, match="primitive 'sort'.*no translation"):
-        onnx_graph.convert(function, SHAPE, name="one")
+        graph.convert(function, SHAPE, name="one")

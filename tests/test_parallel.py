@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from tiny import tiny_config, train
 
-from quantnet_jax.training import experiment, hosts, parallel
+from quantnet_jax.distributed import hosts
+from quantnet_jax.distributed import runners as parallel
+from quantnet_jax.training import experiment
 
 pytestmark = pytest.mark.cheap
 

@@ -11,7 +11,7 @@ import pytest
 from util import with_zeros
 
 from benchmarks import popcount as benchmark
-from quantnet_jax.core import conv
+from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy import popcount, popcount_pallas
 
@@ -85,7 +85,7 @@ def test_convolution_equals_the_float_one(
     qt = binary_qtensor(
         (*kernel, channels, outputs), scale=with_zeros(2, (1, 1, 1, outputs))
     )
-    check(popcount.binary_conv2d, conv.conv2d, x, qt, strides=strides, padding=padding)
+    check(popcount.binary_conv2d, ops.conv2d, x, qt, strides=strides, padding=padding)
 
 
 def check(product, reference, x, qt, **options):
@@ -113,7 +113,7 @@ def check(product, reference, x, qt, **options):
 def test_dense_equals_the_float_one(batch, channels):
     qt = binary_qtensor((channels, 5), scale=with_zeros(4, (1, 5)))
     x = with_zeros(3, (*batch, channels))
-    check(popcount.binary_dense, conv.dense, x, qt)
+    check(popcount.binary_dense, ops.dense, x, qt)
 
 
 def test_words_and_scales_of_a_qtensor():
@@ -129,7 +129,7 @@ def test_bfloat16_activations_give_exact_sums_and_round_once():
     x = jnp.ones((1, 3, 3, 70), jnp.bfloat16)
     qt = binary_qtensor((3, 3, 70, 4))
     qt = dataclasses.replace(qt, codes=qt.codes.at[..., 1:].set(1))
-    expected = conv.conv2d(signs(x.astype(jnp.float32)), qt)
+    expected = ops.conv2d(signs(x.astype(jnp.float32)), qt)
     third = jnp.full((4,), 1 / 3, jnp.float32)
     product = jax.jit(popcount.binary_conv2d)
     y = product(x, popcount.pack_kernel(qt.codes), scale=third)

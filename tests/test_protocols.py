@@ -13,8 +13,8 @@ from benchmarks import (
     runs,
 )
 from benchmarks.protocols import PROTOCOLS
+from quantnet_jax import config as config_lib
 from quantnet_jax import quantizers
-from quantnet_jax.training import config as config_lib
 from quantnet_jax.training import experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def test_rows_are_valid(name):
         )
         config_lib.check(c)
         experiment.make_rules(c, 100)
-        assert c.data.hold_out == protocol.hold_out and not c.init_from
+        assert c.data.validation_size == protocol.validation_size and not c.init_from
         if section := quantizers.recipe(given.method).get("sharpness"):
             own = c.quantizer[given.method].sharpness.start
             changed = any(k.endswith("sharpness.start") for k in given.changes)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from util import assert_trees_close, learned_tanh, normal
 
+from quantnet_jax.checkpoint import manager
 from quantnet_jax.core import tree
-from quantnet_jax.training import checkpoint, optim, steps
+from quantnet_jax.training import optim, steps
 from quantnet_jax.training.state import TrainState, average, create_state, scored
 
 STEPS, DECAY = 25, 0.6  # from step 14 on; smaller before
@@ -104,15 +105,15 @@ def test_what_is_scored():
 def test_checkpoints_hold_the_average_beside_the_weights(tmp_path):
     """Evaluation reads it without the optimizer; a warm start gets it."""
     state = run(DECAY)[-1]
-    with checkpoint.Checkpoints(tmp_path) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         saved.save(STEPS, state)
-    with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
+    with manager.Checkpoints(tmp_path, read_only=True) as saved:
         whole = saved.restore(state).state
         like = {k: getattr(state, k) for k in ("params", "batch_stats", "ema")}
         part = saved.restore_params(like).state
         arrays = saved.load_arrays().state
     assert_trees_close(jax.device_get(whole), state, 0, 0)
     assert_trees_close(jax.device_get(part), like, 0, 0)
-    assert arrays.keys() == checkpoint.flatten(state.ema).keys()
-    for name, wanted in checkpoint.flatten(state.ema).items():
+    assert arrays.keys() == manager.flatten(state.ema).keys()
+    for name, wanted in manager.flatten(state.ema).items():
         np.testing.assert_array_equal(arrays[name], wanted)

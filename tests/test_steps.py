@@ -12,8 +12,10 @@ from util import assert_trees_close, noisy
 
 from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
-from quantnet_jax.core.base import identity
-from quantnet_jax.training import experiment, losses, optim, parallel, steps
+from quantnet_jax.core.quantizer import identity
+from quantnet_jax.distributed import runners
+from quantnet_jax.tasks import classification as losses
+from quantnet_jax.training import experiment, optim, steps
 from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
@@ -65,7 +67,7 @@ def make(quantizer, meta=None, smoothing=0.0, tx=None):
     step = steps.make_train_step(
         *(apply, quantizer, tx, prepare),
         seed=0,
-        criterion=functools.partial(losses.criterion, smoothing=smoothing),
+        criterion=functools.partial(losses.criterion, label_smoothing=smoothing),
         **kwargs,
     )
     return state, jax.jit(lambda state, batch: step(state, None, batch, None))
@@ -165,7 +167,7 @@ def test_metrics_are_finite_float32_scalars():
 
 
 # Joint -------------------------------------------------------------------------------
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_joint_step_is_the_gradient_of_the_loss(smoothing):
     quantizer = QUANTNET
     state, step = make(quantizer, smoothing=smoothing)
@@ -350,11 +352,11 @@ def test_experiment_refuses_a_hold_out_that_a_device_cannot_split():
 
 
 # Counts ------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", parallel.RUNNERS)
+@pytest.mark.parametrize("kind", runners.RUNNERS)
 def test_padding_has_no_influence_on_the_tally(kind):
     """Whatever the logits of padded rows are, the sums are those of the real rows."""
     rng = np.random.default_rng(0)
-    runner = parallel.make_runner(kind)
+    runner = runners.make_runner(kind)
     tally = runner.compile(steps.tally, replicated=1)
     data = {"label": rng.integers(0, 4, 20).astype(np.int32)}
     on_devices = runner.replicate(data)

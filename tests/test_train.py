@@ -13,8 +13,10 @@ import pytest
 
 import train
 from configs import smoke
+from quantnet_jax.checkpoint import manager
+from quantnet_jax.config import check
 from quantnet_jax.core import limits
-from quantnet_jax.training import checkpoint, config_check, experiment
+from quantnet_jax.training import experiment
 
 pytestmark = pytest.mark.cheap
 
@@ -84,7 +86,7 @@ def contents(workdir):
 
 def state_of(workdir, config, step="latest"):
     like = experiment.build(config).state
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+    with manager.Checkpoints(workdir, read_only=True) as saved:
         return jax.device_get(saved.restore(jax.device_get(like), step).state)
 
 
@@ -144,7 +146,7 @@ def test_damaged_latest_checkpoint_falls_back(whole, tmp_path):
     workdir, _ = whole
     reference = tmp_path / "reference"
     shutil.copytree(workdir, reference)
-    arrays = workdir / checkpoint.FOLDER / f"{STEPS:08d}" / "weights"
+    arrays = workdir / manager.FOLDER / f"{STEPS:08d}" / "weights"
     for path in arrays.rglob("*"):
         if path.is_file() and path.stat().st_size > 50:
             path.write_bytes(path.read_bytes()[:50])
@@ -155,7 +157,7 @@ def test_damaged_latest_checkpoint_falls_back(whole, tmp_path):
 
 def test_unreadable_folder_of_checkpoints_is_told_in_one_line(whole):
     workdir, _ = whole
-    for path in (workdir / checkpoint.FOLDER).glob("*/metrics/*"):
+    for path in (workdir / manager.FOLDER).glob("*/metrics/*"):
         path.write_text("{")
     with pytest.raises(
         SystemExit, match="^error: cannot open the checkpoints"
@@ -194,7 +196,7 @@ def test_warm_start_takes_over_what_fits(whole, tmp_path, capsys):
     assert "head/bias: float32[4] -> float32[3]" in line
     report = json.loads((tmp_path / "warm" / "warm_start.json").read_text())
     assert (report["from"], report["step"]) == (str(source), STEPS)
-    built = checkpoint.flatten(state_of(tmp_path / "warm", config)._asdict())
+    built = manager.flatten(state_of(tmp_path / "warm", config)._asdict())
     built = {k for k in built if k.split("/")[0] in ("params", "batch_stats")}
     other = {line.split(":")[0] for line in report["mismatched"]}
     assert other == {"params/model/head/kernel", "params/model/head/bias"}
@@ -282,7 +284,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(
 ):
     # The warm-up starts at 0, so the first step is harmless; the next ones are absurd,
     # by a rate that is refused otherwise.
-    monkeypatch.setitem(config_check.LIMITS, "weights.learning_rate", limits.Number())
+    monkeypatch.setitem(check.LIMITS, "weights.learning_rate", limits.Number())
     config = settings(
         weights__learning_rate=1e38,
         weights__warmup=0.5,
@@ -295,7 +297,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert "\n" not in text and "weights.learning_rate" in text
     step = int(re.search(r"at step (\d+)", text)[1])
     assert 1 < step < STEPS
-    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+    with manager.Checkpoints(tmp_path / "run", read_only=True) as saved:
         steps = saved.steps()
     assert steps and f"step {steps[-1]}" in text and steps[-1] < step
     for number in steps:
@@ -336,7 +338,7 @@ def test_best_and_latest_checkpoint_are_kept(tmp_path):
     config = settings(keep_latest=1, eval_every=0.25)
     train.train(config, tmp_path / "run")
     hard = {r["step"]: r["hard"] for r in records(tmp_path / "run") if "hard" in r}
-    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+    with manager.Checkpoints(tmp_path / "run", read_only=True) as saved:
         assert hard[saved.best()] == max(hard.values())
         assert set(saved.steps()) == {saved.best(), STEPS}
         assert saved.latest() == STEPS
@@ -380,7 +382,7 @@ def told_to_stop(monkeypatch, build, step):
 def test_sigterm_saves_the_step_and_asks_to_be_resumed(
     whole, tmp_path, monkeypatch, compile_once, capsys, chunk
 ):
-    workdir, config = tmp_path / "told", settings(chunk=chunk)
+    workdir, config = tmp_path / "told", settings(steps_per_call=chunk)
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         told_to_stop(patch, compile_once, 4)
@@ -411,7 +413,7 @@ def test_sigterm_while_building_stops_after_the_first_step(
         with pytest.raises(SystemExit) as stopped:
             train.train(settings(), workdir)
     assert stopped.value.code == 75
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+    with manager.Checkpoints(workdir, read_only=True) as saved:
         assert saved.steps() == [1]
     train.train(settings(), workdir)
     assert_same_run(whole[0], workdir)
@@ -426,7 +428,7 @@ def test_checkpoints_between_evaluations(whole, tmp_path, monkeypatch, compile_o
         stop_at(patch, compile_once, 8)
         with pytest.raises(KeyboardInterrupt):
             train.train(config, workdir)
-    with checkpoint.Checkpoints(workdir, read_only=True) as saved:
+    with manager.Checkpoints(workdir, read_only=True) as saved:
         assert saved.steps() == [2, 4, 6]
         extra = saved.load_arrays(6).extra
     assert extra["config"]["checkpoint_every"] == 2 and len(extra["seen"]) == 1
@@ -443,7 +445,7 @@ def test_checkpoints_between_evaluations(whole, tmp_path, monkeypatch, compile_o
 
 def test_checkpoint_of_other_data_is_refused(whole):
     workdir, _ = whole
-    for path in (workdir / checkpoint.FOLDER).glob("*/extra/*"):
+    for path in (workdir / manager.FOLDER).glob("*/extra/*"):
         text = path.read_text()
         path.write_text(re.sub(r'"size": ?\d+', '"size": 127', text))
     with pytest.raises(SystemExit, match="^error: .*step 12.*: size is 127 there"):
@@ -458,17 +460,17 @@ def test_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch, compile_
     monkeypatch.setattr(train.experiment, "build", build_one)
     with pytest.raises(SystemExit, match="^error: diverged at step 6: .*state nan"):
         train.train(settings(checkpoint_every=2), tmp_path / "run")
-    with checkpoint.Checkpoints(tmp_path / "run", read_only=True) as saved:
+    with manager.Checkpoints(tmp_path / "run", read_only=True) as saved:
         assert saved.steps() == [2, 4]
 
 
 def test_chunks_train_alike(whole, tmp_path):
-    train.train(settings(chunk=3), tmp_path / "chunks")
+    train.train(settings(steps_per_call=3), tmp_path / "chunks")
     assert [r["step"] for r in records(tmp_path / "chunks")] == [
         r["step"] for r in records(whole[0])
     ]
     a, b = (
-        state_of(tmp_path / "chunks", settings(chunk=3)),
+        state_of(tmp_path / "chunks", settings(steps_per_call=3)),
         state_of(whole[0], settings()),
     )
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from util import assert_trees_close, clip_sign, equations, normal
 
-from quantnet_jax.core.base import PerTensor, identity
 from quantnet_jax.core.qtensor import QTensor, dequantize, validate
+from quantnet_jax.core.quantizer import PerTensor, identity
 from quantnet_jax.core.tree import (
     Rule,
     dequantize_tree,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantnet_jax.training.warm_start import warm_start
+from quantnet_jax.checkpoint.warm_start import warm_start
 
 
 def test_warm_start_reports_what_matched():

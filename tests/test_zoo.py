@@ -36,7 +36,7 @@ def test_entry_is_its_file(name):
     assert predictor.spec["method"] == entry["method"]
     config = entry["config"]
     assert predictor.spec["model"]["name"] == config["model"]["name"]
-    assert config["data"]["hold_out"] == 0
+    assert config["data"]["validation_size"] == 0
     assert not any((config["data"]["folder"], config["init_from"]))
     for key in () if entry["bn"] else ("packed", "exported"):
         assert entry["result"].get(key, entry["accuracy"]) == entry["accuracy"]
@@ -131,7 +131,7 @@ def test_adding_a_run(tmp_path, monkeypatch):
         make_zoo.add("large", workdir, folder=folder)
     index = json.loads((folder / "index.json").read_text())
     assert list(index) == ["made-up"] and len(list(folder.iterdir())) == 2
-    config["data"]["hold_out"] = 100
+    config["data"]["validation_size"] = 100
     (workdir / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="held-out"):
         make_zoo.add("held-out", workdir, folder=folder)

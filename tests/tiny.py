@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from quantnet_jax.training import config as config_lib
+from quantnet_jax import config as config_lib
 from quantnet_jax.training import experiment
 
 
@@ -22,7 +22,7 @@ def tiny_config(**overrides):
     config.quantizer.quantnet = {"width": 4, "sharpness": 2.0, "penalty": 0.1}
     config.batch_size = 16
     config.eval_batch_size = 12  # does not divide 50
-    config.bn_batches = 2
+    config.recalibration_batches = 2
     config.epochs = 0.96  # 6 steps
     config.eval_every = 0.32
     config.tensorboard = config.export = False

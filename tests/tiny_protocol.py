@@ -22,7 +22,7 @@ TINY = Protocol(
     (0.1, 0.2),
     ROWS,
     search=0.5,
-    hold_out=20,
+    validation_size=20,
     seeds=(0, 1),
     eval_every=1.0,
 )

@@ -20,8 +20,8 @@ def divided(folder):
     """
     from tiny import tiny_config, train
 
+    from quantnet_jax.checkpoint.manager import Checkpoints
     from quantnet_jax.training import experiment
-    from quantnet_jax.training.checkpoint import Checkpoints
 
     exp = experiment.build(tiny_config(runner="jit", fsdp=4))
     state, metrics = train(exp, STEPS)
@@ -41,12 +41,11 @@ def main(folder: str, coordinator: str, processes: str, process: str) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     from tiny import outcome, tiny_config
 
-    from quantnet_jax.training import hosts, parallel
+    from quantnet_jax.distributed import hosts, runners
 
     hosts.initialize(False, coordinator, int(processes), int(process))
     outcomes = {
-        runner: outcome(tiny_config(runner=runner), STEPS)
-        for runner in parallel.RUNNERS
+        runner: outcome(tiny_config(runner=runner), STEPS) for runner in runners.RUNNERS
     }
     outcomes["fsdp"] = divided(pathlib.Path(folder) / "fsdp")
     path = pathlib.Path(folder) / f"process{process}.pickle"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from quantnet_jax.core.base import Quantizer, no_params, no_penalty
+from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
 from quantnet_jax.quantizers.ste import hard_sign
 
 

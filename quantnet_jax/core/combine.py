@@ -8,14 +8,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import (
+from quantnet_jax.core.qtensor import QTensor, dequantize
+from quantnet_jax.core.quantizer import (
     PerTensor,
     Quantizer,
     Reparam,
     ScalarOrSchedule,
     as_schedule,
 )
-from quantnet_jax.core.qtensor import QTensor, dequantize
 
 
 def chain(*parts: Reparam | Quantizer) -> Quantizer:

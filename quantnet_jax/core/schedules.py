@@ -7,7 +7,7 @@ and so that a configuration can name a schedule as plain data.
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import ScalarOrSchedule, Schedule
+from quantnet_jax.core.quantizer import ScalarOrSchedule, Schedule
 
 
 def linear(start: float, end: float, steps: float) -> Schedule:

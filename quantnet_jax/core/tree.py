@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import PerTensor, PyTree, Quantizer
 from quantnet_jax.core.qtensor import dequantize, is_qtensor
+from quantnet_jax.core.quantizer import PerTensor, PyTree, Quantizer
 
 SHARES = ("layer", "shape", "kernel", "model")
 

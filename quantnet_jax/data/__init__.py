@@ -11,7 +11,13 @@
 """
 
 from quantnet_jax.data.augment import normalize, prepare
-from quantnet_jax.data.dataset import Dataset, hold_out, split, statistics, subset
+from quantnet_jax.data.dataset import (
+    Dataset,
+    split,
+    statistics,
+    subset,
+    validation_size,
+)
 from quantnet_jax.data.imagenet import eval_stream, load_source, train_stream
 from quantnet_jax.data.sources import (
     CLASSES,
@@ -36,7 +42,7 @@ __all__ = [
     "eval_batches",
     "eval_steps",
     "eval_stream",
-    "hold_out",
+    "validation_size",
     "load",
     "load_source",
     "load_tfds",

@@ -170,7 +170,7 @@ def subset(
     return Dataset(*arrays, classes=names, name=dataset.name)
 
 
-def hold_out(dataset: Dataset, size: int) -> Dataset:
+def validation_size(dataset: Dataset, size: int) -> Dataset:
     """Replaces the test images by a stratified part of the training images.
 
     For choosing learning rates and other options without looking at the test set.
@@ -188,7 +188,7 @@ def hold_out(dataset: Dataset, size: int) -> Dataset:
 
     Example:
       >>> from quantnet_jax.data import load
-      >>> part = hold_out(load("bundled"), 2000)
+      >>> part = validation_size(load("bundled"), 2000)
       >>> part.train_label.shape, part.test_label.shape
       ((8000,), (2000,))
     """

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy import popcount
 from quantnet_jax.deploy.packed import Packed, Words, is_packed, values
 from quantnet_jax.models.layers import replace_convolutions

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax import models, quantizers
-from quantnet_jax.core.base import Quantizer
 from quantnet_jax.core.qtensor import is_qtensor
+from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy import macs
 from quantnet_jax.deploy.artifact import NO_FILE
 from quantnet_jax.deploy.packed import Words, is_packed

@@ -9,8 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Quantizer
 from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check, unknown
+from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.activations import ACTS
 from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
 from quantnet_jax.models.resnet import (

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.quantizer import Quantizer
 
 Activation = Callable[[jax.Array], jax.Array]
 ActFactory = Callable[[], Activation]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from quantnet_jax.core import conv
+from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
 
 KERNELS = {
@@ -77,7 +77,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", kaiming_normal, shape, jnp.float32)
         return self.product(x, kernel)
 
-    def product(self, x: jax.Array, kernel: conv.Weights) -> jax.Array:
+    def product(self, x: jax.Array, kernel: ops.Weights) -> jax.Array:
         """The convolution with a given kernel."""
         scale = None
         if self.folded and self.quantized_input and not isinstance(kernel, QTensor):
@@ -86,7 +86,7 @@ class Conv(nn.Module):
             scale = jnp.max(jnp.abs(kernel), axis=(0, 1, 2), keepdims=True)
             scale = jnp.where(scale == 0.0, 1.0, scale)
             kernel = kernel / scale
-        y = conv.conv2d(
+        y = ops.conv2d(
             x,
             kernel,
             strides=self.strides,
@@ -151,7 +151,7 @@ class Dense(nn.Module):
         bias = self.param(
             "bias", nn.initializers.zeros, (self.channels,), jnp.float32
         ).astype(x.dtype)
-        y = conv.dense(x, kernel, precision=_precision(self.folded))
+        y = ops.dense(x, kernel, precision=_precision(self.folded))
         return y + bias[None]
 
 

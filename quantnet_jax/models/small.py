@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.activations import ActFactory, QuantizeInput, relu
 from quantnet_jax.models.layers import BatchNorm, Conv, Dense, as_images
 

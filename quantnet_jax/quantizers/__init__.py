@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Mapping
 
 from quantnet_jax.core import schedules
-from quantnet_jax.core.base import Quantizer
 from quantnet_jax.core.limits import nearest
+from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.quantizers.members import ACTIVATIONS, MEMBERS, Member
 from quantnet_jax.quantizers.options import check_options
 

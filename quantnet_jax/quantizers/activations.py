@@ -11,9 +11,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Quantizer, no_params, no_penalty
 from quantnet_jax.core.combine import straight_through, uniform_levels
 from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
 from quantnet_jax.core.surrogates import SLOPES, half_up, round_ste, sign, with_slope
 
 SMALLEST = 1e-8

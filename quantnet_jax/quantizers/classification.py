@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Quantizer, no_penalty
 from quantnet_jax.core.combine import straight_through, uniform_levels
 from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.quantizer import Quantizer, no_penalty
 from quantnet_jax.core.surrogates import clip_slope, with_slope
 from quantnet_jax.quantizers.subnet import EXACT
 

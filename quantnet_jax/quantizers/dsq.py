@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import (
+from quantnet_jax.core.combine import straight_through
+from quantnet_jax.core.qtensor import QTensor, encode
+from quantnet_jax.core.quantizer import (
     PerTensor,
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
     no_penalty,
 )
-from quantnet_jax.core.combine import straight_through
-from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.surrogates import identity_slope, sign, with_slope
 from quantnet_jax.quantizers.uniform import check_width, rms
 

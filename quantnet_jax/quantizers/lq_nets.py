@@ -5,9 +5,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import PerTensor, Quantizer, no_penalty
 from quantnet_jax.core.combine import straight_through
 from quantnet_jax.core.qtensor import QTensor, encode
+from quantnet_jax.core.quantizer import PerTensor, Quantizer, no_penalty
 
 RIDGE = 1e-6
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from quantnet_jax.core.base import Quantizer, identity
+from quantnet_jax.core.quantizer import Quantizer, identity
 from quantnet_jax.quantizers.activations import (
     approx_sign as approx_sign_activation,
 )

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import (
+from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,

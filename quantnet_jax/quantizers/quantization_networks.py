@@ -5,14 +5,14 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import (
+from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.quantizer import (
     PerTensor,
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
     no_penalty,
 )
-from quantnet_jax.core.qtensor import QTensor
 
 LEVELS = {
     1: (-1.0, 1.0),

@@ -9,7 +9,6 @@ not the layers.
 
 import jax
 
-from quantnet_jax.core.base import Quantizer, ScalarOrSchedule
 from quantnet_jax.core.combine import (
     add_penalty,
     bit_planes,
@@ -17,6 +16,7 @@ from quantnet_jax.core.combine import (
     learned_scale,
     scale_by_mean_abs,
 )
+from quantnet_jax.core.quantizer import Quantizer, ScalarOrSchedule
 from quantnet_jax.core.regularizers import orthogonality as orthogonality_distance
 from quantnet_jax.quantizers.sign import RANGES, check_bits, staircase
 from quantnet_jax.quantizers.subnet import normalize, subnet

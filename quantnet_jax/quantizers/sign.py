@@ -2,15 +2,15 @@
 
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import (
+from quantnet_jax.core.combine import chain, uniform_levels
+from quantnet_jax.core.qtensor import QTensor, encode
+from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
     no_params,
     no_penalty,
 )
-from quantnet_jax.core.combine import chain, uniform_levels
-from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.regularizers import binarization_distance
 from quantnet_jax.quantizers.subnet import normalize
 

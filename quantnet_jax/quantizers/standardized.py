@@ -5,15 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import (
+from quantnet_jax.core.combine import learned_scale, straight_through, uniform_levels
+from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
     no_params,
     no_penalty,
 )
-from quantnet_jax.core.combine import learned_scale, straight_through, uniform_levels
-from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.surrogates import ede_slope, sign, with_slope
 
 EPS = 1e-12

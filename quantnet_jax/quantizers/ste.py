@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core import surrogates
-from quantnet_jax.core.base import Quantizer, no_params, no_penalty
 from quantnet_jax.core.combine import (
     scale_by_mean_abs,
     straight_through,
     uniform_levels,
 )
 from quantnet_jax.core.qtensor import QTensor, encode
+from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
 
 
 def hard_sign(qparams, w: jax.Array) -> QTensor:

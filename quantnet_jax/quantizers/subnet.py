@@ -8,7 +8,7 @@ ones is. Everything here is ordinary smooth arithmetic.
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Reparam, no_params
+from quantnet_jax.core.quantizer import Reparam, no_params
 
 EXACT = jax.lax.Precision.HIGHEST
 """Float32 products everywhere: accelerators' default would move weights across zero."""

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import Quantizer, no_params, no_penalty
 from quantnet_jax.core.combine import straight_through
 from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
 
 
 def twn(*, threshold: float = 0.7) -> Quantizer:

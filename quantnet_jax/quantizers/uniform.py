@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.base import PerTensor, Quantizer, no_params, no_penalty
 from quantnet_jax.core.combine import (
     scale_by_mean_abs,
     straight_through,
     uniform_levels,
 )
 from quantnet_jax.core.qtensor import QTensor, encode
+from quantnet_jax.core.quantizer import PerTensor, Quantizer, no_params, no_penalty
 from quantnet_jax.core.surrogates import clip_slope, identity_slope, sign, with_slope
 from quantnet_jax.quantizers.ste import sign_ste
 

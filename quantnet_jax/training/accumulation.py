@@ -50,7 +50,7 @@ def check(parts: int, mode: str, lagged: bool) -> None:
     """Refuses what cannot be accumulated.
 
     Args:
-      parts: value of `config.accumulate`.
+      parts: value of `config.accumulation_steps`.
       mode: value of `config.meta.mode`.
       lagged: whether the quantizer learns through the weights' update (`gradient`).
 
@@ -62,9 +62,9 @@ def check(parts: int, mode: str, lagged: bool) -> None:
     if mode != "joint" or lagged:
         other = f"meta.mode={mode!r}" if mode != "joint" else "a gradient network"
         raise ValueError(
-            f"accumulate={parts} cannot be combined with {other}, expected 1: there "
-            "the update of the weights is itself differentiated, which needs the batch "
-            "as a whole"
+            f"accumulation_steps={parts} cannot be combined with {other}, expected 1: "
+            "there the update of the weights is itself differentiated, which needs the "
+            "batch as a whole"
         )
 
 

@@ -57,10 +57,10 @@ def check_devices(config, devices: int) -> None:
             "divisor of their number"
         )
     own = config.batch_size // devices
-    if own % config.accumulate:
+    if own % config.accumulation_steps:
         raise ValueError(
-            f"accumulate={config.accumulate} does not divide the {own} examples of a "
-            f"device (batch_size={config.batch_size} on {devices})"
+            f"accumulation_steps={config.accumulation_steps} does not divide the "
+            f"{own} examples of a device (batch_size={config.batch_size} on {devices})"
         )
 
 

@@ -73,6 +73,6 @@ def chunk_size(wanted: int, log_every: int, *, in_memory: bool, backend: str) ->
     """
     if wanted and log_every % wanted:
         raise ValueError(
-            f"chunk={wanted}, expected 0 or a divisor of log_every={log_every}"
+            f"steps_per_call={wanted}, expected 0 or a divisor of log_every={log_every}"
         )
     return wanted or (log_every if in_memory and backend != "cpu" else 1)

@@ -6,22 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import models
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training import parallel
-from quantnet_jax.training.checkpoint import Checkpoints
-from quantnet_jax.training.config import Config
+from quantnet_jax.checkpoint.manager import Checkpoints
+from quantnet_jax.checkpoint.warm_start import describe, flatten
+from quantnet_jax.config import Config
+from quantnet_jax.distributed import runners
 from quantnet_jax.training.feed import Feed, make_feed
 from quantnet_jax.training.networks import make_model
-from quantnet_jax.training.warm_start import describe, flatten
 
 PyTree = Any
 
 
 def load_teacher(
-    config: Config, feed: Feed, runner: parallel.Runner
+    config: Config, feed: Feed, runner: runners.Runner
 ) -> tuple[Callable, PyTree]:
-    """The network of `config.distill.workdir` at its last checkpoint.
+    """The network of `config.distillation.workdir` at its last checkpoint.
 
     It need not have the architecture of the student. Its optimizer is not read; where
     its run kept averaged weights, it is those.
@@ -39,16 +39,16 @@ def load_teacher(
       FileNotFoundError: there is no such run.
       ValueError: it is no float run, or of other data.
     """
-    key = f"distill.workdir={config.distill.workdir!r}"
+    key = f"distillation.workdir={config.distillation.workdir!r}"
     try:
-        teacher = config_lib.load(config.distill.workdir)
+        teacher = config_lib.load(config.distillation.workdir)
         _check(teacher, config, feed, runner)
         model = make_model(teacher, len(feed.classes), None)
         image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
         shapes = jax.eval_shape(model.init, jax.random.key(0), image)
         stats = shapes.get("batch_stats", {})
         like = {"params": {"model": shapes["params"]}, "batch_stats": stats}
-        with Checkpoints(config.distill.workdir, read_only=True) as source:
+        with Checkpoints(config.distillation.workdir, read_only=True) as source:
             saved = source.load_arrays().state
         wanted = flatten(like)
         for name, leaf in wanted.items():
@@ -84,7 +84,7 @@ def with_teacher(prepare: Callable, logits: Callable) -> Callable:
     return prepare_both
 
 
-def _check(teacher: Config, config: Config, feed: Feed, runner: parallel.Runner):
+def _check(teacher: Config, config: Config, feed: Feed, runner: runners.Runner):
     """Refuses a teacher that is not float, or that knows other classes or images."""
     for name, value, wanted in (
         ("quantizer.name", teacher.quantizer.name, "identity"),

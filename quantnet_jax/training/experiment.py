@@ -10,27 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers
+from quantnet_jax.config import Config
 from quantnet_jax.core import tree
-from quantnet_jax.core.base import prepared
+from quantnet_jax.core.quantizer import prepared
 from quantnet_jax.data import prepare
+from quantnet_jax.distributed import hosts, runners
+from quantnet_jax.evaluation import gap
+from quantnet_jax.evaluation.scoring import make_apply, make_scoring
 from quantnet_jax.training import (
     accumulation,
     build_check,
     dispatch,
     distillation,
-    evaluation,
-    hosts,
     losses,
     optim,
-    parallel,
     steps,
 )
-from quantnet_jax.training import config as config_lib
-from quantnet_jax.training.config import Config
 from quantnet_jax.training.feed import Feed, make_feed
 from quantnet_jax.training.networks import make_model
-from quantnet_jax.training.scoring import make_apply, make_scoring
 from quantnet_jax.training.state import TrainState, create_state, scored
 
 PyTree = Any
@@ -68,7 +67,7 @@ class Experiment(NamedTuple):
     """
 
     config: Config
-    runner: parallel.Runner
+    runner: runners.Runner
     feed: Feed
     buckets: tuple[tree.Bucket, ...]
     steps: int
@@ -99,14 +98,14 @@ def build(config: Config, devices: list | None = None) -> Experiment:
       ValueError, FileNotFoundError: one line that names the key or the file.
     """
     config_lib.check(config)
-    runner = parallel.make_runner(config.runner, devices, config.fsdp)
-    parallel.check_batch("batch_size", config.batch_size, runner)
-    parallel.check_batch("eval_batch_size", config.eval_batch_size, runner)
+    runner = runners.make_runner(config.runner, devices, config.fsdp)
+    runners.check_batch("batch_size", config.batch_size, runner)
+    runners.check_batch("eval_batch_size", config.eval_batch_size, runner)
     build_check.check_devices(config, runner.devices)
     feed = make_feed(config, runner)
     epoch_steps, total = build_check.check_data(config, feed)
     chunk = dispatch.chunk_size(
-        config.chunk,
+        config.steps_per_call,
         config.log_every,
         in_memory=feed.train_data is not None,
         backend=hosts.backend(),
@@ -129,7 +128,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         tx = optim.lagged(tx)
     meta = make_meta(config, rate, runner, quantizer)
     lagged = quantizer.gradient is not None
-    accumulation.check(config.accumulate, config.meta.mode, lagged)
+    accumulation.check(config.accumulation_steps, config.meta.mode, lagged)
 
     data = {
         name: None if arrays is None else runner.replicate(arrays)
@@ -148,7 +147,7 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         prepare, seed=0, train=False, pad=0, flip=False, **constants
     )
     train_prepare, train_data = augmented, data["train"]
-    if config.distill.workdir:
+    if config.distillation.workdir:
         logits, teacher = distillation.load_teacher(config, feed, runner)
         train_prepare = distillation.with_teacher(augmented, logits)
         train_data = {"set": data["train"], "teacher": runner.replicate(teacher)}
@@ -160,17 +159,17 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         seed=config.seed,
         criterion=functools.partial(
             losses.criterion,
-            smoothing=config.smoothing,
-            weight=config.distill.weight,
-            temperature=config.distill.temperature,
+            label_smoothing=config.label_smoothing,
+            weight=config.distillation.weight,
+            temperature=config.distillation.temperature,
         ),
         meta=meta,
         accumulate=functools.partial(
             accumulation.accumulate,
-            parts=config.accumulate,
+            parts=config.accumulation_steps,
             loop=hosts.backend() != "cpu",
         ),
-        decay=config.ema,
+        decay=config.ema_decay,
     )
 
     def init(images):
@@ -179,7 +178,9 @@ def build(config: Config, devices: list | None = None) -> Experiment:
         real = bool(config.activation.name)  # then BatchNorm takes their statistics
         variables = model.init(jax.random.fold_in(key, 0), images, train=real)
         key = jax.random.fold_in(key, 1)
-        return create_state(variables, quantizer, tx, key, averaged=config.ema > 0)
+        return create_state(
+            variables, quantizer, tx, key, averaged=config.ema_decay > 0
+        )
 
     def fit(weights):
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -199,10 +200,10 @@ def build(config: Config, devices: list | None = None) -> Experiment:
                 stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
                 yield runner.shard(stacked, axis=1)
 
-    stepped = (parallel.STATE, parallel.SAME)
+    stepped = (runners.STATE, runners.SAME)
     finite = runner.compile(steps.all_finite, replicated=1)
     realize = runner.compile(
-        evaluation.make_realize(quantizer), replicated=1, out=evaluation.REALIZED
+        gap.make_realize(quantizer), replicated=1, out=gap.REALIZED
     )
     scoring = make_scoring(model, realize, config, runner, feed, data, augmented, plain)
 

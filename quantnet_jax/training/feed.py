@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantnet_jax import data as qdata
+from quantnet_jax.config import Config
+from quantnet_jax.config.check import STREAMED, TFDS
 from quantnet_jax.core.limits import show
+from quantnet_jax.distributed.runners import Runner
 from quantnet_jax.training.build_check import named
-from quantnet_jax.training.config import Config
-from quantnet_jax.training.config_check import STREAMED, TFDS
-from quantnet_jax.training.parallel import Runner
 
 PyTree = Any
 SAMPLE = 64
@@ -85,9 +85,9 @@ def _load(c: Config) -> qdata.Dataset:
                     c.test_size or None,
                     c.classes or None,
                 )
-    if c.hold_out:
-        with named("data.hold_out", size="data.hold_out"):
-            dataset = qdata.hold_out(dataset, c.hold_out)
+    if c.validation_size:
+        with named("data.validation_size", size="data.validation_size"):
+            dataset = qdata.validation_size(dataset, c.validation_size)
     return dataset
 
 

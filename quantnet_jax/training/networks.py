@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from quantnet_jax import models, quantizers
-from quantnet_jax.training.config import Config
+from quantnet_jax.config import Config
 
 
 def make_model(config: Config, classes: int, axis_name: str | None):

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("constant", "cosine", "linear", "steps")
-OPTIMIZERS = ("sgd", "adam")
+from quantnet_jax.config.check import OPTIMIZERS, SCHEDULES
 
 
 def learning_rate(

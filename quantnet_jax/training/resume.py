@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from quantnet_jax.training.config import Config
-from quantnet_jax.training.metrics import jsonable
+from quantnet_jax.config import Config
+from quantnet_jax.logging.records import jsonable
 
 
 def extra(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.core.base import Quantizer
+from quantnet_jax.core.quantizer import Quantizer
 
 PyTree = Any
 

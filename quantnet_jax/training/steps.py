@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.core.base import Quantizer
 from quantnet_jax.core.merge import merged
-from quantnet_jax.training import losses
+from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.tasks import classification as losses
 from quantnet_jax.training.accumulation import accumulate
 from quantnet_jax.training.state import TrainState, average
 
@@ -223,65 +223,6 @@ def all_finite(state: TrainState, axis_name) -> jax.Array:
     del axis_name
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]
     return jnp.all(jnp.stack(finite))
-
-
-def make_forward(apply: Callable, prepare: Callable) -> Callable:
-    """Makes `forward(weights, data, batch, axis_name) -> logits`.
-
-    Args:
-      apply: of a network whose normalizations are folded into its weights.
-      prepare: `(data, batch) -> {'image', ...}`, without augmentation.
-
-    One function for soft and hard weights: compiled once, it cannot differ between
-    them in anything but the weights.
-    """
-
-    def forward(weights, data, batch, axis_name):
-        del axis_name
-        return apply({"params": weights}, prepare(data, batch)["image"], train=False)
-
-    return forward
-
-
-def make_statistics(apply: Callable, prepare: Callable) -> Callable:
-    """Makes `statistics(weights, batch_stats, data, batch, axis_name)`.
-
-    Args:
-      apply: of a model whose BatchNorm has momentum 0, so that its updated running
-        statistics are those of the batch.
-      prepare: as in training.
-
-    The result has the structure of `batch_stats`.
-    """
-
-    def statistics(weights, batch_stats, data, batch, axis_name):
-        variables = {"params": weights, "batch_stats": batch_stats}
-        _, updated = apply(variables, prepare(data, batch)["image"], train=True)
-        del axis_name  # BatchNorm has averaged over it
-        return updated.get("batch_stats", {})
-
-    return statistics
-
-
-def tally(data, batch, soft_logits, hard_logits, axis_name) -> dict[str, jax.Array]:
-    """Sums over the real examples of a batch and over devices, float32 scalars.
-
-    Returns:
-      'examples', 'soft' and 'hard' (correct ones), 'loss_soft', 'loss_hard', 'kl'
-      (divergence of the hard from the soft class probabilities).
-    """
-    streamed = "label" in batch
-    label = batch["label"] if streamed else data["label"][batch["index"]]
-    sums = {
-        "examples": jnp.ones_like(batch["mask"]),
-        "soft": losses.correct(soft_logits, label),
-        "hard": losses.correct(hard_logits, label),
-        "loss_soft": losses.cross_entropy(soft_logits, label),
-        "loss_hard": losses.cross_entropy(hard_logits, label),
-        "kl": losses.kl_divergence(soft_logits, hard_logits),
-    }
-    sums = {name: jnp.sum(x * batch["mask"]) for name, x in sums.items()}
-    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 def pmean(tree: PyTree, axis_name: str | None) -> PyTree:

@@ -8,7 +8,7 @@ import sys
 import jax
 from absl import flags
 
-from quantnet_jax.training import config as config_lib
+from quantnet_jax import config as config_lib
 
 
 def parse(

@@ -8,23 +8,23 @@ import optax
 
 
 def cross_entropy(
-    logits: jax.Array, label: jax.Array, smoothing: float = 0.0
+    logits: jax.Array, label: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
     """Cross-entropy of every example.
 
     Args:
       logits: float32 (N, classes).
       label: int32 (N,).
-      smoothing: share of the target spread evenly over all classes, in [0, 1).
+      label_smoothing: share of the target spread evenly over all classes, in [0, 1).
 
     Returns:
       float32 (N,).
     """
-    if not smoothing:
+    if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
     target = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
     return optax.softmax_cross_entropy(
-        logits, optax.losses.smooth_labels(target, smoothing)
+        logits, optax.losses.smooth_labels(target, label_smoothing)
     )
 
 
@@ -32,7 +32,7 @@ def criterion(
     logits: jax.Array,
     batch: Mapping[str, jax.Array],
     *,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
     weight: float = 0.0,
     temperature: float = 1.0,
 ) -> jax.Array:
@@ -45,14 +45,14 @@ def criterion(
     Args:
       logits: float32 (N, classes).
       batch: 'label' int32 (N,); 'teacher', if there is one: its logits, like `logits`.
-      smoothing: of the labels, see `cross_entropy`.
+      label_smoothing: of the labels, see `cross_entropy`.
       weight: of the imitation, in [0, 1]; counts for nothing without a teacher.
       temperature: T, positive.
 
     Returns:
       float32 (N,).
     """
-    loss = cross_entropy(logits, batch["label"], smoothing)
+    loss = cross_entropy(logits, batch["label"], label_smoothing)
     if "teacher" not in batch:
         return loss
     hot = kl_divergence(batch["teacher"] / temperature, logits / temperature)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import jax
 import numpy as np
 
-from quantnet_jax.training import hosts
+from quantnet_jax.distributed import hosts
 
 T = TypeVar("T")
 

@@ -9,8 +9,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from quantnet_jax.training.events import Events
-from quantnet_jax.training.progress import (
+from quantnet_jax.checkpoint.storage import writing
+from quantnet_jax.logging.events import Events
+from quantnet_jax.logging.progress import (
     ACCURACIES,
     Progress,
     duration,
@@ -18,7 +19,6 @@ from quantnet_jax.training.progress import (
     summary,
     table,
 )
-from quantnet_jax.training.storage import writing
 
 __all__ = [
     "ACCURACIES", "METRICS_FILE", "Progress", "Writer", "duration", "format_metric",

@@ -3,7 +3,7 @@
 import signal
 import threading
 
-from quantnet_jax.training import hosts
+from quantnet_jax.distributed import hosts
 
 RESUME_ME = 75
 """Exit code of a run that saved its state and wants to be started again: EX_TEMPFAIL

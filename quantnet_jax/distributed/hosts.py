@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from quantnet_jax.training import liveness
+from quantnet_jax.distributed import liveness
 
 
 def initialize(

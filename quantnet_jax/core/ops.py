@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from quantnet_jax.core.base import PyTree, Quantizer
 from quantnet_jax.core.qtensor import QTensor, dequantize, lookup
+from quantnet_jax.core.quantizer import PyTree, Quantizer
 
 Weights = jax.Array | QTensor
 Strides = int | Sequence[int]

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from quantnet_jax import quantizers
-from quantnet_jax.training import config_check
+from quantnet_jax.config import check as config_check
 
 Config = Any
 """An `ml_collections.ConfigDict`, whose attributes no type checker can know."""
@@ -33,7 +33,9 @@ def base() -> Config:
     c.data.train_size = 0  # a stratified part, 0 for all
     c.data.test_size = 0
     c.data.classes = 0  # the first so many, 0 for all
-    c.data.hold_out = 0  # evaluate on so many training images, not on the test set
+    c.data.validation_size = (
+        0  # evaluate on so many training images, not on the test set
+    )
     c.data.pad = 2  # random crop out of so many zero pixels around the image
     c.data.flip = True  # random mirror image
     c.data.image_size = 0  # that the set must have, 0 for any; crop size of ImageNet
@@ -67,25 +69,31 @@ def base() -> Config:
     c.meta.mode = "joint"  # or 'bilevel'
     c.meta.holdout = 0.25  # bilevel: part of each batch, one of 1/2, 1/3, 1/4, ...
     c.meta.exact = False  # bilevel: differentiate through the look-ahead step
-    c.smoothing = 0.0  # of the labels
-    c.accumulate = 1  # parts of a batch, computed one after another
-    c.ema = 0.0  # decay of the moving average of the weights that is scored, 0 for none
+    c.label_smoothing = 0.0  # of the labels
+    c.accumulation_steps = 1  # parts of a batch, computed one after another
+    c.ema_decay = (
+        0.0  # decay of the moving average of the weights that is scored, 0 for none
+    )
     # A trained float network whose logits are imitated.
-    c.distill = ConfigDict()
-    c.distill.workdir = ""  # of its run, '' for no distillation
-    c.distill.weight = 0.5  # of the imitation; the labels have the rest
-    c.distill.temperature = 4.0
+    c.distillation = ConfigDict()
+    c.distillation.workdir = ""  # of its run, '' for no distillation
+    c.distillation.weight = 0.5  # of the imitation; the labels have the rest
+    c.distillation.temperature = 4.0
 
     # The run -----------------------------------------------------------------------
     c.init_from = ""  # workdir of another run whose parameters to start from
     c.float_baseline = False  # train the float network first, in WORKDIR/float
     c.runner = "pmap"  # or 'jit'
     c.fsdp = 1  # 'jit': devices that share the output channels of each weight
-    c.chunk = 0  # steps in one dispatch; 0 for 1 on CPUs, else up to `log_every`
+    c.steps_per_call = (
+        0  # steps in one dispatch; 0 for 1 on CPUs, else up to `log_every`
+    )
     c.eval_every = 1.0  # epochs; a checkpoint is written at each evaluation
     c.checkpoint_every = 0  # steps between further checkpoints, 0 for none
     c.log_every = 50  # steps
-    c.bn_batches = 50  # training batches of the BatchNorm re-estimation, 0 for none
+    c.recalibration_batches = (
+        50  # training batches of the BatchNorm re-estimation, 0 for none
+    )
     c.keep_latest = 2  # checkpoints, beside the best
     c.tensorboard = True
     c.report = True  # write report.html at the end

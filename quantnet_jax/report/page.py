@@ -6,15 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from quantnet_jax.report_assets import SCRIPT, STYLE
-from quantnet_jax.report_charts import (
-    SCORES,
-    curves,
-    escape,
-    finite,
-    heat_map,
-    short,
-)
+from quantnet_jax.report.assets import SCRIPT, STYLE
+from quantnet_jax.report.charts import SCORES, curves, escape, finite, heat_map, short
 
 
 def _percent(value: float | None, digits: int = 2) -> str:

@@ -22,8 +22,10 @@ from quantnet_jax.core.limits import (
     show,
     unknown,
 )
-from quantnet_jax.training import optim, parallel
+from quantnet_jax.distributed import runners
 
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine", "linear", "steps")
 STREAMED = ("imagenet2012",)
 """Sets that are read while training."""
 TFDS = "tfds:"
@@ -37,9 +39,9 @@ COUNT = Number(1, 2**31 - 1, whole=True)
 COUNT_OR_0 = Number(0, 2**31 - 1, whole=True)
 BATCH = Number(1, 2**20, whole=True)
 OPTIMIZER: dict[str, Limit] = {
-    "optimizer": Choice(optim.OPTIMIZERS),
+    "optimizer": Choice(OPTIMIZERS),
     "learning_rate": NOT_NEGATIVE,
-    "schedule": Choice(optim.SCHEDULES),
+    "schedule": Choice(SCHEDULES),
     "warmup": SHARE,
     "momentum": SHARE,
     "weight_decay": NOT_NEGATIVE,
@@ -53,7 +55,7 @@ LIMITS: dict[str, Limit] = {
     "data.train_size": COUNT_OR_0,
     "data.test_size": COUNT_OR_0,
     "data.classes": Number(2, 2**20, whole=True, zero=True),
-    "data.hold_out": COUNT_OR_0,
+    "data.validation_size": COUNT_OR_0,
     "data.pad": Number(0, 2**12, whole=True),
     "data.image_size": Number(0, 2**12, whole=True),
     "data.workers": Number(0, 2**10, whole=True),
@@ -67,18 +69,18 @@ LIMITS: dict[str, Limit] = {
     **{f"meta.{key}": limit for key, limit in OPTIMIZER.items()},
     "meta.mode": Choice(("joint", "bilevel")),
     "meta.holdout": Number(0, 0.5, above=True),
-    "smoothing": SHARE,
-    "accumulate": Number(1, 2**20, whole=True),
-    "ema": SHARE,
-    "distill.weight": Number(0, 1),
-    "distill.temperature": Number(1e-3, 1e6),
-    "runner": Choice(parallel.RUNNERS),
+    "label_smoothing": SHARE,
+    "accumulation_steps": Number(1, 2**20, whole=True),
+    "ema_decay": SHARE,
+    "distillation.weight": Number(0, 1),
+    "distillation.temperature": Number(1e-3, 1e6),
+    "runner": Choice(runners.RUNNERS),
     "fsdp": Number(1, 2**20, whole=True),
-    "chunk": Number(0, 2**20, whole=True),
+    "steps_per_call": Number(0, 2**20, whole=True),
     "eval_every": Number(0, 1e9, above=True),
     "checkpoint_every": COUNT_OR_0,
     "log_every": COUNT,
-    "bn_batches": Number(0, 2**16, whole=True),
+    "recalibration_batches": Number(0, 2**16, whole=True),
     "keep_latest": Number(1, 2**20, whole=True),
 }
 """Key -> what it may be; a key that is not here is held to the type of its default."""
@@ -162,7 +164,7 @@ def _check_data(c: dict) -> None:
             raise ValueError(f"data.name={show(c['name'])}{near}")
     elif not c["name"].removeprefix(TFDS).strip():
         raise ValueError(f"data.name={c['name']!r}, expected a name after {TFDS!r}")
-    for key in ("train_size", "test_size", "classes", "hold_out"):
+    for key in ("train_size", "test_size", "classes", "validation_size"):
         if c[key] and streamed:
             raise ValueError(
                 f"data.{key}={c[key]}: {c['name']!r} is streamed whole, use 0"
@@ -237,9 +239,9 @@ def _check_together(config: dict) -> None:
     """Refuses values that are fine alone and not together."""
     if config["fsdp"] > 1 and config["runner"] != "jit":
         raise ValueError(f"fsdp={config['fsdp']} needs runner='jit'")
-    if config["batch_size"] % config["accumulate"]:
+    if config["batch_size"] % config["accumulation_steps"]:
         raise ValueError(
-            f"accumulate={config['accumulate']} does not divide "
+            f"accumulation_steps={config['accumulate']} does not divide "
             f"batch_size={config['batch_size']}"
         )
     holdout = config["meta"]["holdout"]

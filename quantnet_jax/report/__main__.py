@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from quantnet_jax import report_charts, report_page
+from quantnet_jax.report import charts
+from quantnet_jax.report import page as report_page
 
 
 class Run(NamedTuple):
@@ -124,7 +125,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for label, group in members.items():
         scores = {}
-        for key in (*report_charts.SCORES, "gap"):
+        for key in (*charts.SCORES, "gap"):
             values = [r.gap() if key == "gap" else r.score(key) for r in group]
             known = [v for v in values if v is not None]
             if known:

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 from quantnet_jax import models
-from quantnet_jax.training import evaluation, parallel, steps
+from quantnet_jax.distributed import runners
+from quantnet_jax.evaluation import forward as fns
+from quantnet_jax.evaluation import gap
 
 
 class Scoring(NamedTuple):
@@ -15,10 +17,11 @@ class Scoring(NamedTuple):
 
     Attributes:
       evaluate: `(state, previous codes=None) -> (scores, layers, codes)`: those of
-        `evaluation.score` and `evaluation.layer_report`, and the codes for the next
+        `gap.score` and `gap.layer_report`, and the codes for the next
         call.
       statistics: `state -> BatchNorm statistics` of the hard weights, the mean over
-        `config.bn_batches` training batches; ValueError without batches or BatchNorm.
+        `config.recalibration_batches` training batches; ValueError without batches or
+        BatchNorm.
       predict: `folded parameters -> logits` of all test images of this process, on the
         host.
     """
@@ -34,27 +37,27 @@ def make_scoring(
     """Compiles them; nothing runs yet."""
     # What is scored is what ships: normalizations folded, weights hard or soft.
     forward = runner.compile(
-        steps.make_forward(make_apply(model.clone(folded=True), runner), plain),
+        fns.make_forward(make_apply(model.clone(folded=True), runner), plain),
         replicated=2,
-        out=parallel.ROWS,
+        out=runners.ROWS,
     )
     fold = runner.compile(
-        lambda w, stats, axis_name: models.fold(w, stats), 2, out=parallel.STATE
+        lambda w, stats, axis_name: models.fold(w, stats), 2, out=runners.STATE
     )
-    tally = runner.compile(steps.tally, replicated=1)
+    tally = runner.compile(fns.tally, replicated=1)
     # With momentum 0 the running statistics are those of the last batch.
     of_batch = runner.compile(
-        steps.make_statistics(make_apply(model.clone(momentum=0.0), runner), augmented),
+        fns.make_statistics(make_apply(model.clone(momentum=0.0), runner), augmented),
         replicated=3,
-        out=parallel.STATE,
+        out=runners.STATE,
     )
 
     def reestimated(hard, stats):
         stream = feed.train(0)
-        batches = (runner.shard(next(stream)) for _ in range(config.bn_batches))
-        return evaluation.average_statistics(
-            of_batch, hard, stats, data["train"], batches
+        batches = (
+            runner.shard(next(stream)) for _ in range(config.recalibration_batches)
         )
+        return gap.average_statistics(of_batch, hard, stats, data["train"], batches)
 
     def evaluate(state, previous=None):
         realized, stats = realize(state), state.batch_stats
@@ -62,12 +65,12 @@ def make_scoring(
         for x in jax.tree.leaves((realized.layers, realized.codes)):
             x.copy_to_host_async()
         trees = {"soft": fold(realized.soft, stats), "hard": fold(realized.hard, stats)}
-        if config.bn_batches and jax.tree.leaves(stats):
+        if config.recalibration_batches and jax.tree.leaves(stats):
             hard_stats = reestimated(realized.hard, stats)
             trees["hard_bn"] = fold(realized.hard, hard_stats)
         batches = (runner.shard(batch) for batch in feed.test())
-        scores = evaluation.score(tally, forward, trees, data["test"], batches)
-        layers = evaluation.layer_report(realized, previous)
+        scores = gap.score(tally, forward, trees, data["test"], batches)
+        layers = gap.layer_report(realized, previous)
         return scores, layers, jax.device_get(realized.codes)
 
     def predict(params):
@@ -79,9 +82,10 @@ def make_scoring(
         return np.concatenate(rows)
 
     def statistics(state):
-        if not config.bn_batches or not jax.tree.leaves(state.batch_stats):
+        if not config.recalibration_batches or not jax.tree.leaves(state.batch_stats):
             raise ValueError(
-                f"bn_batches={config.bn_batches}, model.name={config.model.name!r}: "
+                f"recalibration_batches={config.recalibration_batches}, "
+                f"model.name={config.model.name!r}: "
                 "expected batches, and BatchNorm whose statistics they re-estimate"
             )
         return reestimated(realize(state).hard, state.batch_stats)
@@ -89,7 +93,7 @@ def make_scoring(
     return Scoring(evaluate, statistics, predict)
 
 
-def make_apply(model, runner: parallel.Runner) -> Callable:
+def make_apply(model, runner: runners.Runner) -> Callable:
     """`(variables, image, train) -> logits`, or `(logits, updated)` when training.
 
     However a state is divided, the network itself is computed on whole variables and

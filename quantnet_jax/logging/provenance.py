@@ -5,7 +5,7 @@ import pathlib
 import platform
 import subprocess
 
-from quantnet_jax.training.hosts import describe_devices
+from quantnet_jax.distributed.hosts import describe_devices
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

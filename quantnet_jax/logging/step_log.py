@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from quantnet_jax.training.meter import Meter
-from quantnet_jax.training.metrics import Writer
+from quantnet_jax.logging.meter import Meter
+from quantnet_jax.logging.records import Writer
 
 
 class Diverged(ArithmeticError):

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.base import PyTree, Quantizer
 from quantnet_jax.core.combine import per_channel
 from quantnet_jax.core.qtensor import dequantize, is_qtensor, pack, unpack, validate
+from quantnet_jax.core.quantizer import PyTree, Quantizer
 
 FLOAT = {"rtol": 2e-5, "atol": 2e-6}
 """How far two orders of the same float32 arithmetic may part; atol is per unit of the

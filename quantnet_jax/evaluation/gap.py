@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.core import tree
-from quantnet_jax.core.base import Quantizer
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
-from quantnet_jax.training.parallel import SAME, STATE
-from quantnet_jax.training.state import TrainState
+from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.distributed.runners import SAME, STATE
 
 PyTree = Any
 BINS = 64
@@ -51,7 +50,7 @@ REALIZED = Realized._make((STATE, STATE, SAME, SAME))
 def make_realize(quantizer: Quantizer) -> Callable:
     """Makes `realize(state, axis_name) -> Realized`, for a runner to compile."""
 
-    def realize(state: TrainState, axis_name) -> Realized:
+    def realize(state, axis_name) -> Realized:
         del axis_name
         model, quant = state.params["model"], state.params["quant"]
         soft = quantizer.soft(quant, model, step=state.step)
@@ -95,7 +94,7 @@ def score(
     """Evaluates weight trees on every example once, through one compiled function.
 
     Args:
-      tally, forward: compiled functions of `quantnet_jax.training.steps`.
+      tally, forward: compiled functions of `quantnet_jax.evaluation.forward`.
       trees: 'soft', 'hard' and perhaps 'hard_bn' (re-estimated BatchNorm), folded.
       data: on the devices, or None.
       batches: sharded, with masks.

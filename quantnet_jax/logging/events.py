@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quantnet_jax.training.storage import writing
+from quantnet_jax.checkpoint.storage import writing
 
 
 class Events:

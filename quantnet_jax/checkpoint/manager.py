@@ -19,13 +19,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from quantnet_jax.training.storage import (
+from quantnet_jax.checkpoint.storage import (
     StorageError,
     check_room,
     check_writable,
     without_warning,
 )
-from quantnet_jax.training.warm_start import WarmStart, check_fits, flatten, warm_start
+from quantnet_jax.checkpoint.warm_start import (
+    WarmStart,
+    check_fits,
+    flatten,
+    warm_start,
+)
 
 __all__ = [
     "FOLDER", "Checkpoints", "Restored", "StorageError", "WarmStart", "flatten",

@@ -1,0 +1,1 @@
+"""Analyses of networks and compiled programs; nothing here trains differently."""

@@ -1,0 +1,1 @@
+"""Checkpoints: save, restore, resume, warm start."""

@@ -1,0 +1,1 @@
+"""ONNX: from a traced network to a verified graph."""

@@ -1,0 +1,1 @@
+"""Evaluation: soft against hard weights, the discretization gap."""

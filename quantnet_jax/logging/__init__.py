@@ -1,0 +1,1 @@
+"""Run records: metrics files, events, progress, timing."""
