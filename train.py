@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import export, report
-from quantnet_jax.checkpoint import manager
+from quantnet_jax.checkpoint import manager, storage
 from quantnet_jax.config import flags as command_line
 from quantnet_jax.data import TooManyUnreadable
 from quantnet_jax.distributed import hosts
@@ -26,7 +26,7 @@ from quantnet_jax.logging import records
 from quantnet_jax.logging.meter import Meter, tracing
 from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.step_log import Diverged, StepLog, check_finite
-from quantnet_jax.training import dispatch, experiment, resume, storage
+from quantnet_jax.training import dispatch, experiment, resume
 
 WARM_START = "warm_start.json"
 DEFAULT_CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "default.py"

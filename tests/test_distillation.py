@@ -17,10 +17,10 @@ from quantnet_jax.core import tree
 from quantnet_jax.data import prepare
 from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
+from quantnet_jax.tasks import classification as losses
 from quantnet_jax.training import (
     distillation,
     experiment,
-    losses,
     networks,
     optim,
     steps,

@@ -19,12 +19,12 @@ from quantnet_jax.data import prepare
 from quantnet_jax.distributed import hosts, runners
 from quantnet_jax.evaluation import gap
 from quantnet_jax.evaluation.scoring import make_apply, make_scoring
+from quantnet_jax.tasks import classification as losses
 from quantnet_jax.training import (
     accumulation,
     build_check,
     dispatch,
     distillation,
-    losses,
     optim,
     steps,
 )
