@@ -17,7 +17,7 @@ from benchmarks.bad_config_keys import KEYS, OPTIONS, PLAIN, RESNET, SECTIONS, R
 from benchmarks.bad_config_together import Case
 from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers
-from quantnet_jax.config import check as config_check
+from quantnet_jax.config import checks as config_check
 from quantnet_jax.core import limits
 from quantnet_jax.quantizers.options import limits_of
 from quantnet_jax.training import experiment

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from tiny import tiny_config
 
 from quantnet_jax import config as config_lib
-from quantnet_jax.config import check as config_check
+from quantnet_jax.config import checks as config_check
 from quantnet_jax.core.limits import Number
 
 

@@ -11,8 +11,9 @@ from tiny import tiny_config
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import data
+from quantnet_jax.data import jpeg, train_indices, unreadable
 from quantnet_jax.distributed import runners
-from quantnet_jax.training import feed, jpeg, train_indices, unreadable
+from quantnet_jax.training import feed
 
 ARGS = dict(batch_size=4, seed=3, size=8, threads=1)
 BAD = {2: b"", 5: make_jpeg(50, 40, 0)[:300], 6: None}

@@ -167,7 +167,7 @@ def test_metrics_are_finite_float32_scalars():
 
 
 # Joint -------------------------------------------------------------------------------
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_joint_step_is_the_gradient_of_the_loss(smoothing):
     quantizer = QUANTNET
     state, step = make(quantizer, smoothing=smoothing)

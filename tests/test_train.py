@@ -14,7 +14,7 @@ import pytest
 import train
 from configs import smoke
 from quantnet_jax.checkpoint import manager
-from quantnet_jax.config import check
+from quantnet_jax.config import checks
 from quantnet_jax.core import limits
 from quantnet_jax.training import experiment
 
@@ -284,7 +284,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(
 ):
     # The warm-up starts at 0, so the first step is harmless; the next ones are absurd,
     # by a rate that is refused otherwise.
-    monkeypatch.setitem(check.LIMITS, "weights.learning_rate", limits.Number())
+    monkeypatch.setitem(checks.LIMITS, "weights.learning_rate", limits.Number())
     config = settings(
         weights__learning_rate=1e38,
         weights__warmup=0.5,

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from quantnet_jax import quantizers
-from quantnet_jax.config import check as config_check
+from quantnet_jax.config import checks as config_check
 
 Config = Any
 """An `ml_collections.ConfigDict`, whose attributes no type checker can know."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from quantnet_jax import data as qdata
 from quantnet_jax.config import Config
-from quantnet_jax.config.check import STREAMED, TFDS
+from quantnet_jax.config.checks import STREAMED, TFDS
 from quantnet_jax.core.limits import show
 from quantnet_jax.distributed.runners import Runner
 from quantnet_jax.training.build_check import named

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.config.check import OPTIMIZERS, SCHEDULES
+from quantnet_jax.config.checks import OPTIMIZERS, SCHEDULES
 
 
 def learning_rate(
