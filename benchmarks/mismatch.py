@@ -44,7 +44,7 @@ from quantnet_jax.core import tree  # noqa: E402
 from quantnet_jax.logging import records  # noqa: E402
 from quantnet_jax.logging.provenance import provenance  # noqa: E402
 from quantnet_jax.tasks import classification as losses  # noqa: E402
-from quantnet_jax.training import experiment  # noqa: E402
+from quantnet_jax.training import experiment, parts  # noqa: E402
 
 METHODS = (
     *("quantnet", "tanh_sign", "clipped_ste", "binary_ste", "approx_sign", "irnet"),
@@ -162,7 +162,7 @@ def make_losses(exp: experiment.Experiment, images: int) -> tuple[Callable, Call
     Both are `(kernels, params, batch_stats, step) -> float32`, on fixed images.
     """
     quantizer = tree.tree_quantizer(exp.buckets)
-    model = experiment.make_model(exp.config, len(exp.feed.classes), None)
+    model = parts.make_model(exp.config, exp.task.model_options, None)
     batch = {k: x[:images] for k, x in exp.feed.train_data.items()}
     batch = {**batch, "position": np.arange(images, dtype=np.uint32)}
     batch["mask"] = np.ones(images, np.float32)

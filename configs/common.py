@@ -71,7 +71,7 @@ def imagenet(model: str, variant: str):
     c.dtype = "bfloat16"
     c.layers = "inner"
     c.quantizer.name = methods[method]
-    c.label_smoothing = 0.1
+    c.task.classification.label_smoothing = 0.1
     c.ema_decay = 0.9999  # of 5,005 steps an epoch: the last two count
     c.weights.learning_rate = 0.1  # for batch 256; in proportion to another one
     c.weights.warmup = 0.05
@@ -79,9 +79,6 @@ def imagenet(model: str, variant: str):
     c.weights.weight_decay = 1e-4 if method == "float" else 5e-5
     c.meta.learning_rate = 1e-3
     c.meta.warmup = 0.05
-    # Counts once distillation.workdir names the run of a float network.
-    c.distillation.weight = 0.5
-    c.distillation.temperature = 4.0
 
     def shrink(c):
         c.model.name = "resnet8"  # of the same parts, and faster to compile

@@ -6,7 +6,8 @@ Command:   python train.py --config=configs/imagenet_resnet34.py \
            set of JPEGs there, with splits train and validation, by
            --config.data.name=tfds:NAME.
            Compared with: configs/imagenet_resnet34.py:float and :ste. With a teacher:
-           --config.distillation.workdir=runs/imagenet_resnet34_float, a run of :float.
+           --config.teacher=runs/imagenet_resnet34_float, a run of :float, and
+           --config.terms="({'name': 'distillation', 'weight': 0.5},)".
 Hardware:  8 GPUs or a TPU host; batch 256 is over all of them. On a TPU pod add
            --distributed. `data.workers` are processes that decode JPEGs, on each host.
            Where memory is short: --config.accumulation_steps=2, 4, ... microbatches.

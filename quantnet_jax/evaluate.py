@@ -22,11 +22,11 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
 
     Args:
       workdir: folder of the run.
-      step: 'latest', 'best' (highest hard accuracy) or a number.
+      step: 'latest', 'best' (by the hard weights) or a number.
 
     Returns:
       {'step', 'method', 'seed', 'soft', 'hard', 'hard_bn', 'gap', ..., 'layers'}; see
-      `quantnet_jax.training.evaluation`.
+      `quantnet_jax.evaluation.gap`.
 
     Raises:
       FileNotFoundError: no such run or checkpoint.
@@ -52,8 +52,8 @@ def restore(
     state is that of the start.
     """
     config = config_lib.load(workdir)
-    config.distillation.workdir = ""  # a teacher is for training only, and may be gone
-    exp = experiment.build(config)
+    config.teacher, config.terms = "", ()  # for training only, and may be gone
+    exp = experiment.Experiment(config)
     with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats", "ema")}
         restored = checkpoints.restore_params(wanted, step)

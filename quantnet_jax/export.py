@@ -32,7 +32,7 @@ from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance
-from quantnet_jax.training import experiment, networks
+from quantnet_jax.training import experiment, parts
 
 FLOATS = ("float32", "float16")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -185,14 +185,14 @@ def make_spec(exp: experiment.Experiment) -> dict[str, Any]:
         name = config.activation.name
         activation = {"name": name, **config.activation[name].to_dict()}
     return {
-        "model": networks.model_options(config) | {"dtype": config.dtype},
+        "model": parts.model_options(config) | {"dtype": config.dtype},
         "activation": activation,
         "input": {
             "shape": list(feed.shape),
             "mean": [float(x) for x in feed.mean],
             "std": [float(x) for x in feed.std],
         },
-        "classes": list(feed.classes),
+        "classes": list(exp.task.info["classes"]),
         "method": config.quantizer.name,
         "data": config.data.name,
         **origin,

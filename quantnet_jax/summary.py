@@ -82,20 +82,20 @@ def from_config(config: Any) -> tuple[PyTree, dict[str, Any]]:
         says how many classes there are is missing.
     """
     from quantnet_jax.core import tree
-    from quantnet_jax.training import experiment, networks
+    from quantnet_jax.training import parts
 
     shape, classes = _data(config)
-    model = networks.make_model(config, classes, None).clone(folded=True)
+    model = parts.make_model(config, {"classes": classes}, None).clone(folded=True)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     key = jax.random.key(0)
     params = jax.eval_shape(model.init, key, image)["params"]
-    quantizer = tree.quantize_tree(experiment.make_rules(config, 1), params)
+    quantizer = tree.quantize_tree(parts.make_rules(config, 1), params)
     hard = lambda p: deploy.pack_tree(quantizer.hard(quantizer.init(key, p), p))
     activation = None
     if name := config.activation.name:
         activation = {"name": name, **config.activation[name].to_dict()}
     spec = {
-        "model": networks.model_options(config) | {"dtype": config.dtype},
+        "model": parts.model_options(config) | {"dtype": config.dtype},
         "activation": activation,
         "input": {"shape": shape},
         "classes": [str(number) for number in range(classes)],
@@ -119,7 +119,7 @@ def _data(config: Any) -> tuple[tuple[int, ...], int]:
         size = c.image_size or 224
         return (size, size, 3), 1000
     found = feed.make_feed(config, runners.make_runner("jit"))
-    return found.shape, len(found.classes)
+    return found.shape, len(found.info["classes"])
 
 
 def _last_line(error: Exception) -> str:

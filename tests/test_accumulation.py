@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
-from util import assert_trees_close, learned_tanh, normal
+from util import assert_trees_close, learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
-from quantnet_jax.tasks import classification as losses
-from quantnet_jax.training import experiment, optim, steps
+from quantnet_jax.training import experiment, gradients, optim
 from quantnet_jax.training.accumulation import accumulate, check
 from quantnet_jax.training.state import create_state
 
@@ -66,12 +65,9 @@ def make(parts, loop=False, stats=False, width=8):
     if stats:
         variables["batch_stats"] = {"last": jnp.zeros(5)}
     state = create_state(variables, quantizer, tx, jax.random.key(1))
-    step = steps.make_train_step(
-        *(apply, quantizer, tx, lambda data, batch: batch),
-        seed=0,
-        criterion=functools.partial(losses.criterion, label_smoothing=0.1),
-        accumulate=functools.partial(accumulate, parts=parts, loop=loop),
-    )
+    in_parts = functools.partial(accumulate, parts=parts, loop=loop)
+    estimator = functools.partial(gradients.joint, accumulate=in_parts)
+    step = make_step(apply, quantizer, tx, ready_task(4, 0.1), estimator)
     return state, step
 
 

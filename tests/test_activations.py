@@ -17,7 +17,7 @@ from quantnet_jax.models.resnet import BiRealBlock, Bottleneck, ResNet
 from quantnet_jax.quantizers import ACTIVATIONS, create_activation
 from quantnet_jax.quantizers.activations import SMALLEST, sign_activation
 from quantnet_jax.testing import ORDER, check_docstring, check_quantizer
-from quantnet_jax.training import experiment, networks
+from quantnet_jax.training import experiment, parts
 from quantnet_jax.training.feed import make_feed
 from quantnet_jax.training.state import TrainState
 
@@ -435,9 +435,9 @@ def test_every_process_starts_from_the_same_images(streamed, tiny):
 
 def test_signed_activations_get_a_signed_nonlinearity():
     act = lambda **model: (
-        networks.make_model(
+        parts.make_model(
             tiny_config(model={"name": "small"} | model, **activation_of("sign_ste")),
-            3,
+            {"classes": 3},
             None,
         ).act
     )
@@ -446,7 +446,7 @@ def test_signed_activations_get_a_signed_nonlinearity():
     with pytest.raises(ValueError, match="model.act='relu'.*'sign_ste'.*hardtanh"):
         act(act="relu")
     config = tiny_config(**activation_of("pact"))
-    assert networks.make_model(config, 3, None).act is models.ACTS["relu"]
+    assert parts.make_model(config, {"classes": 3}, None).act is models.ACTS["relu"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_missing_key_is_named(key):
     for section in sections:
         place = place[section]
     del place[last]
-    options = key.startswith(("quantizer.", "activation.")) and last != "name"
+    options = key.startswith(("quantizer.", "activation.", "task.")) and last != "name"
     if options and len(sections) < 3:  # below are schedules, which have no defaults
         config_lib.check(ConfigDict(config))  # options have defaults of their own
         return
@@ -116,7 +116,7 @@ def test_a_missing_key_is_named(key):
         ("sed", "seed"),
         ("data.trainsize", "train_size"),
         ("weights.learning_rte", "learning_rate"),
-        ("meta.validation_size", "holdout"),
+        ("meta.hold_out", "holdout"),
         ("quantizer.quant_net", "quantnet"),
         ("activation.dorfa", "dorefa"),
         ("data.name.x", "data.name"),
@@ -257,14 +257,14 @@ def test_workdir_of_another_run_names_the_first_key(tmp_path, key, value, first)
 
 def test_workdir_of_an_older_version_without_a_key(tmp_path):
     old = tiny_config().to_dict()
-    del old["label_smoothing"]
+    del old["accumulation_steps"]
     write(tmp_path, ConfigDict(old))
     with pytest.raises(
-        ValueError, match=r"label_smoothing is '\(absent\)' there and 0.0"
+        ValueError, match=r"accumulation_steps is '\(absent\)' there and 1"
     ):
         config_lib.check_same_run(tiny_config(), tmp_path)
     with pytest.raises(
-        ValueError, match="config.json: config key 'label_smoothing' is miss"
+        ValueError, match="config.json: config key 'accumulation_steps' is m"
     ):
         config_lib.load(tmp_path)
 

@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 from tiny import train
+from util import make_step
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import data, models, quantizers
 from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation.scoring import make_apply
+from quantnet_jax.tasks import Source, classification, terms
 from quantnet_jax.training import (
     accumulation,
     distillation,
     experiment,
-    networks,
+    gradients,
     optim,
-    steps,
+    parts,
 )
 from quantnet_jax.training.state import create_state
 
@@ -48,11 +50,11 @@ def test_full_variant_is_valid(name):
     for method in quantizers.names():
         # The options of every method are options of its factory, schedules included.
         config.quantizer.name = method
-        assert experiment.make_rules(config, total)
+        assert parts.make_rules(config, total)
     for section in ("weights", "meta"):
-        rate = experiment.make_rate(section, config[section], total)
-        experiment.make_optimizer(section, config[section], rate)
-    assert networks.make_model(config, 10, None).classes == 10
+        rate = parts.make_rate(section, config[section], total)
+        parts.make_optimizer(section, config[section], rate)
+    assert parts.make_model(config, {"classes": 10}, None).classes == 10
     assert config.model.name in models.names()
 
 
@@ -134,7 +136,9 @@ def test_imagenet_variants_differ_in_the_method_alone(name):
         for c in (config, local):
             config_lib.check(c)
             assert (
-                c.quantizer.name == method and c.ema_decay and c.label_smoothing == 0.1
+                c.quantizer.name == method
+                and c.ema_decay
+                and c.task.classification.label_smoothing == 0.1
             )
         assert local.data.name == "synthetic" and config.data == quantnet.data
         config.quantizer.name = "quantnet"
@@ -146,7 +150,7 @@ def test_imagenet_variants_differ_in_the_method_alone(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "variant", "parts"),
+    ("name", "variant", "microbatches"),
     [
         ("imagenet_resnet18", "", 4),
         ("imagenet_resnet18", "float", 1),
@@ -156,34 +160,40 @@ def test_imagenet_variants_differ_in_the_method_alone(name):
         ("imagenet_resnet34", "ste", 1),
     ],
 )
-def test_imagenet_step_at_full_shape(name, variant, parts):
+def test_imagenet_step_at_full_shape(name, variant, microbatches):
     """224 pixels, 1000 classes, batch 256, a teacher: shapes, with nothing computed."""
     config = get(name, variant)
-    model = networks.make_model(config, 1000, None)
+    model = parts.make_model(config, {"classes": 1000}, None)
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    rules = experiment.make_rules(config, 1000)
+    rules = parts.make_rules(config, 1000)
     quantizer = tree.quantize_tree(rules, variables["params"])
-    rate = experiment.make_rate("weights", config.weights, 1000)
+    rate = parts.make_rate("weights", config.weights, 1000)
     tx = optim.partition(
-        experiment.make_optimizer("weights", config.weights, rate),
-        experiment.make_optimizer("meta", config.meta, rate),
+        parts.make_optimizer("weights", config.weights, rate),
+        parts.make_optimizer("meta", config.meta, rate),
     )
     create = lambda v, key: create_state(v, quantizer, tx, key, averaged=True)
     state = jax.eval_shape(create, variables, jax.random.key(1))
-    prepared = functools.partial(
-        *(data.prepare,), seed=0, train=True, pad=0, flip=True, dtype=jnp.bfloat16
-    )
     mean, std = data.STATISTICS["imagenet2012"]
-    logits = lambda v, x: model.apply(v, x, train=False)
-    step = steps.make_train_step(
-        *(make_apply(model, runners.make_runner()), quantizer, tx),
-        distillation.with_teacher(
-            functools.partial(prepared, mean=mean, std=std), logits
-        ),
-        seed=0,
-        accumulate=functools.partial(accumulation.accumulate, parts=parts, loop=True),
+    prepare = functools.partial(
+        data.prepare, pad=0, flip=True, dtype=jnp.bfloat16, mean=mean, std=std
+    )
+    task = classification(
+        Source(prepare, (size, size, 3), mean, std, {"classes": ["x"] * 1000}),
+        label_smoothing=0.1,
+    )
+
+    def estimator(loss, prepare):
+        outputs = lambda v, x: model.apply(v, x, train=False)
+        prepare = distillation.with_teacher(prepare, outputs)
+        accumulate = functools.partial(accumulation.accumulate, parts=microbatches)
+        return gradients.joint(loss, prepare, accumulate)
+
+    step = make_step(
+        *(make_apply(model, runners.make_runner()), quantizer, tx, task, estimator),
+        terms=terms.weighted([(0.5, terms.distillation())]),
         decay=config.ema_decay,
     )
     rows = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
@@ -215,7 +225,7 @@ def test_streamed_set_trains_and_evaluates(tiny):
     config.weights.warmup = 0.0
     config.recalibration_batches = 1
     exp = experiment.build(config, jax.devices()[:2])
-    assert exp.feed.classes == ("a", "b", "c") and exp.train_data is None
+    assert exp.feed.info == {"classes": ["a", "b", "c"]} and exp.train_data is None
     assert exp.steps == round(100 * 11 / 4)
     state, metrics = train(exp, 2)
     assert all(math.isfinite(v) for v in metrics.values()), metrics
@@ -248,5 +258,5 @@ def test_made_up_images_come_in_the_wanted_size():
     config.data.image_size, config.data.classes = 12, 3
     config.data.train_size, config.data.test_size = 70, 20
     exp = experiment.build(config, jax.devices()[:1])
-    assert exp.feed.shape == (12, 12, 3) and len(exp.feed.classes) == 3
+    assert exp.feed.shape == (12, 12, 3) and len(exp.feed.info["classes"]) == 3
     assert (exp.feed.train_size, exp.feed.test_size) == (70, 20)

@@ -51,7 +51,7 @@ def test_chunks_are_used_wherever_no_stop_is_in_between():
 
 
 def test_size_of_a_chunk():
-    size = dispatch.chunk_size
+    size = dispatch.steps_per_call
     assert size(0, 50, in_memory=True, backend="cpu") == 1
     assert size(0, 50, in_memory=True, backend="gpu") == 50
     assert size(0, 50, in_memory=False, backend="gpu") == 1
@@ -65,7 +65,7 @@ def test_size_of_a_chunk():
 @pytest.mark.parametrize("runner", runners.RUNNERS)
 def test_chunk_equals_its_steps(runner):
     exp = experiment.build(tiny_config(runner=runner, steps_per_call=3, log_every=3))
-    assert exp.chunk == 3
+    assert exp.steps_per_call == 3
     start = jax.device_get(exp.state)
     singles, state = [], exp.state
     for batch in exp.train_batches(0, [1, 1, 1]):

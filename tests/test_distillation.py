@@ -9,22 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config, train
-from util import assert_trees_close, learned_tanh, normal
+from util import assert_trees_close, learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax import evaluate, models
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.core import tree
-from quantnet_jax.data import prepare
 from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
-from quantnet_jax.tasks import classification as losses
-from quantnet_jax.training import (
-    distillation,
-    experiment,
-    networks,
-    optim,
-    steps,
-)
+from quantnet_jax.tasks import terms
+from quantnet_jax.training import distillation, experiment, gradients, optim, parts
 from quantnet_jax.training.feed import make_feed
 from quantnet_jax.training.state import create_state, scored
 
@@ -36,7 +29,7 @@ def save_run(workdir, **overrides):
     config = tiny_config(quantizer__name="identity", model__width=6, **overrides)
     runner = runners.make_runner("jit")
     feed = make_feed(config, runner)
-    model = networks.make_model(config, len(feed.classes), None)
+    model = parts.make_model(config, {"classes": len(feed.info["classes"])}, None)
     image = jnp.zeros((1, *feed.shape))
     shapes = jax.eval_shape(model.init, jax.random.key(7), image)
     made = jax.tree.map(lambda x: np.abs(normal(x.size, x.shape)) + 0.1, shapes)
@@ -59,40 +52,36 @@ def teacher(tmp_path_factory):
 
 
 def load(workdir, **overrides):
-    config = tiny_config(distillation__workdir=str(workdir), **overrides)
-    runner = runners.make_runner("jit")
-    return distillation.load_teacher(config, make_feed(config, runner), runner)
+    config = tiny_config(runner="jit", teacher=str(workdir), **overrides)
+    return experiment.Experiment(config, jax.devices()[:1]).teacher
 
 
 # The teacher -------------------------------------------------------------------------
 def test_teacher_sees_the_augmented_batch_in_evaluation_mode(teacher):
     workdir, model, variables = teacher
-    logits, weights = load(workdir)
-    feed = make_feed(tiny_config(), runners.make_runner("jit"))
-    augmented = functools.partial(
-        *(prepare,), seed=0, train=True, pad=1, flip=True, mean=feed.mean, std=feed.std
-    )
-    batch = feed.sample()
-    both = jax.jit(distillation.with_teacher(augmented, logits))
-    made = both({"set": None, "teacher": weights}, batch)
+    found = load(workdir)
+    exp = experiment.Experiment(tiny_config(), jax.devices()[:1])
+    augmented, batch = exp.prepare["train"], exp.feed.sample()
+    both = jax.jit(distillation.with_teacher(augmented, found.outputs))
+    made = both({"set": None, "teacher": found.folded}, batch)
     alone = jax.jit(augmented)(None, batch)
-    np.testing.assert_array_equal(made["image"], alone["image"])
+    np.testing.assert_array_equal(made["input"], alone["input"])
     apply = jax.jit(functools.partial(model.apply, train=False))
-    wanted = apply(variables, alone["image"])
+    wanted = apply(variables, alone["input"])
     np.testing.assert_allclose(made["teacher"], wanted, rtol=1e-4, atol=1e-4)
     assert made["teacher"].dtype == jnp.float32 and np.ptp(wanted) > 0.1
 
 
 def test_teacher_is_data_of_the_program_not_a_part_of_it(teacher):
-    logits, weights = load(teacher[0])
-    made = jax.make_jaxpr(logits)(weights, jnp.zeros((2, 8, 8, 3)))
+    found = load(teacher[0])
+    made = jax.make_jaxpr(found.outputs)(found.folded, jnp.zeros((2, 8, 8, 3)))
     assert sum(np.size(x) for x in made.consts) == 0
 
 
 # What it changes ---------------------------------------------------------------------
 MODES = {
-    "joint": steps.Meta(),
-    "bilevel": steps.Meta("bilevel", 2, False, lambda step: 0.2),
+    "joint": gradients.joint,
+    "bilevel": functools.partial(gradients.bilevel, rate=lambda step: 0.2, every=2),
 }
 
 
@@ -104,12 +93,10 @@ def linear_step(mode, weight):
     sgd = optim.optimizer("sgd", lambda step: 1.0, momentum=0.0)
     tx = optim.partition(sgd, sgd)
     state = create_state({"params": params}, quantizer, tx, jax.random.key(1))
-    step = steps.make_train_step(
+    step = make_step(
         lambda variables, x, train: (x @ variables["params"]["kernel"], {}),
-        *(quantizer, tx, lambda data, batch: batch),
-        seed=0,
-        criterion=functools.partial(losses.criterion, weight=weight, temperature=2.0),
-        meta=MODES[mode],
+        *(quantizer, tx, ready_task(), MODES[mode]),
+        terms=terms.weighted([(weight, terms.distillation(temperature=2.0))]),
     )
     return state, jax.jit(step, static_argnums=3)
 
@@ -138,9 +125,8 @@ def test_weight_says_whose_word_counts(mode, weight):
         ):
             assert np.abs(a - b).max() > 1e-4
     else:
-        del batch["teacher"]
-        alone = step(state, None, batch, None)[0].params
-        assert_trees_close(ends["it"], alone, 1e-6, 1e-7)
+        alone = step(state, None, batch | {"teacher": -batch["teacher"]}, None)[0]
+        assert_trees_close(ends["it"], alone.params, 0, 0)
         moved = ends["it"]["model"]["kernel"] - state.params["model"]["kernel"]
         assert np.abs(moved).max() > 1e-3
 
@@ -153,7 +139,8 @@ def test_run_with_teacher_average_and_parts(teacher, tmp_path):
     options = {
         "ema_decay": 0.9,
         "accumulation_steps": 2,
-        "distillation__workdir": str(gone),
+        "teacher": str(gone),
+        "terms": ({"name": "distillation", "weight": 0.5},),
     }
     options |= {"quantizer__name": "lsq", "recalibration_batches": 0, "runner": "jit"}
     config = tiny_config(**options)
@@ -198,9 +185,7 @@ def refused(workdir, message, **overrides):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         load(workdir, **overrides)
     text = str(error.value)
-    assert (
-        text.startswith(f"distillation.workdir={str(workdir)!r}: ") and "\n" not in text
-    )
+    assert text.startswith(f"teacher={str(workdir)!r}: ") and "\n" not in text
 
 
 def test_refuses_what_is_no_float_run(teacher, tmp_path):

@@ -249,7 +249,7 @@ def test_only_the_first_process_speaks_and_writes(program):
         assert "soft - hard" not in other_out and "step " not in other_err
     assert "soft - hard" in outputs[0][0][0] and "step 6/6" in outputs[0][0][1]
     assert "resuming" not in outputs[0][0][1] and "at step 2" in outputs[1][0][1]
-    assert "told to stop: saved step" in outputs[1][0][1]
+    assert "received SIGTERM: checkpoint saved at step" in outputs[1][0][1]
     for workdir in (whole, resumed):
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]

@@ -12,7 +12,9 @@ from quantnet_jax import models
 from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.data import prepare
 from quantnet_jax.evaluation import gap, scoring
-from quantnet_jax.training import experiment, steps
+from quantnet_jax.evaluation.forward import make_statistics
+from quantnet_jax.tasks import Metric
+from quantnet_jax.training import experiment
 
 QUANTIZED = {"conv1/kernel", "conv2/kernel"}
 COUNTS = ("soft", "hard", "hard_bn", "examples")
@@ -135,11 +137,12 @@ def test_the_host_reads_once(streamed, monkeypatch):
 
     forward = lambda tree, data, batch: tree * sum(batch.values())
 
-    def tally(data, batch, soft, hard):
-        return {"examples": jnp.float32(2), "soft": soft, "hard": hard}
+    def tally(data, batch, outputs):
+        of_trees = {name: {"m": value} for name, value in outputs.items()}
+        return {"examples": jnp.float32(2), "trees": of_trees, "compare": {}}
 
     trees = {"soft": jnp.float32(2), "hard": jnp.float32(1)}
-    scores = gap.score(tally, forward, trees, None, batches())
+    scores = gap.score(tally, forward, trees, None, batches(), Metric("m"))
     assert scores == {"soft": 9.5, "hard": 4.75, "gap": 4.75, "examples": 40}
     assert events.count("batch") == 20 and events[-1] == "device_get"
     assert events.count("device_get") == 1
@@ -180,7 +183,7 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     totals = {}
     for step in range(exp.config.recalibration_batches):
         batch = next(exp.feed.train(step))
-        image = prepare_train(exp)(exp.feed.train_data, batch)["image"]
+        image = exp.prepare["train"](exp.feed.train_data, batch)["input"]
         x = np.asarray(image, np.float64)
         for kernel, norm, strides in (
             ("stem", "stem_bn", 2),
@@ -208,8 +211,8 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
     model = models.create("small", classes=4, momentum=0.0)
-    statistics = steps.make_statistics(
-        scoring.make_apply(model, exp.runner), prepare_train(exp)
+    statistics = make_statistics(
+        scoring.make_apply(model, exp.runner), exp.prepare["train"]
     )
     got = gap.average_statistics(
         jax.jit(lambda *args: statistics(*args, None)),
@@ -223,18 +226,6 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
             np.testing.assert_allclose(
                 got[norm][name], value, rtol=1e-4, atol=1e-5, err_msg=f"{norm}/{name}"
             )
-
-
-def prepare_train(exp):
-    return functools.partial(
-        prepare,
-        seed=exp.config.seed,
-        train=True,
-        pad=exp.config.data.pad,
-        flip=exp.config.data.flip,
-        mean=exp.feed.mean,
-        std=exp.feed.std,
-    )
 
 
 def convolve(x, kernel, strides):
@@ -259,7 +250,7 @@ def test_no_re_estimation_where_it_is_off():
     exp = experiment.build(config, jax.devices()[:1])
     scores, _, _ = exp.evaluate(exp.state)
     assert not {"hard_bn", "gap_bn"} & set(scores)
-    with pytest.raises(ValueError, match="recalibration_batches=0.*expected batches"):
+    with pytest.raises(ValueError, match="recalibration_batches=0: expected some"):
         exp.deployed(exp.state, bn=True)
 
 

@@ -31,7 +31,7 @@ def refusal(**overrides):
         ({"data__name": "cifar11"}, ["cifar11", "cifar10"]),
         ({"data__folder": "nowhere"}, ["folder='nowhere'", "synthetic"]),
         ({"data__pad": 8}, ["data.pad=8", "less than the image size 8"]),
-        ({"data__hold_out": 100}, ["100", "1 to 99"]),
+        ({"data__validation_size": 100}, ["100", "1 to 99"]),
         ({"model__name": "smal"}, ["smal", "small"]),
         ({"model": {"name": "small", "widht": 4}}, ["widht", "width"]),
         ({"model": {"name": "small", "width": 0}}, ["width", "0"]),
@@ -155,7 +155,7 @@ def test_subset_and_hold_out_of_the_bundled_set():
         data__name="bundled",
         data__train_size=300,
         data__test_size=100,
-        data__hold_out=40,
+        data__validation_size=40,
     )
     exp = experiment.build(config, jax.devices()[:1])
     assert (exp.feed.train_size, exp.feed.test_size) == (260, 40)

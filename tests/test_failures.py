@@ -14,6 +14,7 @@ import pytest
 from test_train import (  # noqa: F401  # two are fixtures
     assert_same_run,
     compile_once,
+    replaced,
     settings,
     told_to_stop,
     whole,
@@ -42,7 +43,7 @@ def test_full_disk_is_told_in_one_line_and_costs_nothing(whole, tmp_path, monkey
             train.train(settings(), workdir)
     text = str(e.value)
     assert "\n" not in text and f"{workdir}/{manager.FOLDER}" in text
-    assert "0.0 MB are free" in text and "what was saved is safe" in text
+    assert "0.0 MB are free" in text and "existing checkpoints are intact" in text
     with manager.Checkpoints(workdir, read_only=True) as saved:
         assert saved.steps() == [4]
     train.train(settings(), workdir)  # there is room again
@@ -51,7 +52,7 @@ def test_full_disk_is_told_in_one_line_and_costs_nothing(whole, tmp_path, monkey
 
 HOLDER = """
 import sys
-from quantnet_jax.training import storage
+from quantnet_jax.checkpoint import storage
 file = storage.claim(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()
@@ -171,7 +172,7 @@ def test_told_to_stop_with_a_bad_state_saves_nothing(
 ):
     def sick(config):
         exp = compile_once(config)
-        return exp._replace(is_finite=lambda state: int(state.step) < 5)
+        return replaced(exp, is_finite=lambda state: int(state.step) < 5)
 
     told_to_stop(monkeypatch, sick, 6)  # between two checkpoints
     with pytest.raises(SystemExit, match="^error: diverged at step 6") as e:

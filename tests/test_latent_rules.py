@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
-from util import assert_trees_close, normal
+from util import assert_trees_close, make_step, normal, ready_task
 
 from quantnet_jax import quantizers
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.core import tree
-from quantnet_jax.training import experiment, optim, steps
+from quantnet_jax.training import experiment, gradients, optim
 from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
@@ -36,14 +36,11 @@ def linear_state(quantizer, tx):
     if q.gradient is not None:
         tx = optim.lagged(tx)
     state = create_state({"params": params}, q, tx, jax.random.key(1))
-    step = steps.make_train_step(
-        linear_apply,
-        q,
-        tx,
-        lambda data, batch: batch,
-        seed=0,
-        meta=steps.Meta(rate=lambda step: RATE),
-    )
+    estimator = gradients.joint
+    if q.gradient is not None:
+        rate = lambda step: RATE
+        estimator = lambda loss, prepare: gradients.delayed(loss, prepare, rate, q, tx)
+    step = make_step(linear_apply, q, tx, ready_task(), estimator)
     return state, jax.jit(lambda state, batch: step(state, None, batch, None))
 
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from util import assert_trees_close, learned_tanh, normal
+from util import assert_trees_close, learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.core import tree
-from quantnet_jax.training import optim, steps
+from quantnet_jax.training import optim
 from quantnet_jax.training.state import TrainState, average, create_state, scored
 
 STEPS, DECAY = 25, 0.6  # from step 14 on; smaller before
@@ -39,9 +39,7 @@ def run(decay):
     variables = {"params": params, "batch_stats": {"mean": jnp.zeros(5)}}
     key = jax.random.key(1)
     state = create_state(variables, quantizer, tx, key, averaged=decay > 0)
-    made = steps.make_train_step(
-        *(apply, quantizer, tx, lambda data, batch: batch), seed=0, decay=decay
-    )
+    made = make_step(apply, quantizer, tx, ready_task(), decay=decay)
     step, states = jax.jit(made, static_argnums=3), [state]
     for i in range(STEPS):
         label = np.random.default_rng(i).integers(0, 4, 6).astype(np.int32)

@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 from tiny import tiny_config
-from util import assert_trees_close, noisy
+from util import assert_trees_close, make_step, noisy, ready_task
 
 from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
 from quantnet_jax.core.quantizer import identity
 from quantnet_jax.distributed import runners
-from quantnet_jax.tasks import classification as losses
-from quantnet_jax.training import experiment, optim, steps
+from quantnet_jax.evaluation.forward import make_tally
+from quantnet_jax.training import experiment, gradients, optim
 from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
@@ -28,12 +28,6 @@ def apply(variables, image, train):
     return MODEL.apply(
         variables, image, train, mutable=["batch_stats"] if train else []
     )
-
-
-def prepare(data, batch):
-    """Batches of these tests are ready as they are."""
-    del data
-    return batch
 
 
 def ready_batch(size=8, seed=0):
@@ -50,7 +44,7 @@ def sgd(rate):
 
 
 @functools.cache  # of compiled functions: three tests take the same ones
-def make(quantizer, meta=None, smoothing=0.0, tx=None):
+def make(quantizer, estimator=gradients.joint, smoothing=0.0, tx=None):
     """(state, train_step(state, batch)) of a small network, plain SGD by default.
 
     With rate 1 and no momentum, the old parameters less the new ones are the gradient.
@@ -63,13 +57,7 @@ def make(quantizer, meta=None, smoothing=0.0, tx=None):
     # A sub-network starts as the identity; away from it all gradients are at work.
     quant = noisy(state.params["quant"])
     state = state._replace(params={"model": state.params["model"], "quant": quant})
-    kwargs = {} if meta is None else {"meta": meta}
-    step = steps.make_train_step(
-        *(apply, quantizer, tx, prepare),
-        seed=0,
-        criterion=functools.partial(losses.criterion, label_smoothing=smoothing),
-        **kwargs,
-    )
+    step = make_step(apply, quantizer, tx, ready_task(4, smoothing), estimator)
     return state, jax.jit(lambda state, batch: step(state, None, batch, None))
 
 
@@ -238,7 +226,9 @@ def test_identity_equals_a_plain_training_loop():
 # Bilevel -----------------------------------------------------------------------------
 EVERY, RATE = 4, 0.2
 BILEVEL = {
-    exact: steps.Meta("bilevel", EVERY, exact, lambda step: RATE)
+    exact: functools.partial(
+        gradients.bilevel, rate=lambda step: RATE, every=EVERY, exact=exact
+    )
     for exact in (False, True)
 }
 HELD, KEPT = [3, 7], [0, 1, 2, 4, 5, 6]
@@ -332,14 +322,14 @@ def test_exact_meta_gradient_against_finite_differences():
 def test_held_out_rows_do_not_depend_on_the_sharding():
     """Each process and device of any count holds out the same rows of the batch."""
     x = np.arange(48)
-    whole = steps._every(jnp.asarray(x), EVERY, True).tolist()
+    whole = gradients.every_nth(jnp.asarray(x), EVERY, True).tolist()
     assert whole == list(range(3, 48, 4))
-    rest = steps._every(jnp.asarray(x), EVERY, False).tolist()
+    rest = gradients.every_nth(jnp.asarray(x), EVERY, False).tolist()
     assert sorted(whole + rest) == x.tolist()
     for devices in (1, 2, 3, 4, 6, 12):
         for kept, wanted in ((True, whole), (False, rest)):
             parts = [
-                steps._every(jnp.asarray(part), EVERY, kept)
+                gradients.every_nth(jnp.asarray(part), EVERY, kept)
                 for part in np.split(x, devices)
             ]
             assert np.concatenate(parts).tolist() == wanted, devices
@@ -357,7 +347,9 @@ def test_padding_has_no_influence_on_the_tally(kind):
     """Whatever the logits of padded rows are, the sums are those of the real rows."""
     rng = np.random.default_rng(0)
     runner = runners.make_runner(kind)
-    tally = runner.compile(steps.tally, replicated=1)
+    task = ready_task()
+    prepare = lambda data, batch: batch | {"label": data["label"][batch["index"]]}
+    tally = runner.compile(make_tally(task, prepare), replicated=1)
     data = {"label": rng.integers(0, 4, 20).astype(np.int32)}
     on_devices = runner.replicate(data)
     index = np.arange(8, dtype=np.int32)
@@ -367,21 +359,28 @@ def test_padding_has_no_influence_on_the_tally(kind):
     for padding in (0.0, 7.0, -1e4):
         a, b = np.copy(soft), np.copy(hard)
         a[5:], b[5:, 0] = padding, padding
-        shards = map(runner.shard, ({"index": index, "mask": mask}, a, b))
+        batch = {"index": index, "mask": mask}
+        shards = map(runner.shard, (batch, {"soft": a, "hard": b}))
         sums = tally(on_devices, *shards)
-        results.append({name: float(value) for name, value in sums.items()})
+        results.append(jax.tree.map(float, sums))
     assert results[0] == results[1] == results[2]
     label = data["label"][:5]
     log_p = soft - np.log(np.exp(soft).sum(-1, keepdims=True))
     log_q = hard - np.log(np.exp(hard).sum(-1, keepdims=True))
-    assert results[0] == pytest.approx(
+    assert_trees_close(
+        results[0],
         {
             "examples": 5.0,
-            "soft": float((soft[:5].argmax(-1) == label).sum()),
-            "hard": float((hard[:5].argmax(-1) == label).sum()),
-            "loss_soft": float(-log_p[np.arange(5), label].sum()),
-            "loss_hard": float(-log_q[np.arange(5), label].sum()),
-            "kl": float((np.exp(log_p) * (log_p - log_q))[:5].sum()),
+            "trees": {
+                "soft": {
+                    "accuracy": float((soft[:5].argmax(-1) == label).sum()),
+                    "loss": float(-log_p[np.arange(5), label].sum()),
+                },
+                "hard": {
+                    "accuracy": float((hard[:5].argmax(-1) == label).sum()),
+                    "loss": float(-log_q[np.arange(5), label].sum()),
+                },
+            },
+            "compare": {"kl": float((np.exp(log_p) * (log_p - log_q))[:5].sum())},
         },
-        rel=1e-5,
     )

@@ -1,5 +1,6 @@
 """The training program: stop and resume, warm start, refusals, divergence, results."""
 
+import copy
 import json
 import os
 import pathlib
@@ -38,6 +39,13 @@ def settings(**changes):
     return config
 
 
+def replaced(exp, **parts):
+    """A copy of an experiment with other parts; it shares all that is compiled."""
+    other = copy.copy(exp)
+    vars(other).update(parts)
+    return other
+
+
 @pytest.fixture(autouse=True)
 def compile_once(monkeypatch):
     """Builds (and compiles) each configuration once: runs of one test file share it."""
@@ -51,7 +59,8 @@ def compile_once(monkeypatch):
             exp = experiment_build(config)
             BUILT[key] = exp, jax.device_get(exp.state)
         exp, state = BUILT[key]
-        return exp._replace(state=exp.runner.replicate(state))  # steps donate theirs
+        state = exp.runner.replicate(state)  # steps donate theirs
+        return replaced(exp, config=config, state=state)
 
     experiment_build = experiment.build
     monkeypatch.setattr(train.experiment, "build", build)
@@ -116,7 +125,7 @@ def stop_at(monkeypatch, build, step):
                 raise KeyboardInterrupt
             return exp.train_step(*args)
 
-        return exp._replace(train_step=train_step)
+        return replaced(exp, train_step=train_step)
 
     monkeypatch.setattr(train.experiment, "build", build_one)
 
@@ -136,7 +145,7 @@ def test_resumed_run_is_the_uninterrupted_run(
     assert not (workdir / "result.json").exists()
     last = after - after % 4
     result = train.train(settings(), workdir)
-    assert f"resuming {workdir} at step {last}" in capsys.readouterr().err
+    assert f"resuming at step {last}" in capsys.readouterr().err
     assert_same_run(whole[0], workdir)
     assert without_timing(result) == without_timing(whole[1])
     assert len({r["step"] for r in records(workdir) if r["kind"] == "eval"}) == 3
@@ -371,8 +380,8 @@ def told_to_stop(monkeypatch, build, step):
 
             return call
 
-        return exp._replace(
-            train_step=told(exp.train_step), train_chunk=told(exp.train_chunk)
+        return replaced(
+            exp, train_step=told(exp.train_step), train_chunk=told(exp.train_chunk)
         )
 
     monkeypatch.setattr(train.experiment, "build", build_one)
@@ -391,7 +400,7 @@ def test_sigterm_saves_the_step_and_asks_to_be_resumed(
     assert stopped.value.code == 75
     assert signal.getsignal(signal.SIGTERM) is before
     step = {1: 4, 3: 6}[chunk]  # of three chunks and single steps up to step 4
-    assert f"saved step {step}" in capsys.readouterr().err
+    assert f"checkpoint saved at step {step}" in capsys.readouterr().err
     result = train.train(config, workdir)
     assert f"at step {step}" in capsys.readouterr().err
     assert result["steps"] == STEPS
@@ -455,7 +464,7 @@ def test_checkpoint_of_other_data_is_refused(whole):
 def test_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch, compile_once):
     def build_one(config):
         exp = compile_once(config)
-        return exp._replace(is_finite=lambda state: int(state.step) < 6)
+        return replaced(exp, is_finite=lambda state: int(state.step) < 6)
 
     monkeypatch.setattr(train.experiment, "build", build_one)
     with pytest.raises(SystemExit, match="^error: diverged at step 6: .*state nan"):

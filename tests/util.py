@@ -1,5 +1,7 @@
 """Helpers that several test files share: weights, a quantizer, a walk over jaxprs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
 from quantnet_jax.quantizers.ste import hard_sign
+from quantnet_jax.tasks import Source, classification
+from quantnet_jax.training import gradients, steps
 
 
 def normal(seed, shape):
@@ -55,6 +59,23 @@ def learned_tanh():
         hard=hard_sign,
         penalty=lambda qparams, w, *, step: 0.3 * qparams**2,
     )
+
+
+def ready_task(classes=4, label_smoothing=0.0):
+    """Classification of batches {'image', 'label', 'mask'}, ready as they are."""
+    names = [str(number) for number in range(classes)]
+    ready = lambda data, batch, *, seed, train: dict(batch)
+    source = Source(ready, (0, 0, 0), (), (), {"classes": names})
+    return classification(source, label_smoothing=label_smoothing)
+
+
+def make_step(
+    apply, quantizer, tx, task, estimator=gradients.joint, *, terms=None, decay=0.0
+):
+    """`train_step(state, data, batch, axis_name)`; `estimator(loss, prepare)`."""
+    prepare = functools.partial(task.prepare, seed=0, train=True)
+    loss = steps.make_loss(apply, quantizer, task, seed=0, terms=terms)
+    return steps.make_train_step(estimator(loss, prepare), tx, decay=decay)
 
 
 def assert_trees_close(x, y, rtol=1e-5, atol=1e-6):

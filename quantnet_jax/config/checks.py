@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from quantnet_jax import data, models, quantizers
+from quantnet_jax import data, models, quantizers, tasks
 from quantnet_jax.core import tree
 from quantnet_jax.core.limits import (
     Choice,
@@ -18,6 +18,7 @@ from quantnet_jax.core.limits import (
     Sequence,
     Text,
     check,
+    limits_of,
     nearest,
     show,
     unknown,
@@ -30,7 +31,7 @@ STREAMED = ("imagenet2012",)
 """Sets that are read while training."""
 TFDS = "tfds:"
 """Before the name of any other TFDS set of pictures that is to be streamed."""
-OPEN = ("model", "quantizer", "activation")
+OPEN = ("model", "quantizer", "activation", "task")
 """Sections whose options depend on their name; models and quantizers know them."""
 
 SHARE = Number(0, 1, below=True)
@@ -63,17 +64,15 @@ LIMITS: dict[str, Limit] = {
     "model.name": Choice(models.names()),
     "dtype": Choice(("float32", "bfloat16", "float16")),
     "quantizer.name": Choice(tuple(quantizers.names())),
+    "task.name": Choice(tuple(tasks.TASKS)),
     "activation.name": Choice(("", *sorted(quantizers.ACTIVATIONS))),
     "share": Choice(tree.SHARES),
     **{f"weights.{key}": limit for key, limit in OPTIMIZER.items()},
     **{f"meta.{key}": limit for key, limit in OPTIMIZER.items()},
     "meta.mode": Choice(("joint", "bilevel")),
     "meta.holdout": Number(0, 0.5, above=True),
-    "label_smoothing": SHARE,
     "accumulation_steps": Number(1, 2**20, whole=True),
     "ema_decay": SHARE,
-    "distillation.weight": Number(0, 1),
-    "distillation.temperature": Number(1e-3, 1e6),
     "runner": Choice(runners.RUNNERS),
     "fsdp": Number(1, 2**20, whole=True),
     "steps_per_call": Number(0, 2**20, whole=True),
@@ -97,7 +96,7 @@ def check_config(config: dict, base: dict) -> None:
       ValueError: one line with the key, its value and what was expected.
     """
     _check_keys(config, base, "")
-    for key in ("quantizer.name", "activation.name", "model.name"):
+    for key in ("quantizer.name", "activation.name", "model.name", "task.name"):
         section, name = key.split(".")
         if name not in config[section]:
             raise ValueError(f"config key {key!r} is missing")
@@ -107,6 +106,8 @@ def check_config(config: dict, base: dict) -> None:
     models.check_options("model", model.pop("name"), model)
     _check_members("quantizer", config["quantizer"], quantizers.MEMBERS)
     _check_members("activation", config["activation"], quantizers.ACTIVATIONS)
+    _check_task(config["task"])
+    tasks.check_terms(config["terms"], config["teacher"])
     _check_rules(config)
     for section in ("weights", "meta"):
         _check_milestones(section, config[section])
@@ -153,6 +154,24 @@ def _check_members(section: str, config: dict, members: Mapping) -> None:
                 "section"
             )
         quantizers.check_options(section, name, options)
+
+
+def _check_task(config: dict) -> None:
+    """Checks the options of every task, used or not."""
+    for name, options in config.items():
+        if name == "name":
+            continue
+        if name not in tasks.TASKS:
+            raise ValueError(unknown(f"task.{name}", ["name", *tasks.TASKS]))
+        if not isinstance(options, dict):
+            raise ValueError(
+                f"config key {f'task.{name}'!r}={show(options)}, expected a section"
+            )
+        limits = limits_of(tasks.TASKS[name])
+        for option, value in options.items():
+            if option not in limits:
+                raise ValueError(unknown(f"task.{name}.{option}", limits))
+            check(f"task.{name}.{option}", value, limits[option])
 
 
 def _check_data(c: dict) -> None:
@@ -241,7 +260,7 @@ def _check_together(config: dict) -> None:
         raise ValueError(f"fsdp={config['fsdp']} needs runner='jit'")
     if config["batch_size"] % config["accumulation_steps"]:
         raise ValueError(
-            f"accumulation_steps={config['accumulate']} does not divide "
+            f"accumulation_steps={config['accumulation_steps']} does not divide "
             f"batch_size={config['batch_size']}"
         )
     holdout = config["meta"]["holdout"]

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, config_dict
 
 from quantnet_jax import quantizers
 from quantnet_jax.config import checks as config_check
+from quantnet_jax.tasks import TASKS, defaults
 
 Config = Any
 """An `ml_collections.ConfigDict`, whose attributes no type checker can know."""
@@ -42,6 +43,15 @@ def base() -> Config:
     c.data.workers = 0  # Grain processes of a streamed set
     c.data.max_unreadable = 0  # pictures of a streamed set that may be damaged
 
+    # Task: `name`, and the options of each task under its name -----------------------
+    c.task = ConfigDict()
+    c.task.name = "classification"
+    for name, factory in TASKS.items():
+        c.task[name] = ConfigDict(defaults(factory))
+    # Further terms of the loss: ({"name": ..., "weight": 1.0, options ...}, ...)
+    c.terms = ()
+    c.teacher = ""  # workdir of a trained float network, for terms that need one
+
     # Model: `name` and the network's own options ----------------------------------
     c.model = ConfigDict()
     c.model.name = "resnet8"
@@ -69,16 +79,10 @@ def base() -> Config:
     c.meta.mode = "joint"  # or 'bilevel'
     c.meta.holdout = 0.25  # bilevel: part of each batch, one of 1/2, 1/3, 1/4, ...
     c.meta.exact = False  # bilevel: differentiate through the look-ahead step
-    c.label_smoothing = 0.0  # of the labels
     c.accumulation_steps = 1  # parts of a batch, computed one after another
     c.ema_decay = (
         0.0  # decay of the moving average of the weights that is scored, 0 for none
     )
-    # A trained float network whose logits are imitated.
-    c.distillation = ConfigDict()
-    c.distillation.workdir = ""  # of its run, '' for no distillation
-    c.distillation.weight = 0.5  # of the imitation; the labels have the rest
-    c.distillation.temperature = 4.0
 
     # The run -----------------------------------------------------------------------
     c.init_from = ""  # workdir of another run whose parameters to start from

@@ -5,7 +5,9 @@ computes nothing with JAX: settings are checked before any device is touched.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,6 +148,16 @@ def _check_schedule(key: str, value: Mapping, limit: Scheduled) -> None:
     check(f"{key}.start", value["start"], ends)
     check(f"{key}.end", value["end"], ends)
     check(f"{key}.until", value["until"], Number(0, 1, above=True))
+
+
+def limits_of(factory: Callable) -> dict[str, Limit]:
+    """{option: what it may be}, from the `Annotated` keyword arguments of a factory."""
+    hints = typing.get_type_hints(factory, include_extras=True)
+    return {
+        name: typing.get_args(hints[name])[1]
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def unknown(key: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from quantnet_jax.data.dataset import (
     split,
     statistics,
     subset,
-    validation_size,
+    validation_split,
 )
 from quantnet_jax.data.imagenet import eval_stream, load_source, train_stream
 from quantnet_jax.data.sources import (
@@ -24,11 +24,12 @@ from quantnet_jax.data.sources import (
     NAMES,
     STATISTICS,
     load,
+    load_part,
     normalization,
     synthetic,
 )
 from quantnet_jax.data.stream import eval_batches, eval_steps, train_indices
-from quantnet_jax.data.tfds_source import class_names, load_tfds
+from quantnet_jax.data.tfds_source import load_tfds, source_info
 from quantnet_jax.data.unreadable import TooManyUnreadable, Unreadable
 
 __all__ = [
@@ -38,21 +39,22 @@ __all__ = [
     "Dataset",
     "TooManyUnreadable",
     "Unreadable",
-    "class_names",
     "eval_batches",
     "eval_steps",
     "eval_stream",
-    "validation_size",
     "load",
+    "load_part",
     "load_source",
     "load_tfds",
     "normalization",
     "normalize",
     "prepare",
+    "source_info",
     "split",
     "statistics",
     "subset",
     "synthetic",
     "train_indices",
     "train_stream",
+    "validation_split",
 ]

@@ -28,6 +28,11 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
     name: str
 
+    @property
+    def info(self) -> dict:
+        """What a task may know of the dataset, as JSON data."""
+        return {"classes": list(self.classes)}
+
 
 def check(dataset: Dataset) -> Dataset:
     """Returns `dataset` if its arrays fit together.
@@ -170,7 +175,7 @@ def subset(
     return Dataset(*arrays, classes=names, name=dataset.name)
 
 
-def validation_size(dataset: Dataset, size: int) -> Dataset:
+def validation_split(dataset: Dataset, size: int) -> Dataset:
     """Replaces the test images by a stratified part of the training images.
 
     For choosing learning rates and other options without looking at the test set.
@@ -188,7 +193,7 @@ def validation_size(dataset: Dataset, size: int) -> Dataset:
 
     Example:
       >>> from quantnet_jax.data import load
-      >>> part = validation_size(load("bundled"), 2000)
+      >>> part = validation_split(load("bundled"), 2000)
       >>> part.train_label.shape, part.test_label.shape
       ((8000,), (2000,))
     """

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from quantnet_jax.data.dataset import Dataset, check, statistics
+from quantnet_jax.data.dataset import (
+    Dataset,
+    check,
+    statistics,
+    subset,
+    validation_split,
+)
 from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx_set
 from quantnet_jax.data.tfds_source import load_tfds
 
@@ -200,3 +208,40 @@ def synthetic(
 
     names = tuple(f"class_{c}" for c in range(classes))
     return check(Dataset(*part(train), *part(test), classes=names, name="synthetic"))
+
+
+def load_part(c: Any, named: Callable) -> Dataset:
+    """The dataset of `config.data`, or the wanted part of it, in memory.
+
+    Args:
+      c: the section, with `name`, `folder`, `train_size`, `test_size`, `classes`,
+        `validation_size` and `image_size`.
+      named: context manager `(key, **arguments)` that names the key in errors.
+    """
+    if c.name == "synthetic":  # made in the wanted size
+        wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
+        wanted |= {"size": c.image_size}
+        return _held_out(synthetic(**{k: v for k, v in wanted.items() if v}), c, named)
+    key = "folder" if c.folder else "name"
+    with named(f"data.{key}={c[key]!r:.200}"):
+        dataset = load(c.name, c.folder or None)
+    if c.train_size or c.test_size or c.classes:
+        keys = {"train": "data.train_size", "test": "data.test_size"}
+        with named("data", **keys, classes="data.classes"):
+            sizes = (c.train_size or None, c.test_size or None, c.classes or None)
+            dataset = subset(dataset, *sizes)
+    return _held_out(dataset, c, named)
+
+
+def _held_out(dataset: Dataset, c: Any, named: Callable) -> Dataset:
+    """With a validation split in the place of the test images, if one is wanted."""
+    if c.validation_size:
+        with named("data.validation_size", size="data.validation_size"):
+            dataset = validation_split(dataset, c.validation_size)
+    if len(dataset.train_label) < len(dataset.classes):
+        key = next((k for k in ("train_size", "classes") if c[k]), "name")
+        raise ValueError(
+            f"data.{key}={c[key]!r}: {len(dataset.train_label)} training images of "
+            f"{len(dataset.classes)} classes, expected one of each at least"
+        )
+    return dataset

@@ -86,16 +86,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def class_names(source: Any) -> tuple[str, ...]:
-    """The class names of an opened split; name i belongs to label i.
+def source_info(source: Any) -> dict[str, list[str]]:
+    """What a task may know of an opened split, as JSON data.
 
     Args:
       source: of `open_split`.
 
     Returns:
-      One name per class.
+      {'classes': names}; name i belongs to label i.
     """
-    return tuple(source.dataset_info.features["label"].names)
+    return {"classes": list(source.dataset_info.features["label"].names)}
 
 
 def name_row(source: Any, row: int) -> str:
@@ -155,5 +155,5 @@ def load_tfds(
             )
         arrays.append(np.stack([e["image"] for e in examples]))
         arrays.append(np.array([e["label"] for e in examples], np.int32))
-        names = class_names(source)
-    return check(Dataset(*arrays, classes=names, name=name))
+        names = source_info(source)["classes"]
+    return check(Dataset(*arrays, classes=tuple(names), name=name))

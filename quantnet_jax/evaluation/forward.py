@@ -1,19 +1,23 @@
 """Pure functions of one batch that evaluation compiles: forward, statistics, tally."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.tasks import classification as losses
+from quantnet_jax.tasks import Task
+
+PyTree = Any
 
 
 def make_forward(apply: Callable, prepare: Callable) -> Callable:
-    """Makes `forward(weights, data, batch, axis_name) -> logits`.
+    """Makes `forward(weights, data, batch, axis_name) -> outputs`.
 
     Args:
-      apply: of a network whose normalizations are folded into its weights.
-      prepare: `(data, batch) -> {'image', ...}`, without augmentation.
+      apply: `(variables, input, train)`, of a network whose normalizations are folded
+        into its weights.
+      prepare: `(data, batch) -> examples`, without augmentation.
 
     One function for soft and hard weights: compiled once, it cannot differ between
     them in anything but the weights.
@@ -21,7 +25,7 @@ def make_forward(apply: Callable, prepare: Callable) -> Callable:
 
     def forward(weights, data, batch, axis_name):
         del axis_name
-        return apply({"params": weights}, prepare(data, batch)["image"], train=False)
+        return apply({"params": weights}, prepare(data, batch)["input"], train=False)
 
     return forward
 
@@ -39,29 +43,40 @@ def make_statistics(apply: Callable, prepare: Callable) -> Callable:
 
     def statistics(weights, batch_stats, data, batch, axis_name):
         variables = {"params": weights, "batch_stats": batch_stats}
-        _, updated = apply(variables, prepare(data, batch)["image"], train=True)
+        _, updated = apply(variables, prepare(data, batch)["input"], train=True)
         del axis_name  # BatchNorm has averaged over it
         return updated.get("batch_stats", {})
 
     return statistics
 
 
-def tally(data, batch, soft_logits, hard_logits, axis_name) -> dict[str, jax.Array]:
-    """Sums over the real examples of a batch and over devices, float32 scalars.
+def make_tally(task: Task, prepare: Callable) -> Callable:
+    """Makes `tally(data, batch, outputs, axis_name)`: sums over devices.
 
-    Returns:
-      'examples', 'soft' and 'hard' (correct ones), 'loss_soft', 'loss_hard', 'kl'
-      (divergence of the hard from the soft class probabilities).
+    Args:
+      task: its loss, metrics and comparison.
+      prepare: `(data, batch) -> examples`, without augmentation.
+
+    `outputs` are those of several weight trees, {'soft', 'hard', ...: outputs}. Sums
+    are over real examples, float32 scalars: {'examples': count, 'trees': {name: {'loss'
+    and each metric}}, 'compare': of soft with hard}.
     """
-    streamed = "label" in batch
-    label = batch["label"] if streamed else data["label"][batch["index"]]
-    sums = {
-        "examples": jnp.ones_like(batch["mask"]),
-        "soft": losses.correct(soft_logits, label),
-        "hard": losses.correct(hard_logits, label),
-        "loss_soft": losses.cross_entropy(soft_logits, label),
-        "loss_hard": losses.cross_entropy(hard_logits, label),
-        "kl": losses.kl_divergence(soft_logits, hard_logits),
-    }
-    sums = {name: jnp.sum(x * batch["mask"]) for name, x in sums.items()}
-    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    def tally(data, batch, outputs: Mapping[str, PyTree], axis_name):
+        examples = prepare(data, batch)
+        mask = examples["mask"]
+        values = {
+            "examples": jnp.ones_like(mask),
+            "trees": {
+                name: {
+                    "loss": task.loss(out, examples, train=False),
+                    **task.metrics(out, examples),
+                }
+                for name, out in outputs.items()
+            },
+            "compare": task.compare(outputs["soft"], outputs["hard"]),
+        }
+        sums = jax.tree.map(lambda x: jnp.sum(x * mask), values)
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
+
+    return tally

@@ -1,5 +1,6 @@
-"""Soft against hard: accuracies through one forward pass, and the gap of each layer."""
+"""Soft against hard: metrics through one forward pass, and the gap of each layer."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from quantnet_jax.core import tree
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.distributed.runners import SAME, STATE
+from quantnet_jax.evaluation.forward import make_forward, make_tally
+from quantnet_jax.tasks import Metric, Task
 
 PyTree = Any
 BINS = 64
@@ -90,40 +93,92 @@ def score(
     trees: dict[str, PyTree],
     data: PyTree,
     batches: Iterable[PyTree],
+    primary: Metric,
 ) -> dict[str, float]:
     """Evaluates weight trees on every example once, through one compiled function.
 
     Args:
       tally, forward: compiled functions of `quantnet_jax.evaluation.forward`.
-      trees: 'soft', 'hard' and perhaps 'hard_bn' (re-estimated BatchNorm), folded.
+      trees: 'soft', 'hard' and perhaps 'hard_bn' (recalibrated BatchNorm), folded.
       data: on the devices, or None.
       batches: sharded, with masks.
+      primary: the metric of the task.
 
     Returns:
-      'soft', 'hard', 'hard_bn' (accuracies, fractions), 'gap' (soft - hard), 'gap_bn'
-      (soft - hard_bn), 'loss_soft', 'loss_hard', 'kl' (means), 'examples' (count).
+      'soft', 'hard', 'hard_bn' (means of the primary metric), 'gap' and 'gap_bn' (by
+      how much 'hard' and 'hard_bn' are worse than 'soft'), 'loss_soft', 'loss_hard',
+      other metrics likewise, what the task compares soft and hard by, and 'examples'
+      (count).
     """
-    waiting: list[dict[str, jax.Array]] = []
+    waiting: list[dict[str, Any]] = []
     for batch in batches:
-        logits = {name: forward(tree, data, batch) for name, tree in trees.items()}
-        new = tally(data, batch, logits["soft"], logits["hard"])
-        if "hard_bn" in logits:
-            again = tally(data, batch, logits["soft"], logits["hard_bn"])
-            new = new | {"hard_bn": again["hard"]}
-        waiting.append(new)
+        outputs = {name: forward(tree, data, batch) for name, tree in trees.items()}
+        waiting.append(tally(data, batch, outputs))
         # The host runs ahead of the devices, but not so far that they hold all images.
-        if "image" in batch and len(waiting) > AHEAD:
+        if "index" not in batch and len(waiting) > AHEAD:
             jax.block_until_ready(waiting[-1 - AHEAD])
-    sums: dict[str, float] = {}
-    for new in jax.device_get(waiting):  # once, when all of them are under way
-        for name, value in new.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    examples = sums.pop("examples")
-    result = {name: value / examples for name, value in sums.items()}
-    result["gap"] = (sums["soft"] - sums["hard"]) / examples
-    if "hard_bn" in trees:
-        result["gap_bn"] = (sums["soft"] - sums["hard_bn"]) / examples
+    if not waiting:
+        raise ValueError("an evaluation needs at least one batch")
+    # Read once, when all of them are under way; summed in double precision.
+    sums = jax.tree.map(lambda *x: sum(map(float, x)), *jax.device_get(waiting))
+    examples, sign = sums["examples"], 1 if primary.higher_is_better else -1
+    of_tree = {name: values[primary.name] for name, values in sums["trees"].items()}
+    result = {name: value / examples for name, value in of_tree.items()}
+    for name in ("soft", "hard"):
+        others = {k: v for k, v in sums["trees"][name].items() if k != primary.name}
+        result |= {f"{k}_{name}": v / examples for k, v in others.items()}
+    result |= {name: value / examples for name, value in sums["compare"].items()}
+    for name, gap in (("hard", "gap"), ("hard_bn", "gap_bn")):
+        if name in of_tree:
+            result[gap] = sign * (of_tree["soft"] - of_tree[name]) / examples
     return result | {"examples": int(examples)}
+
+
+def evaluate_tree(
+    apply: Callable,
+    hard: PyTree,
+    task: Task,
+    batches: Iterable[PyTree],
+    *,
+    soft: PyTree = None,
+    data: PyTree = None,
+) -> dict[str, float]:
+    """Evaluates any parameter tree with `QTensor` leaves, whoever made it.
+
+    Args:
+      apply: `(params, input) -> outputs` of a model, in evaluation mode.
+      hard: the parameters; `QTensor` leaves are dequantized.
+      task: what the outputs are judged by.
+      batches: what `task.prepare(data, batch, seed=0, train=False)` takes, with 'mask'.
+      soft: weights to compare with; default the hard ones, whose gap is 0.
+      data: see `batches`.
+
+    Returns:
+      As `score`.
+
+    Example:
+      >>> from quantnet_jax.tasks import Source, classification
+      >>> ready = lambda data, batch, *, seed, train: dict(batch)
+      >>> source = Source(ready, (1, 1, 2), (0.0,), (1.0,), {"classes": ["a", "b"]})
+      >>> batch = {"image": jnp.eye(2), "label": jnp.asarray([0, 0]),
+      ...          "mask": jnp.ones(2)}
+      >>> result = evaluate_tree(lambda w, x: x @ w, jnp.eye(2),
+      ...                        classification(source), [batch])
+      >>> result["hard"], result["gap"], result["examples"]
+      (0.5, 0.0, 2)
+    """
+    prepare = functools.partial(task.prepare, seed=0, train=False)
+    forward = make_forward(lambda v, x, train: apply(v["params"], x), prepare)
+    tally = make_tally(task, prepare)
+    hard = tree.dequantize_tree(hard)
+    return score(
+        jax.jit(functools.partial(tally, axis_name=None)),
+        jax.jit(functools.partial(forward, axis_name=None)),
+        {"soft": hard if soft is None else soft, "hard": hard},
+        data,
+        batches,
+        task.primary,
+    )
 
 
 def average_statistics(

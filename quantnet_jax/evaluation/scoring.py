@@ -1,7 +1,7 @@
 """The compiled functions that evaluate a state: one forward pass for all weights."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +10,9 @@ from quantnet_jax import models
 from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation import forward as fns
 from quantnet_jax.evaluation import gap
+from quantnet_jax.tasks import Task
+
+PyTree = Any
 
 
 class Scoring(NamedTuple):
@@ -17,47 +20,65 @@ class Scoring(NamedTuple):
 
     Attributes:
       evaluate: `(state, previous codes=None) -> (scores, layers, codes)`: those of
-        `gap.score` and `gap.layer_report`, and the codes for the next
-        call.
+        `gap.score` and `gap.layer_report`, and the codes for the next call.
       statistics: `state -> BatchNorm statistics` of the hard weights, the mean over
-        `config.recalibration_batches` training batches; ValueError without batches or
-        BatchNorm.
-      predict: `folded parameters -> logits` of all test images of this process, on the
-        host.
+        some training batches; ValueError without batches or BatchNorm.
+      predict: `folded parameters -> outputs` for all test images of this process, on
+        the host.
+      measure: `outputs of all test images -> mean of the primary metric`.
     """
 
     evaluate: Callable
     statistics: Callable
     predict: Callable
+    measure: Callable
 
 
 def make_scoring(
-    model, realize, config, runner, feed, data, augmented, plain
+    model,
+    realize: Callable,
+    runner: runners.Runner,
+    task: Task,
+    data: dict[str, PyTree],
+    prepare: dict[str, Callable],
+    batches: dict[str, Callable],
+    recalibration_batches: int,
 ) -> Scoring:
-    """Compiles them; nothing runs yet."""
+    """Compiles them; nothing runs yet.
+
+    Args:
+      model: a linen network of `quantnet_jax.models`.
+      realize: compiled function of `gap.make_realize`.
+      runner: that compiles.
+      task: what outputs are judged by.
+      data: 'train' and 'test', what the devices hold of the dataset, or None.
+      prepare: 'train' and 'test', `(data, batch) -> examples`.
+      batches: 'train' and 'test', `() -> iterator` over batches of this process.
+      recalibration_batches: of the BatchNorm recalibration, 0 for none.
+    """
     # What is scored is what ships: normalizations folded, weights hard or soft.
     forward = runner.compile(
-        fns.make_forward(make_apply(model.clone(folded=True), runner), plain),
+        fns.make_forward(make_apply(model.clone(folded=True), runner), prepare["test"]),
         replicated=2,
         out=runners.ROWS,
     )
     fold = runner.compile(
         lambda w, stats, axis_name: models.fold(w, stats), 2, out=runners.STATE
     )
-    tally = runner.compile(fns.tally, replicated=1)
+    tally = runner.compile(fns.make_tally(task, prepare["test"]), replicated=1)
     # With momentum 0 the running statistics are those of the last batch.
     of_batch = runner.compile(
-        fns.make_statistics(make_apply(model.clone(momentum=0.0), runner), augmented),
+        fns.make_statistics(
+            make_apply(model.clone(momentum=0.0), runner), prepare["train"]
+        ),
         replicated=3,
         out=runners.STATE,
     )
 
-    def reestimated(hard, stats):
-        stream = feed.train(0)
-        batches = (
-            runner.shard(next(stream)) for _ in range(config.recalibration_batches)
-        )
-        return gap.average_statistics(of_batch, hard, stats, data["train"], batches)
+    def recalibrated(hard, stats):
+        stream = batches["train"]()
+        some = (runner.shard(next(stream)) for _ in range(recalibration_batches))
+        return gap.average_statistics(of_batch, hard, stats, data["train"], some)
 
     def evaluate(state, previous=None):
         realized, stats = realize(state), state.batch_stats
@@ -65,48 +86,66 @@ def make_scoring(
         for x in jax.tree.leaves((realized.layers, realized.codes)):
             x.copy_to_host_async()
         trees = {"soft": fold(realized.soft, stats), "hard": fold(realized.hard, stats)}
-        if config.recalibration_batches and jax.tree.leaves(stats):
-            hard_stats = reestimated(realized.hard, stats)
-            trees["hard_bn"] = fold(realized.hard, hard_stats)
-        batches = (runner.shard(batch) for batch in feed.test())
-        scores = gap.score(tally, forward, trees, data["test"], batches)
+        if recalibration_batches and jax.tree.leaves(stats):
+            trees["hard_bn"] = fold(realized.hard, recalibrated(realized.hard, stats))
+        sharded = map(runner.shard, batches["test"]())
+        scores = gap.score(tally, forward, trees, data["test"], sharded, task.primary)
         layers = gap.layer_report(realized, previous)
         return scores, layers, jax.device_get(realized.codes)
 
     def predict(params):
         rows = []
-        for batch in feed.test():
-            logits = jax.device_get(forward(params, data["test"], runner.shard(batch)))
-            flat = np.asarray(logits).reshape(-1, logits.shape[-1])
-            rows.append(flat[np.asarray(batch["mask"]) > 0])
-        return np.concatenate(rows)
+        for batch in batches["test"]():
+            outputs = forward(params, data["test"], runner.shard(batch))
+            real = np.asarray(batch["mask"]) > 0
+            rows.append(jax.tree.map(lambda x, real=real: _flat(x, real), outputs))
+        return jax.tree.map(lambda *x: np.concatenate(x), *rows)
+
+    def _flat(x, real):
+        """The real rows of one output, whether a device axis is in front or not."""
+        x = np.asarray(jax.device_get(x))
+        whole = x.shape[0] == len(real) and runner.axis_name is None
+        return (x if whole else x.reshape(-1, *x.shape[2:]))[real]
+
+    def measure(outputs):
+        total, done = 0.0, 0
+        for batch in batches["test"]():
+            rows = np.flatnonzero(np.asarray(batch["mask"]) > 0)
+            examples = jax.tree.map(
+                lambda x, rows=rows: np.asarray(x)[rows],
+                prepare["test"](data["test"], batch),
+            )
+            part = slice(done, done + len(rows))
+            values = task.metrics(jax.tree.map(lambda x: x[part], outputs), examples)  # noqa: B023
+            total += float(np.sum(np.asarray(values[task.primary.name], np.float64)))
+            done += len(rows)
+        return total / done
 
     def statistics(state):
-        if not config.recalibration_batches or not jax.tree.leaves(state.batch_stats):
+        if not recalibration_batches or not jax.tree.leaves(state.batch_stats):
             raise ValueError(
-                f"recalibration_batches={config.recalibration_batches}, "
-                f"model.name={config.model.name!r}: "
-                "expected batches, and BatchNorm whose statistics they re-estimate"
+                f"recalibration_batches={recalibration_batches}: expected some, and a "
+                "network with BatchNorm whose statistics they recalibrate"
             )
-        return reestimated(realize(state).hard, state.batch_stats)
+        return recalibrated(realize(state).hard, state.batch_stats)
 
-    return Scoring(evaluate, statistics, predict)
+    return Scoring(evaluate, statistics, predict, measure)
 
 
 def make_apply(model, runner: runners.Runner) -> Callable:
-    """`(variables, image, train) -> logits`, or `(logits, updated)` when training.
+    """`(variables, input, train) -> outputs`, or `(outputs, updated)` when training.
 
     However a state is divided, the network itself is computed on whole variables and
-    each device's own images.
+    each device's own examples.
     """
 
-    def apply(variables, image, train):
-        variables, image = runner.gather(variables), runner.spread(image)
+    def apply(variables, inputs, train):
+        variables, inputs = runner.gather(variables), runner.spread(inputs)
         if not train:
-            return runner.spread(model.apply(variables, image, train=False))
-        logits, updated = model.apply(
-            variables, image, train=True, mutable=["batch_stats"]
+            return runner.spread(model.apply(variables, inputs, train=False))
+        outputs, updated = model.apply(
+            variables, inputs, train=True, mutable=["batch_stats"]
         )
-        return runner.spread(logits), runner.gather(updated)
+        return runner.spread(outputs), runner.gather(updated)
 
     return apply

@@ -12,6 +12,20 @@ PyTree = Any
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+class Metric(NamedTuple):
+    """The number that a task is judged by.
+
+    Attributes:
+      name: a key of what `Task.metrics` returns.
+      unit: how a person reads it: '%' for a fraction, else a suffix such as ' dB'.
+      higher_is_better: whether more of it is better.
+    """
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool = True
+
+
 class Task(NamedTuple):
     """A task as pure functions of batches and of what a model returns.
 
@@ -20,31 +34,46 @@ class Task(NamedTuple):
     them 'input' (what the model gets) and 'mask' (float32, 0 for padding).
 
     Attributes:
-      name: as in the registry.
-      primary: the metric by which the best checkpoint is selected and results are
-        compared; a key of what `metrics` returns.
-      higher_is_better: whether more of the primary metric is better.
-      unit: how a person reads the primary metric: '%' for a fraction, else a suffix
-        such as ' dB'.
-      prepare: `(data, batch, *, key, train) -> examples`: augmentation (if `train`) and
-        normalization, on the device. `data` is what the devices hold, None if streamed.
-      loss: `(outputs, examples) -> float32 (N,)`, one number an example.
+      primary: selects the best checkpoint, and is what results are compared by.
+      prepare: `(data, batch, *, seed, train) -> examples`: augmentation (if `train`)
+        and normalization, on the device. `data` is what the devices hold of the
+        dataset, None if it is streamed.
+      loss: `(outputs, examples, *, train) -> float32 (N,)`, one number an example;
+        without `train` nothing that only regularizes, such as label smoothing.
       metrics: `(outputs, examples) -> {name: float32 (N,)}`; means are over real
         examples, each counted exactly once.
       compare: `(soft outputs, hard outputs) -> {name: float32 (N,)}`: how far the two
         are apart (KL divergence, PSNR between them, ...).
+      same: `(outputs, outputs) -> bool (N,)`, for NumPy arrays of two programs of one
+        network: whether they decide alike; what an export is verified by.
       model_options: options of the model that follow from the data, such as
         {'outputs': 10} for a head of ten logits.
       info: JSON data that ships with an exported network, such as names of its outputs.
     """
 
-    name: str
-    primary: str
-    higher_is_better: bool
-    unit: str
+    primary: Metric
     prepare: Callable[..., dict[str, Any]]
     loss: Callable[..., Any]
     metrics: Callable[..., dict[str, Any]]
     compare: Callable[..., dict[str, Any]]
+    same: Callable[..., Any]
     model_options: Mapping[str, Any] = NOTHING
     info: Mapping[str, Any] = NOTHING
+
+
+class Source(NamedTuple):
+    """What a task is made from: the dataset as far as a task needs to know it.
+
+    Attributes:
+      prepare: `(data, batch, *, seed, train) -> {'image', 'label', 'mask'}`: gathers,
+        augments and normalizes the images of a batch.
+      shape: (H, W, C) of an image.
+      mean, std: of each channel, of pixels scaled to [0, 1].
+      info: JSON data of the dataset, such as {'classes': names}.
+    """
+
+    prepare: Callable[..., dict[str, Any]]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    info: Mapping[str, Any]

@@ -1,10 +1,50 @@
-"""Masked losses and counts over batches of logits."""
+"""Classification of images: cross-entropy, accuracy, divergence of two predictions."""
 
-from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from quantnet_jax.core.limits import Number
+from quantnet_jax.tasks.base import Metric, Source, Task
+
+
+def classification(
+    source: Source,
+    *,
+    label_smoothing: Annotated[float, Number(0, 1, below=True)] = 0.0,
+) -> Task:
+    """Images into classes; the model returns logits (N, classes).
+
+    Loss: cross-entropy with the targets (1 - s) onehot(label) + s / classes.
+    Metric: accuracy, 1 where the largest logit is that of the label.
+    Comparison: 'kl', KL(softmax(soft) || softmax(hard)) in nats.
+
+    Args:
+      source: a dataset whose `info` has 'classes', a name for each.
+      label_smoothing: s, in [0, 1).
+    """
+    classes = tuple(source.info["classes"])
+
+    def prepare(data, batch, *, seed, train):
+        made = source.prepare(data, batch, seed=seed, train=train)
+        return {"input": made.pop("image"), **made}
+
+    return Task(
+        primary=Metric("accuracy", "%"),
+        prepare=prepare,
+        loss=lambda logits, examples, *, train: cross_entropy(
+            logits, examples["label"], label_smoothing if train else 0.0
+        ),
+        metrics=lambda logits, examples: {
+            "accuracy": correct(logits, examples["label"])
+        },
+        compare=lambda soft, hard: {"kl": kl_divergence(soft, hard)},
+        same=lambda one, other: one.argmax(-1) == other.argmax(-1),
+        model_options={"classes": len(classes)},
+        info={"classes": list(classes)},
+    )
 
 
 def cross_entropy(
@@ -26,53 +66,6 @@ def cross_entropy(
     return optax.softmax_cross_entropy(
         logits, optax.losses.smooth_labels(target, label_smoothing)
     )
-
-
-def criterion(
-    logits: jax.Array,
-    batch: Mapping[str, jax.Array],
-    *,
-    label_smoothing: float = 0.0,
-    weight: float = 0.0,
-    temperature: float = 1.0,
-) -> jax.Array:
-    """The loss of every example of a batch, with or without a teacher.
-
-    (1 - weight) * cross-entropy + weight * T^2 * KL(softmax(teacher / T) ||
-    softmax(logits / T)): Hinton et al., Distilling the Knowledge in a Neural Network,
-    arXiv 1503.02531, section 2. T^2 keeps the gradient's size whatever the temperature.
-
-    Args:
-      logits: float32 (N, classes).
-      batch: 'label' int32 (N,); 'teacher', if there is one: its logits, like `logits`.
-      label_smoothing: of the labels, see `cross_entropy`.
-      weight: of the imitation, in [0, 1]; counts for nothing without a teacher.
-      temperature: T, positive.
-
-    Returns:
-      float32 (N,).
-    """
-    loss = cross_entropy(logits, batch["label"], label_smoothing)
-    if "teacher" not in batch:
-        return loss
-    hot = kl_divergence(batch["teacher"] / temperature, logits / temperature)
-    return (1 - weight) * loss + weight * temperature**2 * hot
-
-
-def weights(mask: jax.Array, axis_name: str | None) -> jax.Array:
-    """Weights of examples whose mean, over all devices, is 1, and 0 for padding.
-
-    The mean of `x * weights` over all rows is that of `x` over the real ones; and so is
-    the mean of its means over equal parts of the rows.
-
-    Args:
-      mask: float32 (N,) of this device, 1 for real examples.
-      axis_name: mapped axis of the devices, or None.
-    """
-    share = jnp.mean(mask)
-    if axis_name is not None:
-        share = jax.lax.pmean(share, axis_name)
-    return mask / share
 
 
 def correct(logits: jax.Array, label: jax.Array) -> jax.Array:

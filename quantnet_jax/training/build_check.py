@@ -75,13 +75,6 @@ def check_data(config, feed) -> tuple[float, int]:
       (steps of an epoch, steps of the run).
     """
     train_size, test_size = feed.train_size, feed.test_size
-    if len(feed.classes) > train_size:
-        given = (k for k in ("train_size", "classes") if config.data[k])
-        key = next(given, "name")
-        raise ValueError(
-            f"data.{key}={config.data[key]!r}: {train_size} training images of "
-            f"{len(feed.classes)} classes, expected one of each at least"
-        )
     epoch_steps = train_size / config.batch_size
     if config.batch_size > train_size:
         raise ValueError(
@@ -106,6 +99,30 @@ def check_data(config, feed) -> tuple[float, int]:
             f"{config.batch_size}"
         )
     return epoch_steps, total
+
+
+def held_out(config, devices: int, delayed: bool) -> int:
+    """Of which so many examples 'bilevel' holds out one; refuses what cannot be.
+
+    Args:
+      config: the configuration.
+      devices: of the run.
+      delayed: whether the quantizer learns through the weights' update (`gradient`).
+    """
+    if config.meta.mode == "joint":
+        return 0
+    if delayed:
+        raise ValueError(
+            f"meta.mode={config.meta.mode!r}, expected 'joint': a gradient network "
+            "learns through the weights' update as it is"
+        )
+    every = round(1 / config.meta.holdout)
+    if (config.batch_size // devices) % every:
+        raise ValueError(
+            f"meta.holdout={config.meta.holdout} does not divide the "
+            f"{config.batch_size // devices} examples of a device"
+        )
+    return every
 
 
 def _check_network(config, params: PyTree) -> None:

@@ -61,7 +61,9 @@ def part(chunk: int) -> int:
     return max(n for n in range(1, math.isqrt(chunk) + 1) if chunk % n == 0)
 
 
-def chunk_size(wanted: int, log_every: int, *, in_memory: bool, backend: str) -> int:
+def steps_per_call(
+    wanted: int, log_every: int, *, in_memory: bool, backend: str
+) -> int:
     """Steps of one dispatch: `wanted`, or the choice for a backend if that is 0.
 
     A scan over steps saves launches on accelerators; on CPUs XLA is far slower at

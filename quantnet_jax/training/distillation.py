@@ -1,7 +1,7 @@
-"""Distillation: a trained float network of ours as the teacher of another one."""
+"""The teacher of a run: a trained float network of the package."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,44 +11,54 @@ from quantnet_jax import models
 from quantnet_jax.checkpoint.manager import Checkpoints
 from quantnet_jax.checkpoint.warm_start import describe, flatten
 from quantnet_jax.config import Config
-from quantnet_jax.distributed import runners
+from quantnet_jax.distributed.runners import Runner
+from quantnet_jax.tasks import Task
 from quantnet_jax.training.feed import Feed, make_feed
-from quantnet_jax.training.networks import make_model
+from quantnet_jax.training.parts import make_model
 
 PyTree = Any
 
 
-def load_teacher(
-    config: Config, feed: Feed, runner: runners.Runner
-) -> tuple[Callable, PyTree]:
-    """The network of `config.distillation.workdir` at its last checkpoint.
+class Teacher(NamedTuple):
+    """A trained network, on the host.
+
+    Attributes:
+      outputs: `(folded, input) -> outputs`.
+      folded: its parameters, normalizations folded in.
+      params: its parameters as they were trained.
+    """
+
+    outputs: Callable
+    folded: PyTree
+    params: PyTree
+
+
+def load_teacher(config: Config, feed: Feed, task: Task, runner: Runner) -> Teacher:
+    """The network of `config.teacher` at its last checkpoint.
 
     It need not have the architecture of the student. Its optimizer is not read; where
-    its run kept averaged weights, it is those.
+    its run averaged weights, it is those.
 
     Args:
       config: of the student.
-      feed: of the student: the teacher must be of the same classes and images.
-      runner: that will run it; several data sets need its processes.
-
-    Returns:
-      (`(weights, image) -> float32 logits`, weights on the host with their
-      normalizations folded in).
+      feed: of the student: the teacher must have the same task and images.
+      task: of the student.
+      runner: that will run it; several datasets need its processes.
 
     Raises:
       FileNotFoundError: there is no such run.
       ValueError: it is no float run, or of other data.
     """
-    key = f"distillation.workdir={config.distillation.workdir!r}"
+    key = f"teacher={config.teacher!r}"
     try:
-        teacher = config_lib.load(config.distillation.workdir)
+        teacher = config_lib.load(config.teacher)
         _check(teacher, config, feed, runner)
-        model = make_model(teacher, len(feed.classes), None)
+        model = make_model(teacher, task.model_options, None)
         image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
         shapes = jax.eval_shape(model.init, jax.random.key(0), image)
         stats = shapes.get("batch_stats", {})
         like = {"params": {"model": shapes["params"]}, "batch_stats": stats}
-        with Checkpoints(config.distillation.workdir, read_only=True) as source:
+        with Checkpoints(config.teacher, read_only=True) as source:
             saved = source.load_arrays().state
         wanted = flatten(like)
         for name, leaf in wanted.items():
@@ -61,17 +71,18 @@ def load_teacher(
         raise type(e)(f"{key}: {e}") from None
     leaves = [saved[name] for name in wanted]
     full = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    weights = jax.jit(models.fold)(full["params"]["model"], full["batch_stats"])
-    folded = model.clone(folded=True)
+    params = full["params"]["model"]
+    folded = jax.device_get(jax.jit(models.fold)(params, full["batch_stats"]))
+    network = model.clone(folded=True)
 
-    def logits(weights, image):
-        return folded.apply({"params": weights}, image, train=False)
+    def outputs(weights, inputs):
+        return network.apply({"params": weights}, inputs, train=False)
 
-    return logits, jax.device_get(weights)
+    return Teacher(outputs, folded, params)
 
 
-def with_teacher(prepare: Callable, logits: Callable) -> Callable:
-    """`prepare`, whose batches also hold the teacher's logits of the same images.
+def with_teacher(prepare: Callable, outputs: Callable) -> Callable:
+    """`prepare`, whose examples also have 'teacher', its outputs for the same input.
 
     The result takes {'set': data of `prepare`, 'teacher': weights} as its data: arrays
     that a program gets, not constants in it. No loss is differentiated through it.
@@ -79,13 +90,13 @@ def with_teacher(prepare: Callable, logits: Callable) -> Callable:
 
     def prepare_both(data, batch):
         made = prepare(data["set"], batch)
-        return made | {"teacher": logits(data["teacher"], made["image"])}
+        return made | {"teacher": outputs(data["teacher"], made["input"])}
 
     return prepare_both
 
 
-def _check(teacher: Config, config: Config, feed: Feed, runner: runners.Runner):
-    """Refuses a teacher that is not float, or that knows other classes or images."""
+def _check(teacher: Config, config: Config, feed: Feed, runner: Runner):
+    """Refuses a teacher that is not float, or has another task or other images."""
     for name, value, wanted in (
         ("quantizer.name", teacher.quantizer.name, "identity"),
         ("rules", tuple(teacher.rules), ()),
@@ -95,18 +106,19 @@ def _check(teacher: Config, config: Config, feed: Feed, runner: runners.Runner):
             raise ValueError(
                 f"a run with {name}={value!r}, expected a float one, with {wanted!r}"
             )
-    same = ("name", "image_size", "classes")
-    if all(teacher.data[k] == config.data[k] for k in same):
+    if teacher.task.name != config.task.name:
+        raise ValueError(
+            f"a run with task.name={teacher.task.name!r}, expected {config.task.name!r}"
+        )
+    if teacher.data.to_dict() == config.data.to_dict():
         return
     other = make_feed(teacher, runner)
-    for name, was, now in (
-        ("images of shape", other.shape, feed.shape),
-        ("classes in number", len(other.classes), len(feed.classes)),
-        *(
-            ("a class", *pair)
-            for pair in zip(other.classes, feed.classes, strict=False)
-        ),
-    ):
+    pairs = [("images of shape", other.shape, feed.shape)]
+    for name in sorted({*other.info, *feed.info}):
+        was, now = (list(x.info.get(name, ())) for x in (other, feed))
+        pairs.append((f"{name} in number", len(was), len(now)))
+        pairs += [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(was, now))]  # noqa: B905
+    for name, was, now in pairs:
         if was != now:
             raise ValueError(
                 f"a run on {teacher.data.name!r} with {name} {was!r}, expected {now!r} "

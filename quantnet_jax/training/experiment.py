@@ -3,298 +3,339 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from quantnet_jax import config as config_lib
-from quantnet_jax import models, quantizers
+from quantnet_jax import models
 from quantnet_jax.config import Config
 from quantnet_jax.core import tree
-from quantnet_jax.core.quantizer import prepared
-from quantnet_jax.data import prepare
+from quantnet_jax.core.quantizer import Quantizer, prepared
 from quantnet_jax.distributed import hosts, runners
 from quantnet_jax.evaluation import gap
-from quantnet_jax.evaluation.scoring import make_apply, make_scoring
-from quantnet_jax.tasks import classification as losses
+from quantnet_jax.evaluation.scoring import Scoring, make_apply, make_scoring
+from quantnet_jax.tasks import Source, Task
 from quantnet_jax.training import (
     accumulation,
     build_check,
     dispatch,
     distillation,
+    gradients,
     optim,
+    parts,
     steps,
 )
 from quantnet_jax.training.feed import Feed, make_feed
-from quantnet_jax.training.networks import make_model
 from quantnet_jax.training.state import TrainState, create_state, scored
 
 PyTree = Any
 
 
-class Experiment(NamedTuple):
-    """A built configuration.
+class Experiment:
+    """A built configuration; each part is made when it is first asked for.
 
-    Attributes:
-      config: as given, checked.
-      runner: that compiled the functions.
-      feed: the data.
-      buckets: which tensors are quantized, by what.
-      steps: of the whole run.
-      epoch_steps: steps of one epoch, a fraction in general.
-      learning_rate: of the weights, a schedule of the step.
-      state: before the first step, on the devices.
-      fit: `the model's parameters -> qparams` that begin from these weights, as a warm
-        start needs them; on the host.
-      train_data: what `train_step` needs of data, on the devices, or None.
-      train_step: `(state, train_data, batch) -> (state, metrics)`; gives up `state`.
-      train_chunk: the same for the stacked batches of several steps in one dispatch;
-        the metrics are those of each step.
-      chunk: most steps of such a dispatch, 1 for none.
-      train_batches: `(first step, counts=repeat(1)) -> iterator` of sharded batches,
-        one for each count; those of counts above 1 are stacked.
-      is_finite: `state -> bool`.
-      evaluate: `(state, previous codes) -> (scores, layers, codes)`.
-      codes: `state -> {path: uint8 codes}`, on the host.
-      deployed: `(state, bn=False) -> parameters` of the folded network, with QTensor
-        leaves; with `bn` its BatchNorm statistics are re-estimated for hard weights.
-        This, `evaluate` and `codes` are of averaged parameters where there are some.
-      predict: `folded float parameters -> float32[N, classes]` logits of all test
-        images, on the host; the compiled function that `evaluate` scores with.
+    Args:
+      config: see `quantnet_jax.config`.
+      devices: to run on; default all.
+
+    Raises:
+      ValueError, FileNotFoundError: one line that names the key or the file, here or
+        when a part is made; `build` makes all that can fail.
     """
 
-    config: Config
-    runner: runners.Runner
-    feed: Feed
-    buckets: tuple[tree.Bucket, ...]
-    steps: int
-    epoch_steps: float
-    learning_rate: Callable
-    state: TrainState
-    fit: Callable[[PyTree], PyTree]
-    train_data: PyTree
-    train_step: Callable
-    train_chunk: Callable
-    chunk: int
-    train_batches: Callable[..., Iterator[PyTree]]
-    is_finite: Callable[[TrainState], bool]
-    evaluate: Callable
-    codes: Callable[[TrainState], dict]
-    deployed: Callable[[TrainState], PyTree]
-    predict: Callable[[PyTree], np.ndarray]
+    def __init__(self, config: Config, devices: list | None = None):
+        config_lib.check(config)
+        self.config = config
+        self._devices = devices
+
+    # Data and task --------------------------------------------------------------------
+    @cached_property
+    def runner(self) -> runners.Runner:
+        """What compiles for the devices."""
+        c = self.config
+        runner = runners.make_runner(c.runner, self._devices, c.fsdp)
+        runners.check_batch("batch_size", c.batch_size, runner)
+        runners.check_batch("eval_batch_size", c.eval_batch_size, runner)
+        build_check.check_devices(c, runner.devices)
+        return runner
+
+    @cached_property
+    def feed(self) -> Feed:
+        """The batches."""
+        return make_feed(self.config, self.runner)
+
+    @cached_property
+    def task(self) -> Task:
+        """What a batch is, its loss and its metrics."""
+        feed = self.feed
+        source = Source(feed.prepare, feed.shape, feed.mean, feed.std, feed.info)
+        return parts.make_task(self.config, source)
+
+    @cached_property
+    def _sizes(self) -> tuple[float, int]:
+        return build_check.check_data(self.config, self.feed)
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps of one epoch, a fraction in general."""
+        return self._sizes[0]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self._sizes[1]
+
+    @cached_property
+    def data(self) -> dict[str, PyTree]:
+        """'train' and 'test': what the devices hold of the dataset; None: streamed."""
+        arrays = {"train": self.feed.train_data, "test": self.feed.test_data}
+        replicate = self.runner.replicate
+        return {k: None if x is None else replicate(x) for k, x in arrays.items()}
+
+    @cached_property
+    def prepare(self) -> dict[str, Callable]:
+        """'train' (augments) and 'test': `(data, batch) -> examples`."""
+        prepare = self.task.prepare
+        return {
+            "train": functools.partial(prepare, seed=self.config.seed, train=True),
+            "test": functools.partial(prepare, seed=0, train=False),
+        }
+
+    def train_batches(self, first: int, counts=itertools.repeat(1)) -> Iterator:  # noqa: B008
+        """Sharded batches from a step on; those of a chunk are stacked in front.
+
+        Args:
+          first: steps done.
+          counts: how many steps each dispatch takes.
+        """
+        stream = self.feed.train(first)
+        for count in counts:
+            if count == 1:
+                yield self.runner.shard(next(stream))
+            else:
+                batches = [next(stream) for _ in range(count)]
+                stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+                yield self.runner.shard(stacked, axis=1)
+
+    # Network and quantizer ------------------------------------------------------------
+    @cached_property
+    def model(self):
+        """The linen network."""
+        options = self.task.model_options
+        return parts.make_model(self.config, options, self.runner.axis_name)
+
+    @cached_property
+    def _image(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *self.feed.shape), jnp.float32)
+
+    @cached_property
+    def buckets(self) -> tuple[tree.Bucket, ...]:
+        """Which tensors are quantized, by what."""
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0), self._image)
+        rules = parts.make_rules(self.config, self.steps)
+        return build_check.plan(self.config, rules, shapes["params"])
+
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """Over the tree of the model's parameters."""
+        return prepared(tree.tree_quantizer(self.buckets), self.runner.gather)
+
+    def init_qparams(self, params: PyTree) -> PyTree:
+        """(Re)initializes `qparams` from the weights of the model, on the host."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+        return jax.device_get(jax.jit(self.quantizer.init)(key, params))
+
+    @cached_property
+    def state(self) -> TrainState:
+        """Before the first step, on the devices."""
+        seed, decay = self.config.seed, self.config.ema_decay
+        real = bool(self.config.activation.name)  # then BatchNorm takes its statistics
+        images = jnp.zeros(self._image.shape)
+        if real:
+            images = self.prepare["test"](None, self.feed.sample())["input"]
+
+        def init(images):
+            # Not inside jit with the training: two small programs compile faster.
+            key = jax.random.key(seed)
+            variables = self.model.init(jax.random.fold_in(key, 0), images, train=real)
+            key = jax.random.fold_in(key, 1)
+            return create_state(
+                variables, self.quantizer, self.tx, key, averaged=decay > 0
+            )
+
+        return self.runner.place(jax.device_get(jax.jit(init)(images)))
+
+    # Training -------------------------------------------------------------------------
+    @cached_property
+    def learning_rate(self) -> Callable:
+        """Of the weights, a schedule of the step."""
+        return parts.make_rate("weights", self.config.weights, self.steps)
+
+    @cached_property
+    def tx(self):
+        """The optimizer over {'model', 'quant'}."""
+        c, quantizer = self.config, self.quantizer
+        meta_rate = parts.make_rate("meta", c.meta, self.steps)
+        tx = optim.partition(
+            parts.make_optimizer("weights", c.weights, self.learning_rate),
+            parts.make_optimizer("meta", c.meta, meta_rate),
+        )
+        if quantizer.project is not None:
+            tx = optim.projected(tx, quantizer.project)
+        return tx if quantizer.gradient is None else optim.lagged(tx)
+
+    @cached_property
+    def teacher(self) -> distillation.Teacher | None:
+        """The trained network of `config.teacher`."""
+        if not self.config.teacher:
+            return None
+        return distillation.load_teacher(self.config, self.feed, self.task, self.runner)
+
+    @cached_property
+    def train_data(self) -> PyTree:
+        """The second argument of the training step."""
+        if self.teacher is None:
+            return self.data["train"]
+        held = self.runner.replicate((self.teacher.folded, self.teacher.params))
+        names = ("teacher", "teacher_params")
+        return {"set": self.data["train"], **dict(zip(names, held, strict=True))}
+
+    @cached_property
+    def gradients(self) -> gradients.Gradients:
+        """The gradient estimator of `config.meta.mode`, or of the quantizer."""
+        c, prepare = self.config, self.prepare["train"]
+        if self.teacher is not None:
+            prepare = distillation.with_teacher(prepare, self.teacher.outputs)
+        loss = steps.make_loss(
+            make_apply(self.model, self.runner),
+            self.quantizer,
+            self.task,
+            seed=c.seed,
+            terms=parts.make_terms(c),
+        )
+        delayed = self.quantizer.gradient is not None
+        accumulation.check(c.accumulation_steps, c.meta.mode, delayed)
+        every = build_check.held_out(c, self.runner.devices, delayed)
+        if delayed:
+            return gradients.delayed(
+                loss, prepare, self.learning_rate, self.quantizer, self.tx
+            )
+        if c.meta.mode == "bilevel":
+            return gradients.bilevel(
+                loss, prepare, self.learning_rate, every=every, exact=c.meta.exact
+            )
+        accumulate = functools.partial(
+            accumulation.accumulate,
+            parts=c.accumulation_steps,
+            loop=hosts.backend() != "cpu",
+        )
+        return gradients.joint(loss, prepare, accumulate)
+
+    @cached_property
+    def steps_per_call(self) -> int:
+        """Most steps of one dispatch."""
+        return dispatch.steps_per_call(
+            self.config.steps_per_call,
+            self.config.log_every,
+            in_memory=self.feed.train_data is not None,
+            backend=hosts.backend(),
+        )
+
+    @cached_property
+    def _step(self) -> Callable:
+        return steps.make_train_step(
+            self.gradients, self.tx, decay=self.config.ema_decay
+        )
+
+    @cached_property
+    def train_step(self) -> Callable:
+        """`(state, train_data, batch) -> (state, metrics)`; donates the state."""
+        stepped = (runners.STATE, runners.SAME)
+        return self.runner.compile(self._step, 2, out=stepped, donate=True)
+
+    @cached_property
+    def train_chunk(self) -> Callable:
+        """As `train_step`, of stacked batches, with the metrics of each step."""
+        stepped, chunk = (runners.STATE, runners.SAME), steps.make_chunk(self._step)
+        return self.runner.compile(chunk, 2, out=stepped, donate=True, axis=1)
+
+    @cached_property
+    def _all_finite(self) -> Callable:
+        return self.runner.compile(steps.all_finite, replicated=1)
+
+    def is_finite(self, state: TrainState) -> bool:
+        """Whether no number of the state is infinite or NaN."""
+        return bool(self._all_finite(state))
+
+    # Evaluation: of averaged parameters, where there are some -------------------------
+    @cached_property
+    def _realize(self) -> Callable:
+        realize = gap.make_realize(self.quantizer)
+        return self.runner.compile(realize, replicated=1, out=gap.REALIZED)
+
+    @cached_property
+    def scoring(self) -> Scoring:
+        """The compiled functions of evaluation."""
+        return make_scoring(
+            self.model,
+            self._realize,
+            self.runner,
+            self.task,
+            self.data,
+            self.prepare,
+            {"train": lambda: self.feed.train(0), "test": self.feed.test},
+            self.config.recalibration_batches,
+        )
+
+    def evaluate(self, state: TrainState, codes: dict | None = None):
+        """(scores, layers, codes); `codes` are those of the evaluation before."""
+        return self.scoring.evaluate(scored(state), codes)
+
+    def codes(self, state: TrainState) -> dict[str, np.ndarray]:
+        """{path: uint8 codes} of the quantized tensors, on the host."""
+        return jax.device_get(self._realize(scored(state)).codes)
+
+    @cached_property
+    def _fold_hard(self) -> Callable:
+        def folded(params, stats, axis_name):
+            hard = self.quantizer.hard(params["quant"], params["model"])
+            return models.fold(hard, stats)
+
+        return self.runner.compile(folded, replicated=2)
+
+    def deployed(self, state: TrainState, bn: bool = False) -> PyTree:
+        """Parameters of the folded network, with QTensor leaves.
+
+        Args:
+          state: of the run.
+          bn: recalibrate the BatchNorm statistics for the hard weights.
+        """
+        state = scored(state)
+        stats = self.scoring.statistics(state) if bn else state.batch_stats
+        return self._fold_hard(state.params, stats)
+
+    def predict(self, params: PyTree) -> PyTree:
+        """Outputs for all test images, on the host, by what `evaluate` scores with.
+
+        Args:
+          params: folded float parameters, on the devices.
+        """
+        return self.scoring.predict(params)
 
 
 def build(config: Config, devices: list | None = None) -> Experiment:
-    """Builds an experiment; nothing is written.
-
-    Args:
-      config: see `quantnet_jax.training.config`.
-      devices: to run on; default all.
+    """An experiment whose parts that can fail are made; nothing is written.
 
     Raises:
       ValueError, FileNotFoundError: one line that names the key or the file.
     """
-    config_lib.check(config)
-    runner = runners.make_runner(config.runner, devices, config.fsdp)
-    runners.check_batch("batch_size", config.batch_size, runner)
-    runners.check_batch("eval_batch_size", config.eval_batch_size, runner)
-    build_check.check_devices(config, runner.devices)
-    feed = make_feed(config, runner)
-    epoch_steps, total = build_check.check_data(config, feed)
-    chunk = dispatch.chunk_size(
-        config.steps_per_call,
-        config.log_every,
-        in_memory=feed.train_data is not None,
-        backend=hosts.backend(),
-    )
-
-    model = make_model(config, len(feed.classes), runner.axis_name)
-    image = jax.ShapeDtypeStruct((1, *feed.shape), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    buckets = build_check.plan(config, make_rules(config, total), shapes["params"])
-    quantizer = prepared(tree.tree_quantizer(buckets), runner.gather)
-
-    rate = make_rate("weights", config.weights, total)
-    tx = optim.partition(
-        make_optimizer("weights", config.weights, rate),
-        make_optimizer("meta", config.meta, make_rate("meta", config.meta, total)),
-    )
-    if quantizer.project is not None:
-        tx = optim.projected(tx, quantizer.project)
-    if quantizer.gradient is not None:
-        tx = optim.lagged(tx)
-    meta = make_meta(config, rate, runner, quantizer)
-    lagged = quantizer.gradient is not None
-    accumulation.check(config.accumulation_steps, config.meta.mode, lagged)
-
-    data = {
-        name: None if arrays is None else runner.replicate(arrays)
-        for name, arrays in (("train", feed.train_data), ("test", feed.test_data))
-    }
-    constants = {"mean": feed.mean, "std": feed.std, "dtype": jnp.dtype(config.dtype)}
-    augmented = functools.partial(
-        prepare,
-        seed=config.seed,
-        train=True,
-        pad=0 if feed.train_data is None else config.data.pad,
-        flip=config.data.flip,
-        **constants,
-    )
-    plain = functools.partial(
-        prepare, seed=0, train=False, pad=0, flip=False, **constants
-    )
-    train_prepare, train_data = augmented, data["train"]
-    if config.distillation.workdir:
-        logits, teacher = distillation.load_teacher(config, feed, runner)
-        train_prepare = distillation.with_teacher(augmented, logits)
-        train_data = {"set": data["train"], "teacher": runner.replicate(teacher)}
-    train_step = steps.make_train_step(
-        make_apply(model, runner),
-        quantizer,
-        tx,
-        train_prepare,
-        seed=config.seed,
-        criterion=functools.partial(
-            losses.criterion,
-            label_smoothing=config.label_smoothing,
-            weight=config.distillation.weight,
-            temperature=config.distillation.temperature,
-        ),
-        meta=meta,
-        accumulate=functools.partial(
-            accumulation.accumulate,
-            parts=config.accumulation_steps,
-            loop=hosts.backend() != "cpu",
-        ),
-        decay=config.ema_decay,
-    )
-
-    def init(images):
-        # Not inside jit with the training: two small programs compile faster than one.
-        key = jax.random.key(config.seed)
-        real = bool(config.activation.name)  # then BatchNorm takes their statistics
-        variables = model.init(jax.random.fold_in(key, 0), images, train=real)
-        key = jax.random.fold_in(key, 1)
-        return create_state(
-            variables, quantizer, tx, key, averaged=config.ema_decay > 0
-        )
-
-    def fit(weights):
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        return jax.device_get(jax.jit(quantizer.init)(key, weights))
-
-    images = jnp.zeros(image.shape)
-    if config.activation.name:
-        images = plain(None, feed.sample())["image"]
-
-    def train_batches(first, counts=itertools.repeat(1)):  # noqa: B008 (no state)
-        stream = feed.train(first)
-        for count in counts:
-            if count == 1:
-                yield runner.shard(next(stream))
-            else:
-                batches = [next(stream) for _ in range(count)]
-                stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
-                yield runner.shard(stacked, axis=1)
-
-    stepped = (runners.STATE, runners.SAME)
-    finite = runner.compile(steps.all_finite, replicated=1)
-    realize = runner.compile(
-        gap.make_realize(quantizer), replicated=1, out=gap.REALIZED
-    )
-    scoring = make_scoring(model, realize, config, runner, feed, data, augmented, plain)
-
-    def deployed(params, stats, axis_name):
-        return models.fold(quantizer.hard(params["quant"], params["model"]), stats)
-
-    ship = runner.compile(deployed, replicated=2)
-
-    def shipped(state, bn=False):
-        state = scored(state)
-        stats = scoring.statistics(state) if bn else state.batch_stats
-        return ship(state.params, stats)
-
-    return Experiment(
-        config=config,
-        runner=runner,
-        feed=feed,
-        buckets=buckets,
-        steps=total,
-        epoch_steps=epoch_steps,
-        learning_rate=rate,
-        state=runner.place(jax.device_get(jax.jit(init)(images))),
-        fit=fit,
-        train_data=train_data,
-        train_step=runner.compile(train_step, 2, out=stepped, donate=True),
-        train_chunk=runner.compile(
-            steps.make_chunk(train_step), 2, out=stepped, donate=True, axis=1
-        ),
-        chunk=chunk,
-        train_batches=train_batches,
-        is_finite=lambda state: bool(finite(state)),
-        # The one place that decides which parameters are scored and shipped.
-        evaluate=lambda state, codes=None: scoring.evaluate(scored(state), codes),
-        codes=lambda state: jax.device_get(realize(scored(state)).codes),
-        deployed=shipped,
-        predict=scoring.predict,
-    )
-
-
-def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
-    """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
-
-    def quantizer(name):
-        options = config.quantizer.get(name, ConfigDict()).to_dict()
-        with build_check.named(f"quantizer.{name}"):
-            return quantizers.create(name, total_steps=total_steps, **options)
-
-    rows = [(config.layers, config.quantizer.name, config.share), *config.rules]
-    return [
-        tree.Rule(str(models.KERNELS.get(pattern, pattern)), quantizer(name), share)
-        for pattern, name, share in rows
-    ]
-
-
-def make_rate(section: str, c: Config, total_steps: int) -> Callable:
-    """The learning-rate schedule of one section."""
-    with build_check.named(section):
-        return optim.learning_rate(
-            c.learning_rate,
-            total_steps,
-            schedule=c.schedule,
-            warmup=c.warmup,
-            milestones=tuple(c.milestones),
-        )
-
-
-def make_optimizer(section: str, c: Config, rate: Callable):
-    """The optimizer of one section."""
-    with build_check.named(section):
-        return optim.optimizer(
-            c.optimizer,
-            rate,
-            momentum=c.momentum,
-            weight_decay=c.weight_decay,
-            clip=c.clip,
-        )
-
-
-def make_meta(config: Config, rate: Callable, runner, quantizer) -> steps.Meta:
-    """How the sub-network is optimized."""
-    if config.meta.mode == "joint":
-        return steps.Meta(rate=rate)
-    if quantizer.gradient is not None:
-        raise ValueError(
-            f"meta.mode={config.meta.mode!r}, expected 'joint': a gradient network "
-            "learns through the weights' update as it is"
-        )
-    every = round(1 / config.meta.holdout)
-    if (config.batch_size // runner.devices) % every:
-        raise ValueError(
-            f"meta.holdout={config.meta.holdout} does not divide the "
-            f"{config.batch_size // runner.devices} examples of a device"
-        )
-    return steps.Meta("bilevel", every, config.meta.exact, rate)
+    exp = Experiment(config, devices)
+    for part in ("runner", "feed", "steps", "steps_per_call", "task", "buckets"):
+        getattr(exp, part)
+    for part in ("tx", "gradients", "train_step"):
+        getattr(exp, part)
+    return exp

@@ -1,14 +1,14 @@
 """Where batches come from: sets held on the device, or streamed; one interface."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax import data as qdata
 from quantnet_jax.config import Config
 from quantnet_jax.config.checks import STREAMED, TFDS
-from quantnet_jax.core.limits import show
 from quantnet_jax.distributed.runners import Runner
 from quantnet_jax.training.build_check import named
 
@@ -21,20 +21,21 @@ class Feed(NamedTuple):
     """The examples of a run.
 
     Attributes:
-      classes: names of the classes.
+      info: JSON data of the dataset, for its task.
       shape: (H, W, C) of the images.
       mean, std: of each channel, of pixels scaled to [0, 1].
       train_size, test_size: numbers of examples.
-      train_data, test_data: {'image', 'label'} as NumPy arrays to be put on every
-        device, or None for a streamed set.
+      train_data, test_data: NumPy arrays to be put on every device, or None if
+        streamed.
+      prepare: `(data, batch, *, seed, train) -> {'image', ...}`, on the devices.
       train: `first step -> endless iterator` of this process' batches.
       test: `() -> iterator` over every test example once.
       sample: `() -> batch` of the first training examples, at most `SAMPLE`: the same
-        on every process, with images and labels of its own, as of a streamed set.
+        on every process, with arrays of its own, as of a streamed dataset.
       unreadable: `() -> int`, how many unreadable examples this process has met.
     """
 
-    classes: tuple[str, ...]
+    info: Mapping[str, Any]
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -42,6 +43,7 @@ class Feed(NamedTuple):
     test_size: int
     train_data: PyTree
     test_data: PyTree
+    prepare: Callable[..., dict[str, Any]]
     train: Callable[[int], Iterator[dict[str, np.ndarray]]]
     test: Callable[[], Iterator[dict[str, np.ndarray]]]
     sample: Callable[[], dict[str, np.ndarray]]
@@ -64,36 +66,9 @@ def make_feed(config: Config, runner: Runner) -> Feed:
     return _in_memory(config, runner)
 
 
-def _load(c: Config) -> qdata.Dataset:
-    """The set in memory, or the wanted part of it."""
-    key = "folder" if c.folder else "name"
-    where = f"data.{key}={show(c[key])}"
-    if c.name == "synthetic":  # made in the wanted size
-        wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
-        wanted |= {"size": c.image_size}
-        sizes = {key: value for key, value in wanted.items() if value}
-        dataset = qdata.load(c.name, None, **sizes)
-    else:
-        with named(where):
-            dataset = qdata.load(c.name, c.folder or None)
-        if c.train_size or c.test_size or c.classes:
-            keys = {"train": "data.train_size", "test": "data.test_size"}
-            with named("data", **keys, classes="data.classes"):
-                dataset = qdata.subset(
-                    dataset,
-                    c.train_size or None,
-                    c.test_size or None,
-                    c.classes or None,
-                )
-    if c.validation_size:
-        with named("data.validation_size", size="data.validation_size"):
-            dataset = qdata.validation_size(dataset, c.validation_size)
-    return dataset
-
-
 def _in_memory(config: Config, runner: Runner) -> Feed:
     c = config.data
-    dataset = _load(c)
+    dataset = qdata.load_part(c, named)
     shape = dataset.train_image.shape[1:]
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
         raise ValueError(
@@ -131,7 +106,7 @@ def _in_memory(config: Config, runner: Runner) -> Feed:
         return batch | {name: x[batch["index"]] for name, x in rows.items()}
 
     return Feed(
-        classes=dataset.classes,
+        info=dataset.info,
         shape=shape,
         mean=mean,
         std=std,
@@ -139,10 +114,30 @@ def _in_memory(config: Config, runner: Runner) -> Feed:
         test_size=test_size,
         train_data=qdata.split(dataset, "train"),
         test_data=qdata.split(dataset, "test"),
+        prepare=_prepare(config, mean, std, pad=c.pad),
         train=train,
         test=lambda: qdata.eval_batches(test_size, config.eval_batch_size, **process),
         sample=sample,
     )
+
+
+def _prepare(config: Config, mean, std, *, pad: int) -> Callable:
+    """From a batch to normalized images; `pad` and flips are for training alone."""
+
+    def prepare(data, batch, *, seed, train):
+        return qdata.prepare(
+            data,
+            batch,
+            seed=seed,
+            train=train,
+            pad=pad if train else 0,
+            flip=config.data.flip and train,
+            mean=mean,
+            std=std,
+            dtype=jnp.dtype(config.dtype),
+        )
+
+    return prepare
 
 
 def _streamed(config: Config, runner: Runner, name: str) -> Feed:
@@ -161,7 +156,7 @@ def _streamed(config: Config, runner: Runner, name: str) -> Feed:
         "unreadable": unreadable,
     }
     return Feed(
-        classes=qdata.class_names(train_source),
+        info=qdata.source_info(train_source),
         shape=(size, size, 3),
         mean=mean,
         std=std,
@@ -169,6 +164,7 @@ def _streamed(config: Config, runner: Runner, name: str) -> Feed:
         test_size=len(test_source),
         train_data=None,
         test_data=None,
+        prepare=_prepare(config, mean, std, pad=0),
         train=lambda step: qdata.train_stream(
             train_source,
             batch_size=config.batch_size,

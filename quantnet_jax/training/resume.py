@@ -1,9 +1,74 @@
-"""What a checkpoint holds beside arrays: config, place in the data, loose records."""
+"""How a run starts: from its own checkpoint, from another run, or from scratch."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
+from quantnet_jax.checkpoint.manager import Checkpoints, warm_start
 from quantnet_jax.config import Config
 from quantnet_jax.logging.records import jsonable
+from quantnet_jax.training.experiment import Experiment
+from quantnet_jax.training.state import TrainState
+
+
+class Start(NamedTuple):
+    """Where a run stands when its loop begins.
+
+    Attributes:
+      state: on the devices.
+      step: steps done.
+      seconds: of training so far, over all starts.
+      seen: metrics of the steps since the last record, which they still belong to.
+      codes: those of the last evaluation, for the next flip rate; None without one.
+      note: a line for the person at the terminal, '' for a start from scratch.
+      warm: what warm_start.json records, None without a warm start.
+    """
+
+    state: TrainState
+    step: int = 0
+    seconds: float = 0.0
+    seen: list[dict[str, float]] = []  # noqa: RUF012 (never changed)
+    codes: dict | None = None
+    note: str = ""
+    warm: dict[str, Any] | None = None
+
+
+def start(
+    exp: Experiment, checkpoints: Checkpoints, evaluations: Collection[int]
+) -> Start:
+    """Resumes, or starts warm from `config.init_from`, or from scratch.
+
+    Args:
+      exp: the experiment.
+      checkpoints: of its workdir.
+      evaluations: steps after which the run is evaluated.
+
+    Raises:
+      FileNotFoundError, ValueError: one line; a checkpoint does not fit.
+    """
+    if checkpoints.latest() is not None:
+        restored = checkpoints.restore(exp.state)
+        step, saved = restored.step, restored.extra
+        check(saved, exp.config, exp.feed.train_size, step)
+        state = exp.runner.place(restored.state)
+        codes = exp.codes(state) if step in evaluations else restored.beside or None
+        note = f"resuming at step {step}"
+        return Start(state, step, saved["seconds"], saved["seen"], codes, note)
+    source = exp.config.init_from
+    if not source:
+        return Start(exp.state)
+    like = {"params": exp.state.params, "batch_stats": exp.state.batch_stats}
+    with Checkpoints(source, read_only=True) as other:
+        step, arrays, *_ = other.load_arrays()
+    warm, matched = warm_start(like, arrays)
+    if warm["params"]["quant"]:
+        # Initialize quantizer parameters from the restored weights.
+        warm["params"]["quant"] = exp.init_qparams(warm["params"]["model"])
+        warm, matched = warm_start(warm, arrays)
+    return Start(
+        exp.state._replace(**exp.runner.place(warm)),
+        note=f"{matched} (from {source}; warm_start.json)",
+        warm={"from": source, "step": step, **matched._asdict()},
+    )
 
 
 def extra(
@@ -14,7 +79,7 @@ def extra(
     seconds: float,
     seen: list[dict[str, float]],
 ) -> dict[str, Any]:
-    """JSON data from which a run goes on exactly where it was.
+    """JSON data in a checkpoint, from which a run continues exactly where it was.
 
     Args:
       config: of the run.
@@ -50,5 +115,5 @@ def check(saved: dict[str, Any], config: Config, train_size: int, step: int) -> 
             raise ValueError(
                 f"the checkpoint of step {step} stands at another place of the data: "
                 f"{name} is {saved['data'].get(name)} there and {value} here; has the "
-                "data set changed?"
+                "dataset changed?"
             )

@@ -1,0 +1,189 @@
+"""Terms of the loss that need more than outputs and targets.
+
+A term is `term(context) -> float32 scalar`, made by a factory and added to the loss
+with a weight. A configuration lists them: `terms = ({"name": "kurtosis", "weight": 1.0,
+"target": 1.8},)`; a term is added by a factory here and a row in `TERMS`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core import regularizers, tree
+from quantnet_jax.core.limits import Number, Sequence, Text
+
+PyTree = Any
+
+
+class Context(NamedTuple):
+    """What a term may look at, of one batch of one device.
+
+    Attributes:
+      outputs: of the model, see `quantnet_jax.tasks.base.Task`.
+      examples: of the batch; 'mask' has the mean 1.
+      loss: float32 scalar, the mean of the task's loss.
+      params: latent weights.
+      soft: the weights that the model was applied with.
+      teacher_outputs: of the teacher for the same examples, None without a teacher.
+      teacher_params: its weights, None without a teacher.
+      step: int32 scalar, optimizer steps taken.
+    """
+
+    outputs: PyTree
+    examples: Mapping[str, jax.Array]
+    loss: jax.Array
+    params: PyTree
+    soft: PyTree
+    teacher_outputs: PyTree
+    teacher_params: PyTree
+    step: jax.Array
+
+
+Term = Callable[[Context], jax.Array]
+
+
+def distillation(*, temperature: Annotated[float, Number(1e-3, 1e6)] = 4.0) -> Term:
+    """Knowledge distillation from the teacher's logits.
+
+    Forward: T^2 KL(softmax(teacher / T) || softmax(outputs / T)) - task loss
+    so that with weight w the whole loss is (1 - w) task + w T^2 KL. T^2 keeps the size
+    of the gradient at any temperature.
+
+    Reference: Hinton et al., arXiv 1503.02531, section 2.
+
+    Args:
+      temperature: T, positive.
+    """
+
+    def term(context: Context) -> jax.Array:
+        log_p = jax.nn.log_softmax(context.teacher_outputs / temperature)
+        log_q = jax.nn.log_softmax(context.outputs / temperature)
+        kl = jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+        return temperature**2 * _mean(kl, context) - context.loss
+
+    return term
+
+
+def output_mimicking() -> Term:
+    """Mean squared difference of the outputs from the teacher's.
+
+    Forward: mean((outputs - teacher)^2)
+    """
+
+    def term(context: Context) -> jax.Array:
+        error = (context.outputs - context.teacher_outputs) ** 2
+        return _mean(jnp.mean(error.reshape(error.shape[0], -1), -1), context)
+
+    return term
+
+
+def kurtosis(
+    *,
+    target: Annotated[float, Number(1, 1e3)] = 1.8,
+    targets: Annotated[Iterable[tuple[str, float]], Sequence()] = (),
+    pattern: Annotated[str, Text()] = ".*kernel",
+) -> Term:
+    """Distance of the kurtosis of latent weights from a target, layer by layer.
+
+    Forward: mean over layers of (kurt(w) - target)^2, kurt(w) = E[((w - m) / s)^4]
+    A uniform distribution has 1.8, a bimodal one less, down to 1 for two spikes.
+
+    Reference: KURE, arXiv 2002.07686; BD-BNN, arXiv 2204.02004 (target 1.8, weight 1).
+
+    Args:
+      target: of each layer that `targets` does not name, at least 1.
+      targets: (pattern, target) rows; the first that matches a path counts.
+      pattern: which parameters, matched against the whole '/'-joined path.
+    """
+    rows = [*targets, (".*", target)]
+
+    def term(context: Context) -> jax.Array:
+        leaves = _matching(context.params, pattern)
+        wanted = {p: next(t for r, t in rows if re.fullmatch(r, p)) for p in leaves}
+        parts = [
+            (regularizers.kurtosis(w) - wanted[path]) ** 2 for path, w in leaves.items()
+        ]
+        return jnp.mean(jnp.stack(parts))
+
+    return term
+
+
+def weight_mimicking(
+    *,
+    temperature: Annotated[float, Number(1e-3, 1e6)] = 4.0,
+    pattern: Annotated[str, Text()] = ".*kernel",
+) -> Term:
+    """Weight distribution mimicking: latent weights like those of a teacher.
+
+    Forward: mean over layers of T^2 KL(softmax(v / T) || softmax(w / T))
+    v are the teacher's weights of the same layer; the softmax is over the input
+    channels (axis -2), the divergence is averaged over all other axes.
+
+    Reference: BD-BNN, arXiv 2204.02004 (T = 4; without the classifier's distillation,
+    which is the term `distillation`).
+
+    Args:
+      temperature: T, positive.
+      pattern: which parameters, matched against the whole '/'-joined path; the teacher
+        must have them in the same shapes.
+    """
+
+    def divergence(v: jax.Array, w: jax.Array) -> jax.Array:
+        log_p = jax.nn.log_softmax(v / temperature, axis=-2)
+        log_q = jax.nn.log_softmax(w / temperature, axis=-2)
+        return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-2))
+
+    def term(context: Context) -> jax.Array:
+        teacher = tree.flatten(context.teacher_params)
+        parts = []
+        for path, w in _matching(context.params, pattern).items():
+            if path not in teacher or teacher[path].shape != w.shape:
+                found = "nothing" if path not in teacher else teacher[path].shape
+                raise ValueError(
+                    f"{path!r} has the shape {w.shape}, the teacher has {found} there;"
+                    " expected a teacher of the same architecture"
+                )
+            parts.append(divergence(teacher[path], w))
+        return temperature**2 * jnp.mean(jnp.stack(parts))
+
+    return term
+
+
+TERMS: dict[str, Callable[..., Term]] = {
+    "distillation": distillation,
+    "kurtosis": kurtosis,
+    "output_mimicking": output_mimicking,
+    "weight_mimicking": weight_mimicking,
+}
+"""Name in a configuration -> factory of a term."""
+
+NEED_TEACHER = ("distillation", "output_mimicking", "weight_mimicking")
+"""Terms that need `config.teacher`."""
+
+
+def weighted(terms: Iterable[tuple[float, Term]]) -> Term:
+    """The sum of terms times their weights."""
+    terms = tuple(terms)
+
+    def total(context: Context) -> jax.Array:
+        return sum((w * term(context) for w, term in terms), jnp.zeros((), jnp.float32))
+
+    return total
+
+
+def _mean(values: jax.Array, context: Context) -> jax.Array:
+    return jnp.mean(values * context.examples["mask"])
+
+
+def _matching(params: PyTree, pattern: str) -> dict[str, jax.Array]:
+    leaves = tree.flatten(params)
+    found = {p: w for p, w in leaves.items() if re.fullmatch(pattern, p)}
+    if not found:
+        raise ValueError(
+            f"pattern {pattern!r} matches no parameter; the paths are "
+            + ", ".join(sorted(leaves))
+        )
+    return found

@@ -1,0 +1,113 @@
+"""From sections of a configuration to what they describe."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from quantnet_jax import models, quantizers
+from quantnet_jax.config import Config
+from quantnet_jax.core import tree
+from quantnet_jax.tasks import TASKS, Source, Task
+from quantnet_jax.tasks.terms import TERMS, Term, weighted
+from quantnet_jax.training import build_check, optim
+
+
+def make_model(config: Config, of_task: Mapping[str, Any], axis_name: str | None):
+    """The network of `config.model`, with the options that follow from the task."""
+    options = config.model.to_dict() | make_activation(config)
+    try:
+        return models.create(
+            options.pop("name"),
+            **of_task,
+            dtype=config.dtype,
+            axis_name=axis_name,
+            **options,
+        )
+    except (ValueError, TypeError, KeyError) as e:
+        raise ValueError(f"config.model: {e}") from None
+
+
+def model_options(config: Config) -> dict:
+    """Name and options of the network as plain data, without its quantizer."""
+    made = config.model.to_dict() | make_activation(config)
+    return {name: value for name, value in made.items() if name != "act_quant"}
+
+
+def make_activation(config: Config) -> dict:
+    """Options of the network that follow from `config.activation`."""
+    name, act = config.activation.name, config.model.get("act")
+    if not name:
+        return {}
+    options = config.activation.get(name, ConfigDict()).to_dict()
+    try:
+        found: dict = {"act_quant": quantizers.create_activation(name, **options)}
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"config.activation: {e}") from None
+    if quantizers.ACTIVATIONS[name].signed:
+        if act == "relu":
+            raise ValueError(
+                f"model.act={act!r} is never negative, so activation.name={name!r} "
+                "would make +1 of all activations; expected 'hardtanh' (what a network "
+                "gets without model.act), 'identity' or 'prelu'"
+            )
+        found |= {"act": act or "hardtanh"}
+    return found
+
+
+def make_task(config: Config, source: Source) -> Task:
+    """The task of `config.task`."""
+    name = config.task.name
+    options = config.task.get(name, ConfigDict()).to_dict()
+    with build_check.named(f"task.{name}"):
+        return TASKS[name](source, **options)
+
+
+def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
+    """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
+
+    def quantizer(name):
+        options = config.quantizer.get(name, ConfigDict()).to_dict()
+        with build_check.named(f"quantizer.{name}"):
+            return quantizers.create(name, total_steps=total_steps, **options)
+
+    rows = [(config.layers, config.quantizer.name, config.share), *config.rules]
+    return [
+        tree.Rule(str(models.KERNELS.get(pattern, pattern)), quantizer(name), share)
+        for pattern, name, share in rows
+    ]
+
+
+def make_rate(section: str, c: Config, total_steps: int) -> Callable:
+    """The learning-rate schedule of one section."""
+    with build_check.named(section):
+        return optim.learning_rate(
+            c.learning_rate,
+            total_steps,
+            schedule=c.schedule,
+            warmup=c.warmup,
+            milestones=tuple(c.milestones),
+        )
+
+
+def make_optimizer(section: str, c: Config, rate: Callable):
+    """The optimizer of one section."""
+    with build_check.named(section):
+        return optim.optimizer(
+            c.optimizer,
+            rate,
+            momentum=c.momentum,
+            weight_decay=c.weight_decay,
+            clip=c.clip,
+        )
+
+
+def make_terms(config: Config) -> Term | None:
+    """The weighted sum of `config.terms`, None without any."""
+    made = []
+    for number, row in enumerate(config.terms):
+        options = {k: v for k, v in dict(row).items() if k not in ("name", "weight")}
+        with build_check.named(f"terms[{number}]"):
+            term = TERMS[row["name"]](**options)
+        made.append((row.get("weight", 1.0), term))
+    return weighted(made) if made else None
