@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from util import with_zeros
 from benchmarks import popcount as benchmark
 from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.deploy import popcount, popcount_pallas
+from quantnet_jax.deploy import popcount
 
 PAD1 = ((1, 1), (1, 1))
 
@@ -138,60 +137,6 @@ def test_bfloat16_activations_give_exact_sums_and_round_once():
     assert jnp.array_equal(y, wanted)
 
 
-@pytest.mark.parametrize("padding", [PAD1, "VALID"])
-def test_kernel_for_gpus_counts_the_same(padding):
-    x = jnp.asarray(with_zeros(6, (2, 6, 7, 33)))
-    words = popcount.pack_kernel(binary_qtensor((3, 3, 33, 5)).codes)
-    dense = popcount.pack_kernel(binary_qtensor((33, 5)).codes)
-
-    def both(backend):
-        options = {"strides": 2, "padding": padding, "backend": backend}
-        y = popcount.binary_conv2d(x, words, **options)
-        return y, popcount.binary_dense(x[0, 0], dense, backend=backend)
-
-    for one, two in zip(
-        *(jax.jit(lambda b=b: both(b))() for b in ("xla", "pallas_interpret")),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(one, two)
-
-
-def test_kernel_for_gpus_fills_its_tiles():
-    rng = np.random.default_rng(7)
-    rows, columns = popcount_pallas.ROWS + 6, popcount_pallas.COLUMNS + 1
-    a, w, m = (
-        rng.integers(0, 2**32, shape, dtype=np.uint32)
-        for shape in ((rows, 3), (3, columns), (rows, 3))
-    )
-    expected = np.bitwise_count((a[:, :, None] ^ w[None]) & m[:, :, None]).sum(1)
-    args = tuple(map(jnp.asarray, (a, w, m)))
-    count = popcount_pallas.count(*args, interpret=True)
-    np.testing.assert_array_equal(count, expected)
-
-
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-@pytest.mark.parametrize("shape", [(1, 14, 14, 64), (2, 7, 7, 33)])
-def test_convolution_by_the_kernel_lowers_for_gpus(shape):
-    # No GPU is needed to see that Triton has all that the kernel asks for.
-    def run(x, words, scale):
-        options = {"strides": 2, "padding": PAD1, "backend": "pallas"}
-        return popcount.binary_conv2d(x, words, scale=scale, **options)
-
-    x, scale = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (70,)))
-    words = jax.ShapeDtypeStruct((3, 3, -(-shape[-1] // 32), 70), jnp.uint32)
-    # Such programs carry no promise to run in later versions of jax.
-    trusted = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
-    make = jax.export.export(
-        jax.jit(run), platforms=["cuda"], disabled_checks=[trusted]
-    )
-    gpu = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=132, platform="gpu")
-    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=gpu)
-    with jax.sharding.use_abstract_mesh(mesh):
-        exported = make(x, words, scale)
-    assert "__nv_popc" in exported.mlir_module()
-    assert exported.out_avals[0].shape[-1] == 70
-
-
 X, W = jnp.zeros((1, 4, 4, 33)), jnp.zeros((3, 3, 2, 5), jnp.uint32)
 
 
@@ -212,7 +157,6 @@ X, W = jnp.zeros((1, 4, 4, 33)), jnp.zeros((3, 3, 2, 5), jnp.uint32)
         (X, W, {"padding": ((-1, 1), (1, 1))}, ["`padding`"]),
         (X, W, {"padding": 1}, ["`padding` is 1"]),
         (X[:, :2], W, {"padding": "VALID"}, ["(3, 3)", "(2, 4)", "'VALID'"]),
-        (X, W, {"backend": "cuda"}, ["'cuda'", "xla, pallas"]),
     ],
 )
 def test_refuses_what_does_not_fit(x, words, options, text):

@@ -8,7 +8,6 @@ counts: Rastegari et al., XNOR-Net, arXiv 1603.05279, section 3.2.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy import popcount_xla
 
 Padding = str | Sequence[Sequence[int]]
-Backend = Literal["xla", "pallas", "pallas_interpret"]
 
 BITS = 32
 
@@ -93,7 +91,6 @@ def binary_conv2d(
     scale: jax.Array | None = None,
     strides: int | Sequence[int] = (1, 1),
     padding: Padding = "SAME",
-    backend: Backend = "xla",
 ) -> jax.Array:
     """Convolution of the signs of `x` with binary weights.
 
@@ -107,14 +104,12 @@ def binary_conv2d(
       scale: float32[Cout] that multiplies the sums, or None.
       strides: one positive integer, or one for height and one for width.
       padding: 'SAME', 'VALID', or ((top, bottom), (left, right)).
-      backend: 'xla' for every device; 'pallas' is a kernel for GPUs, not measured so
-        far; 'pallas_interpret' runs that kernel step by step anywhere, for tests.
 
     Returns:
       (N, H', W', Cout): int32 sums, or with a scale their products in the dtype of `x`.
 
     Raises:
-      ValueError: if shapes, dtypes, strides, padding or backend do not fit.
+      ValueError: if shapes, dtypes, strides or padding do not fit.
 
     Example:
       >>> from quantnet_jax.core.qtensor import encode
@@ -128,10 +123,6 @@ def binary_conv2d(
       ((1, 7, 7, 8), (3, 3, 2, 8), 'uint32')
     """
     _check(x, words, scale, 4)
-    if backend not in get_args(Backend):
-        raise ValueError(
-            f"`backend` is {backend!r}, expected one of {', '.join(get_args(Backend))}"
-        )
     kh, kw, _, channels = words.shape
     steps, pads = _window(x.shape[1:3], (kh, kw), strides, padding)
     inside = [
@@ -140,10 +131,7 @@ def binary_conv2d(
     ]
     windows = list(_windows(pack_signs(x), inside, steps, pads))
     flat = words.reshape(-1, channels)
-    if backend == "xla":
-        different = popcount_xla.count(windows, flat, inside)
-    else:
-        different = _count_pallas(windows, flat, inside, backend)
+    different = popcount_xla.count(windows, flat, inside)
     rows, columns = inside
     # Products that are there at each pixel; those with the padding are zero.
     valid = np.outer(rows.sum(1), columns.sum(1)).astype(np.int32) * x.shape[-1]
@@ -158,7 +146,6 @@ def binary_dense(
     words: jax.Array,
     *,
     scale: jax.Array | None = None,
-    backend: Backend = "xla",
 ) -> jax.Array:
     """Matrix product of the signs of `x` with binary weights; see `binary_conv2d`.
 
@@ -166,13 +153,12 @@ def binary_dense(
       x: floating (..., Cin).
       words: uint32[ceil(Cin / 32), Cout] of `pack_kernel`.
       scale: float32[Cout] that multiplies the sums, or None.
-      backend: as in `binary_conv2d`.
 
     Returns:
       (..., Cout): int32 sums, or with a scale their products in the dtype of `x`.
 
     Raises:
-      ValueError: if shapes, dtypes or backend do not fit.
+      ValueError: if shapes or dtypes do not fit.
 
     Example:
       >>> words = pack_kernel(jnp.asarray([[1], [0], [1]], jnp.uint8))
@@ -184,7 +170,6 @@ def binary_dense(
         x.reshape(-1, 1, 1, x.shape[-1]),
         words[None, None],
         scale=scale,
-        backend=backend,
     )
     return y.reshape(*x.shape[:-1], words.shape[-1])
 
@@ -214,24 +199,6 @@ def _windows(words: jax.Array, inside, steps, pads) -> Iterator[jax.Array]:
             rows = slice(i, i + steps[0] * (height - 1) + 1, steps[0])
             columns = slice(j, j + steps[1] * (width - 1) + 1, steps[1])
             yield words[:, rows, columns]
-
-
-def _count_pallas(windows, words: jax.Array, inside, backend: str) -> jax.Array:
-    """The same by the kernel of `popcount_pallas`."""
-    from quantnet_jax.deploy import popcount_pallas  # Pallas takes long to import
-
-    pixels = jnp.concatenate(windows, axis=-1)
-    masks = jnp.broadcast_to(
-        popcount_xla.all_masks(inside, windows[0].shape[-1]),
-        (len(pixels), *pixels.shape[1:]),
-    )
-    count = popcount_pallas.count(
-        pixels.reshape(-1, len(words)),
-        words,
-        masks.reshape(-1, len(words)),
-        interpret=backend == "pallas_interpret",
-    )
-    return count.reshape(*pixels.shape[:3], -1)
 
 
 def _check(x: jax.Array, words: jax.Array, scale: jax.Array | None, rank: int) -> None:

@@ -50,7 +50,7 @@ def count(windows: Sequence[jax.Array], words: jax.Array, inside: Inside) -> jax
     weights = jnp.pad(words, ((0, -total % size), (0, 0))).reshape(-1, size, channels)
     blocks: tuple[jax.Array, ...] = (pixels, weights)
     if any(mask is not None for mask in masks):
-        blocks += (_blocks(all_masks(inside, per_tap), size),)
+        blocks += (_blocks(_all_masks(inside, per_tap), size),)
 
     def add(count, block):
         each = lambda x: [x[..., k, None] for k in range(size)]
@@ -61,7 +61,7 @@ def count(windows: Sequence[jax.Array], words: jax.Array, inside: Inside) -> jax
     return lax.scan(add, start, blocks)[0].astype(jnp.int32)
 
 
-def all_masks(inside: Inside, per_tap: int) -> jax.Array:
+def _all_masks(inside: Inside, per_tap: int) -> jax.Array:
     """The masks of every word of every tap, uint32[1, H', W', kh kw per_tap]."""
     rows, columns = inside
     image = rows[:, None, :, None] & columns[None, :, None, :]
