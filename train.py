@@ -75,15 +75,8 @@ def train_with_baseline(config: ConfigDict, workdir: pathlib.Path, profile: bool
     if config.float_baseline:
         with errors():  # not after the float run only
             config_lib.check_same_run(config, workdir)
-            trial = config.copy_and_resolve_references()
-            trial.teacher, trial.terms = "", ()  # the float run may become the teacher
-            experiment.build(trial)
-        # A ConfigDict made of another one would share its sections.
-        float_config = config.copy_and_resolve_references()
-        float_config.float_baseline = float_config.export = False
-        float_config.quantizer.name, float_config.activation.name = "identity", ""
-        float_config.teacher, float_config.terms = "", ()
-        baseline = train(float_config, workdir / "float")
+            experiment.build(config_lib.untaught(config))
+        baseline = train(config_lib.float_twin(config), workdir / "float")
     train(config, workdir, baseline, profile=profile)
 
 

@@ -51,9 +51,8 @@ def restore(
     The optimizer, which may be larger than all else, is not read: its part of the
     state is that of the start.
     """
-    config = config_lib.load(workdir)
-    config.teacher, config.terms = "", ()  # for training only, and may be gone
-    exp = experiment.Experiment(config)
+    # A teacher is for training only, and may be gone.
+    exp = experiment.Experiment(config_lib.untaught(config_lib.load(workdir)))
     with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats", "ema")}
         restored = checkpoints.restore_params(wanted, step)

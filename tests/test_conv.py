@@ -1,4 +1,4 @@
-"""Tests of quantnet_jax.core.conv against loops in float64."""
+"""Tests of quantnet_jax.core.ops against loops in float64."""
 
 import itertools
 

@@ -6,7 +6,18 @@ from quantnet_jax.config.keys import (
     base,
     check,
     check_same_run,
+    float_twin,
     load,
+    untaught,
 )
 
-__all__ = ["PLACE", "Config", "base", "check", "check_same_run", "load"]
+__all__ = [
+    "PLACE",
+    "Config",
+    "base",
+    "check",
+    "check_same_run",
+    "float_twin",
+    "load",
+    "untaught",
+]

@@ -144,6 +144,22 @@ def check(config: Config) -> None:
     config_check.check_config(given, base().to_dict())
 
 
+def untaught(config: Config) -> Config:
+    """The configuration without a teacher, which may not be trained yet."""
+    # A ConfigDict made of another one would share its sections.
+    twin = config.copy_and_resolve_references()
+    twin.teacher, twin.terms = "", ()
+    return twin
+
+
+def float_twin(config: Config) -> Config:
+    """The configuration of the float baseline: compared with, not exported."""
+    twin = untaught(config)
+    twin.float_baseline = twin.export = False
+    twin.quantizer.name, twin.activation.name = "identity", ""
+    return twin
+
+
 def load(workdir: str | pathlib.Path) -> Config:
     """The configuration of a run, from its `config.json`.
 

@@ -172,7 +172,7 @@ def quantized_conv2d(
       ValueError: if `mode` is unknown or the shapes do not fit.
 
     Example:
-      >>> from quantnet_jax.core.base import identity
+      >>> from quantnet_jax.core.quantizer import identity
       >>> x, w = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2))
       >>> quantized_conv2d(identity(), (), x, w, mode="hard").shape
       (1, 4, 4, 2)

@@ -94,7 +94,7 @@ def quantize_tree(rules: Iterable[Rule], params: PyTree) -> Quantizer:
     """A quantizer for whole parameter trees; see `tree_quantizer` and `plan`.
 
     Example:
-      >>> from quantnet_jax.core.base import identity
+      >>> from quantnet_jax.core.quantizer import identity
       >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 2))}, "bias": jnp.ones(2)}
       >>> q = quantize_tree([Rule(".*kernel", identity())], params)
       >>> qparams = q.init(jax.random.key(0), params)

@@ -94,7 +94,7 @@ def binary_conv2d(
 ) -> jax.Array:
     """Convolution of the signs of `x` with binary weights.
 
-    Equals `core.conv.conv2d(sign(x), qt)` bit for bit in float32, where sign(0) = +1
+    Equals `core.ops.conv2d(sign(x), qt)` bit for bit in float32, where sign(0) = +1
     and padding is zero, for the QTensor behind `words` and `scale`. There are no groups
     and no gradient.
 

@@ -157,15 +157,14 @@ def evaluate_tree(
       As `score`.
 
     Example:
-      >>> from quantnet_jax.tasks import Source, classification
+      >>> from quantnet_jax.tasks import Source, reconstruction
       >>> ready = lambda data, batch, *, seed, train: dict(batch)
-      >>> source = Source(ready, (1, 1, 2), (0.0,), (1.0,), {"classes": ["a", "b"]})
-      >>> batch = {"image": jnp.eye(2), "label": jnp.asarray([0, 0]),
-      ...          "mask": jnp.ones(2)}
-      >>> result = evaluate_tree(lambda w, x: x @ w, jnp.eye(2),
-      ...                        classification(source), [batch])
-      >>> result["hard"], result["gap"], result["examples"]
-      (0.5, 0.0, 2)
+      >>> task = reconstruction(Source(ready, (1, 1, 1), (0.0,), (1.0,), {}))
+      >>> batch = {"image": jnp.ones((2, 1, 1, 1)), "mask": jnp.ones(2)}
+      >>> hard = {"scale": jnp.full((1, 1, 1), 0.9)}
+      >>> result = evaluate_tree(lambda w, x: x * w["scale"][None], hard, task, [batch])
+      >>> round(result["hard"], 2), result["gap"], result["examples"]
+      (20.0, 0.0, 2)
     """
     prepare = functools.partial(task.prepare, seed=0, train=False)
     forward = make_forward(lambda v, x, train: apply(v["params"], x), prepare)

@@ -1,4 +1,4 @@
-"""What each law of `quantnet_jax.core.base` demands, as assertions about a `Case`.
+"""What each law of `quantnet_jax.core.quantizer` demands, as assertions about a `Case`.
 
 `quantnet_jax.testing` makes the case and runs them; law 12, about devices, is there.
 """

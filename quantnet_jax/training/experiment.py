@@ -20,16 +20,14 @@ from quantnet_jax.evaluation import gap
 from quantnet_jax.evaluation.scoring import Scoring, make_apply, make_scoring
 from quantnet_jax.tasks import Source, Task
 from quantnet_jax.training import (
-    accumulation,
     build_check,
     dispatch,
     distillation,
     gradients,
-    optim,
     parts,
     steps,
 )
-from quantnet_jax.training.feed import Feed, make_feed
+from quantnet_jax.training.feed import Feed, dispatches, make_feed
 from quantnet_jax.training.state import TrainState, create_state, scored
 
 PyTree = Any
@@ -79,15 +77,9 @@ class Experiment:
     def _sizes(self) -> tuple[float, int]:
         return build_check.check_data(self.config, self.feed)
 
-    @property
-    def epoch_steps(self) -> float:
-        """Steps of one epoch, a fraction in general."""
-        return self._sizes[0]
-
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        return self._sizes[1]
+    # Steps of one epoch, a fraction in general, and of the whole run.
+    epoch_steps = property(lambda self: self._sizes[0])
+    steps = property(lambda self: self._sizes[1])
 
     @cached_property
     def data(self) -> dict[str, PyTree]:
@@ -106,20 +98,8 @@ class Experiment:
         }
 
     def train_batches(self, first: int, counts=itertools.repeat(1)) -> Iterator:  # noqa: B008
-        """Sharded batches from a step on; those of a chunk are stacked in front.
-
-        Args:
-          first: steps done.
-          counts: how many steps each dispatch takes.
-        """
-        stream = self.feed.train(first)
-        for count in counts:
-            if count == 1:
-                yield self.runner.shard(next(stream))
-            else:
-                batches = [next(stream) for _ in range(count)]
-                stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
-                yield self.runner.shard(stacked, axis=1)
+        """Sharded batches from a step on; see `feed.dispatches`."""
+        return dispatches(self.feed, self.runner, first, counts)
 
     # Network and quantizer ------------------------------------------------------------
     @cached_property
@@ -178,15 +158,8 @@ class Experiment:
     @cached_property
     def tx(self):
         """The optimizer over {'model', 'quant'}."""
-        c, quantizer = self.config, self.quantizer
-        meta_rate = parts.make_rate("meta", c.meta, self.steps)
-        tx = optim.partition(
-            parts.make_optimizer("weights", c.weights, self.learning_rate),
-            parts.make_optimizer("meta", c.meta, meta_rate),
-        )
-        if quantizer.project is not None:
-            tx = optim.projected(tx, quantizer.project)
-        return tx if quantizer.gradient is None else optim.lagged(tx)
+        args = (self.config, self.steps, self.learning_rate, self.quantizer)
+        return parts.make_tx(*args)
 
     @cached_property
     def teacher(self) -> distillation.Teacher | None:
@@ -217,23 +190,10 @@ class Experiment:
             seed=c.seed,
             terms=parts.make_terms(c),
         )
-        delayed = self.quantizer.gradient is not None
-        accumulation.check(c.accumulation_steps, c.meta.mode, delayed)
-        every = build_check.held_out(c, self.runner.devices, delayed)
-        if delayed:
-            return gradients.delayed(
-                loss, prepare, self.learning_rate, self.quantizer, self.tx
-            )
-        if c.meta.mode == "bilevel":
-            return gradients.bilevel(
-                loss, prepare, self.learning_rate, every=every, exact=c.meta.exact
-            )
-        accumulate = functools.partial(
-            accumulation.accumulate,
-            parts=c.accumulation_steps,
-            loop=hosts.backend() != "cpu",
+        return gradients.choose(
+            *(c, loss, prepare, self.learning_rate, self.quantizer, self.tx),
+            self.runner.devices,
         )
-        return gradients.joint(loss, prepare, accumulate)
 
     @cached_property
     def steps_per_call(self) -> int:
@@ -264,12 +224,10 @@ class Experiment:
         return self.runner.compile(chunk, 2, out=stepped, donate=True, axis=1)
 
     @cached_property
-    def _all_finite(self) -> Callable:
-        return self.runner.compile(steps.all_finite, replicated=1)
-
-    def is_finite(self, state: TrainState) -> bool:
-        """Whether no number of the state is infinite or NaN."""
-        return bool(self._all_finite(state))
+    def is_finite(self) -> Callable[[TrainState], bool]:
+        """Whether no number of a state is infinite or NaN."""
+        finite = self.runner.compile(steps.all_finite, replicated=1)
+        return lambda state: bool(finite(state))
 
     # Evaluation: of averaged parameters, where there are some -------------------------
     @cached_property

@@ -1,8 +1,9 @@
 """Where batches come from: sets held on the device, or streamed; one interface."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,7 +55,7 @@ def make_feed(config: Config, runner: Runner) -> Feed:
     """The feed that `config.data` describes, for this process.
 
     A name of `data.NAMES` is held in memory; 'imagenet2012', and 'tfds:NAME' for any
-    other TFDS set with the features 'image' and 'label', is streamed.
+    other TFDS dataset of images, is streamed.
 
     Raises:
       FileNotFoundError, ValueError: a file is missing or damaged, or the set does not
@@ -175,7 +176,7 @@ def _streamed(config: Config, runner: Runner, name: str) -> Feed:
         test=lambda: qdata.eval_stream(
             test_source,
             batch_size=config.eval_batch_size,
-            resize=round(size * 256 / 224),  # the same part of the picture at any size
+            resize=round(size * 256 / 224),  # the same part of the image at any size
             **common,
         ),
         sample=lambda: next(
@@ -190,3 +191,24 @@ def _streamed(config: Config, runner: Runner, name: str) -> Feed:
         ),
         unreadable=lambda: unreadable.count,
     )
+
+
+def dispatches(
+    feed: Feed, runner: Runner, first: int, counts: Iterable[int]
+) -> Iterator[PyTree]:
+    """Sharded training batches; those of several steps are stacked in front.
+
+    Args:
+      feed: the data.
+      runner: that will take the batches.
+      first: steps done.
+      counts: how many steps each dispatch takes.
+    """
+    stream = feed.train(first)
+    for count in counts:
+        if count == 1:
+            yield runner.shard(next(stream))
+        else:
+            batches = [next(stream) for _ in range(count)]
+            stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+            yield runner.shard(stacked, axis=1)

@@ -4,6 +4,7 @@ Each is `gradients(state, data, batch, axis_name) -> (grads, (batch_stats, metri
 opt_state)` with grads over {'model', 'quant'}, equal on all devices.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,11 +12,52 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from quantnet_jax.config import Config
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.distributed import hosts
+from quantnet_jax.training import accumulation, build_check
 from quantnet_jax.training.accumulation import accumulate
 
 PyTree = Any
 Gradients = Callable[..., tuple[PyTree, tuple[PyTree, dict], PyTree]]
+
+
+def choose(
+    c: Config,
+    loss: Callable,
+    prepare: Callable,
+    rate: optax.Schedule,
+    quantizer: Quantizer,
+    tx: optax.GradientTransformation,
+    devices: int,
+) -> Gradients:
+    """The estimator of `c.meta.mode`, or the one that the quantizer needs.
+
+    Args:
+      c: the configuration.
+      loss: of `quantnet_jax.training.steps.make_loss`.
+      prepare: `(data, batch) -> examples`, with augmentation.
+      rate: learning rate of the weights, a schedule of the step.
+      quantizer: over the tree of the model's parameters.
+      tx: the optimizer.
+      devices: of the run.
+
+    Raises:
+      ValueError: one line that names the key.
+    """
+    needs_delay = quantizer.gradient is not None
+    accumulation.check(c.accumulation_steps, c.meta.mode, needs_delay)
+    every = build_check.held_out(c, devices, needs_delay)
+    if needs_delay:
+        return delayed(loss, prepare, rate, quantizer, tx)
+    if c.meta.mode == "bilevel":
+        return bilevel(loss, prepare, rate, every=every, exact=c.meta.exact)
+    in_parts = functools.partial(
+        accumulation.accumulate,
+        parts=c.accumulation_steps,
+        loop=hosts.backend() != "cpu",
+    )
+    return joint(loss, prepare, in_parts)
 
 
 def joint(loss: Callable, prepare: Callable, accumulate: Callable = accumulate):
@@ -162,8 +204,8 @@ def pmean(tree: PyTree, axis_name: str | None) -> PyTree:
     return jax.lax.pmean(tree, axis_name)
 
 
-def every_nth(x: jax.Array, every: int, kept: bool) -> jax.Array:
+def every_nth(x: jax.Array, every: int, held_out: bool) -> jax.Array:
     """Each `every`-th row, or the rest: the same rows however a batch is sharded."""
     blocks = x.reshape(-1, every, *x.shape[1:])
-    part = blocks[:, -1:] if kept else blocks[:, :-1]
+    part = blocks[:, -1:] if held_out else blocks[:, :-1]
     return part.reshape(-1, *x.shape[1:])

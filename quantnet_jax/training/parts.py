@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from quantnet_jax import models, quantizers
 from quantnet_jax.config import Config
 from quantnet_jax.core import tree
+from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import TASKS, Source, Task
 from quantnet_jax.tasks.terms import TERMS, Term, weighted
 from quantnet_jax.training import build_check, optim
@@ -111,3 +112,22 @@ def make_terms(config: Config) -> Term | None:
             term = TERMS[row["name"]](**options)
         made.append((row.get("weight", 1.0), term))
     return weighted(made) if made else None
+
+
+def make_tx(config: Config, steps: int, rate: Callable, quantizer: Quantizer):
+    """The optimizer over {'model', 'quant'} that a quantizer needs.
+
+    Args:
+      config: the configuration.
+      steps: of the whole run.
+      rate: learning rate of the weights, a schedule of the step.
+      quantizer: over the tree of the model's parameters.
+    """
+    meta_rate = make_rate("meta", config.meta, steps)
+    tx = optim.partition(
+        make_optimizer("weights", config.weights, rate),
+        make_optimizer("meta", config.meta, meta_rate),
+    )
+    if quantizer.project is not None:
+        tx = optim.projected(tx, quantizer.project)
+    return tx if quantizer.gradient is None else optim.lagged(tx)
