@@ -1,4 +1,4 @@
-"""The law suite: checks that a quantizer keeps the laws of `quantnet_jax.core.quantizer`."""
+"""The law suite: checks that a quantizer obeys `quantnet_jax.core.quantizer`."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
