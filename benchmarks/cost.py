@@ -104,7 +104,7 @@ def floor_bytes(model: str, pixels: int, batch: int) -> int:
     output once more each way, in 2 bytes; an input is taken to be as large as the
     output.
     """
-    network = models.create(model, classes=CLASSES)
+    network = models.create(model, outputs=CLASSES)
     image = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), image)
 

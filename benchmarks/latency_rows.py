@@ -58,7 +58,7 @@ def make(network: str, activation: str | None = None, **options: Any):
         "classes": [f"class {i}" for i in range(given["classes"])],
     }
     # Activation quantizers without parameters add none to the tree.
-    model = models.create(network, classes=given["classes"], folded=True, **options)
+    model = models.create(network, outputs=given["classes"], folded=True, **options)
     image = jax.ShapeDtypeStruct((1, *given["shape"]), jnp.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     rng = np.random.default_rng(0)

@@ -107,7 +107,7 @@ def read(path: pathlib.Path) -> dict[str, Any] | None:
 @functools.cache
 def count() -> Work:
     """What there is to compute for an image, from the trace of the network."""
-    network = models.create(NETWORK, classes=CLASSES, folded=True)
+    network = models.create(NETWORK, outputs=CLASSES, folded=True)
     image = jax.ShapeDtypeStruct((1, PIXELS, PIXELS, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
 

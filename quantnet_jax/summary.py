@@ -85,7 +85,7 @@ def from_config(config: Any) -> tuple[PyTree, dict[str, Any]]:
     from quantnet_jax.training import parts
 
     shape, classes = _data(config)
-    model = parts.make_model(config, {"classes": classes}, None).clone(folded=True)
+    model = parts.make_model(config, {"outputs": classes}, None).clone(folded=True)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     key = jax.random.key(0)
     params = jax.eval_shape(model.init, key, image)["params"]

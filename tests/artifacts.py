@@ -18,7 +18,7 @@ SPEC = {
 
 def make_params():
     """Parameters of `SPEC`'s network; one kernel of 1 bit, one of 3 levels."""
-    model = models.create("small", classes=3, width=4, folded=True)
+    model = models.create("small", outputs=3, width=4, folded=True)
     image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     rng = np.random.default_rng(0)

@@ -189,7 +189,7 @@ def test_inputs_of_inner_convolutions_take_few_values(name, bits, dtype, options
     q, x = made(name, bits), images()
     model = models.create(
         "resnet8",
-        classes=3,
+        outputs=3,
         width=4,
         dtype=dtype,
         act="hardtanh",
@@ -218,7 +218,7 @@ def test_inputs_of_inner_convolutions_take_few_values(name, bits, dtype, options
 def test_the_convolution_sees_the_quantized_input_of_its_block():
     """The captured input of conv1 is what NumPy makes of the stem's output."""
     x = images()
-    model = models.create("small", classes=3, act_quant=made("dorefa", 2))
+    model = models.create("small", outputs=3, act_quant=made("dorefa", 2))
     values = captured(model, randomized(model, x), x)
     stem = np.maximum(values["stem_bn"], 0)
     expected = np.floor(np.clip(stem, 0, 1) * 3 + 0.5) / 3
@@ -262,7 +262,7 @@ def test_bi_real_equals_numpy(shortcut):
     x = images(1, (2, 9, 7, 2))
     model = models.create(
         "resnet8",
-        classes=3,
+        outputs=3,
         width=2,
         shortcut=shortcut,
         act="hardtanh",
@@ -284,7 +284,7 @@ def test_bi_real_blocks_may_start_as_identity():
 
 def test_bi_real_needs_basic_blocks():
     with pytest.raises(ValueError, match="`bi_real` is True, but .* Bottleneck"):
-        models.create("resnet50", classes=3, bi_real=True)
+        models.create("resnet50", outputs=3, bi_real=True)
 
 
 @pytest.mark.parametrize("act", models.ACTS)
@@ -303,7 +303,7 @@ def test_nonlinearities_by_name(act):
         "prelu": (0.5 * POINTS, POINTS),
     }[act]
     np.testing.assert_allclose(y, np.where(POINTS < 0, negative, positive))
-    model = models.create("small", classes=3, width=5, act=act)
+    model = models.create("small", outputs=3, width=5, act=act)
     found = paths(jax.eval_shape(model.init, jax.random.key(0), images())["params"])
     slopes = [found[path].shape for path in found if path.endswith("slope")]
     assert slopes == ([(5,)] * 3 if act == "prelu" else [])
@@ -319,7 +319,7 @@ def test_nonlinearities_by_name(act):
 )
 def test_hooks_that_are_none(options, words):
     with pytest.raises(ValueError) as error:
-        models.create("small", classes=3, **options)
+        models.create("small", outputs=3, **options)
     assert all(word in str(error.value) for word in words), error.value
 
 
@@ -437,7 +437,7 @@ def test_signed_activations_get_a_signed_nonlinearity():
     act = lambda **model: (
         parts.make_model(
             tiny_config(model={"name": "small"} | model, **activation_of("sign_ste")),
-            {"classes": 3},
+            {"outputs": 3},
             None,
         ).act
     )
@@ -446,7 +446,7 @@ def test_signed_activations_get_a_signed_nonlinearity():
     with pytest.raises(ValueError, match="model.act='relu'.*'sign_ste'.*hardtanh"):
         act(act="relu")
     config = tiny_config(**activation_of("pact"))
-    assert parts.make_model(config, {"classes": 3}, None).act is models.ACTS["relu"]
+    assert parts.make_model(config, {"outputs": 3}, None).act is models.ACTS["relu"]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_full_variant_is_valid(name):
     for section in ("weights", "meta"):
         rate = parts.make_rate(section, config[section], total)
         parts.make_optimizer(section, config[section], rate)
-    assert parts.make_model(config, {"classes": 10}, None).classes == 10
+    assert parts.make_model(config, {"outputs": 10}, None).outputs == 10
     assert config.model.name in models.names()
 
 
@@ -163,7 +163,7 @@ def test_imagenet_variants_differ_in_the_method_alone(name):
 def test_imagenet_step_at_full_shape(name, variant, microbatches):
     """224 pixels, 1000 classes, batch 256, a teacher: shapes, with nothing computed."""
     config = get(name, variant)
-    model = parts.make_model(config, {"classes": 1000}, None)
+    model = parts.make_model(config, {"outputs": 1000}, None)
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)

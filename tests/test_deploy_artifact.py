@@ -166,7 +166,7 @@ def test_parts_of_half_precision_are_written_as_float32(tmp_path):
 def test_file_of_a_binary_network_is_at_its_floor(tmp_path):
     # ResNet-20 of CIFAR-10: 267,264 bits, 9,832 bytes of folded normalizations, stem
     # and head, 2,688 bytes of scales; and two levels for each of 18 kernels.
-    model = models.create("resnet20", classes=10, width=16, folded=True)
+    model = models.create("resnet20", outputs=10, width=16, folded=True)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     pattern = models.kernel_rule("inner")
@@ -421,7 +421,7 @@ def test_options_of_the_network_come_back(tmp_path):
     act = {"name": "sign_ste"}
     model = models.create(
         "resnet8",
-        classes=3,
+        outputs=3,
         folded=True,
         act_quant=quantizers.create_activation("sign_ste"),
         **options,
@@ -450,7 +450,7 @@ def test_options_of_the_network_come_back(tmp_path):
 
 
 def test_folded_network_is_the_network(key):
-    model = models.create("small", classes=3, width=4)
+    model = models.create("small", outputs=3, width=4)
     images = jax.random.normal(key, (4, 8, 8, 3))
     shapes = jax.eval_shape(model.init, key, images)
     rng = np.random.default_rng(0)
@@ -466,7 +466,7 @@ def test_folded_network_is_the_network(key):
 
 
 def test_folding_reaches_every_normalization():
-    model = models.create("resnet8", classes=3, width=2, shortcut="B")
+    model = models.create("resnet8", outputs=3, width=2, shortcut="B")
     image = jnp.ones((1, 16, 16, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)

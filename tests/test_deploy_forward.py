@@ -34,7 +34,7 @@ W1A1 = {
 def network():
     """(hard tree, packed tree, images) of `W1A1`; every convolution but the stem's is
     binary, with a scale for each output channel."""
-    model = models.create("resnet8", classes=3, folded=True, **OPTIONS)
+    model = models.create("resnet8", outputs=3, folded=True, **OPTIONS)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
     rng = np.random.default_rng(0)
 

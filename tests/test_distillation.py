@@ -29,7 +29,7 @@ def save_run(workdir, **overrides):
     config = tiny_config(quantizer__name="identity", model__width=6, **overrides)
     runner = runners.make_runner("jit")
     feed = make_feed(config, runner)
-    model = parts.make_model(config, {"classes": len(feed.info["classes"])}, None)
+    model = parts.make_model(config, {"outputs": len(feed.info["classes"])}, None)
     image = jnp.zeros((1, *feed.shape))
     shapes = jax.eval_shape(model.init, jax.random.key(7), image)
     made = jax.tree.map(lambda x: np.abs(normal(x.size, x.shape)) + 0.1, shapes)

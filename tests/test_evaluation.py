@@ -65,7 +65,7 @@ def logits_of(exp, state, hard):
     realized = gap.make_realize(experiment.tree.tree_quantizer(exp.buckets))(
         state, None
     )
-    model = models.create("small", classes=4)
+    model = models.create("small", outputs=4)
     data = exp.feed.test_data
     batch = {"index": np.arange(50), "position": np.zeros(50, np.uint32), "mask": None}
     image = prepare(
@@ -210,7 +210,7 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     for a, b in zip(jax.tree.leaves(ships), jax.tree.leaves(same), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
-    model = models.create("small", classes=4, momentum=0.0)
+    model = models.create("small", outputs=4, momentum=0.0)
     statistics = make_statistics(
         scoring.make_apply(model, exp.runner), exp.prepare["train"]
     )

@@ -72,7 +72,7 @@ def images(seed=0, shape=(2, 8, 8, 3)):
     ],
 )
 def test_parameter_counts(name, classes, params):
-    assert count(models.create(name, classes=classes)) == params
+    assert count(models.create(name, outputs=classes)) == params
 
 
 @pytest.mark.parametrize(("shortcut", "channels"), [("A", 3), ("B", 1)])
@@ -84,7 +84,7 @@ def test_parameter_count_by_hand(name, shortcut, channels):
         total += 9 * cin * cout + (2 * n - 1) * 9 * cout * cout + 2 * n * 2 * cout
         if shortcut == "B" and cin != cout:
             total += cin * cout + 2 * cout
-    model = models.create(name, classes=classes, width=w, shortcut=shortcut)
+    model = models.create(name, outputs=classes, width=w, shortcut=shortcut)
     assert count(model, channels) == total
 
 
@@ -100,7 +100,7 @@ def test_golden_parameter_names(shortcut):
     for stage in (1, 2, 3):
         names = BLOCK + (PROJECTION if shortcut == "B" and stage > 1 else [])
         expected += [f"stage{stage}_block0/{name}" for name in names]
-    found = shapes(models.create("resnet8", classes=10, shortcut=shortcut))["params"]
+    found = shapes(models.create("resnet8", outputs=10, shortcut=shortcut))["params"]
     assert sorted(paths(found)) == sorted(expected)
 
 
@@ -124,7 +124,7 @@ def test_variables_are_float32_and_start_as_documented(zero_init_last):
 
 @pytest.mark.parametrize("pattern_use", [re.search, re.fullmatch])
 def test_kernel_conventions(pattern_use):
-    model = models.create("resnet8", classes=10, shortcut="B")
+    model = models.create("resnet8", outputs=10, shortcut="B")
     found = paths(shapes(model)["params"])
 
     def matched(convention):
@@ -203,14 +203,14 @@ class NumpyNet:
 @pytest.mark.parametrize(
     ("model", "shape", "numpy_options"),
     [
-        (cifar_resnet(8, classes=3, width=2), (2, 9, 7, 1), {}),
+        (cifar_resnet(8, outputs=3, width=2), (2, 9, 7, 1), {}),
         (
-            cifar_resnet(8, classes=3, width=2, shortcut="B", stem_strides=2),
+            cifar_resnet(8, outputs=3, width=2, shortcut="B", stem_strides=2),
             (2, 8, 8, 3),
             {"stem_stride": 2},
         ),
         (
-            imagenet_resnet(18, classes=3, width=2),
+            imagenet_resnet(18, outputs=3, width=2),
             (1, 33, 33, 3),
             {"stem_stride": 2, "pool": True},
         ),
@@ -245,7 +245,7 @@ def test_shortcut_a(size):
 
 
 def test_resnet50_strides_on_the_3x3():
-    model = models.create("resnet50", classes=4, width=2)
+    model = models.create("resnet50", outputs=4, width=2)
     _, state = jax.eval_shape(
         lambda v, x: model.apply(v, x, capture_intermediates=True, mutable=True),
         shapes(model),
@@ -256,29 +256,29 @@ def test_resnet50_strides_on_the_3x3():
     assert sizes == [16, 8]
 
 
+def values_of(outputs):
+    return outputs["outputs"], outputs["features"]
+
+
 @pytest.mark.parametrize(
     ("name", "size", "channels"),
-    [(name, 28, 1) for name in models.names()]
+    [(name, 28, 1) for name in models.names() if name != "autoencoder"]
     + [(name, 33, 3) for name in ("small", "resnet8", "resnet18")],
 )
 def test_any_size_and_channel_count(name, size, channels):
-    model = models.create(name, classes=5)
+    model = models.create(name, outputs=5, features=True)
     x = jnp.zeros((2, size, size, channels))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    logits, features = jax.eval_shape(
-        lambda v, x: model.apply(v, x, return_features=True), variables, x
-    )
+    logits, features = values_of(jax.eval_shape(model.apply, variables, x))
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
     head = variables["params"]["head"]["kernel"]
     assert features.shape == (2, head.shape[0]) and features.dtype == jnp.float32
 
 
 def test_features_are_what_the_head_sees():
-    model = models.create("small", classes=5)
+    model = models.create("small", outputs=5, features=True)
     variables = randomized(model, images())
-    logits, features = jax.jit(lambda v, x: model.apply(v, x, return_features=True))(
-        variables, images()
-    )
+    logits, features = values_of(jax.jit(model.apply)(variables, images()))
     head = variables["params"]["head"]
     expected = np.asarray(features) @ np.asarray(head["kernel"]) + head["bias"][None]
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
@@ -288,7 +288,7 @@ def test_features_are_what_the_head_sees():
 @pytest.mark.parametrize("name", ["small", "resnet8"])
 def test_bfloat16_computes_close_to_float32(name):
     def train(dtype):
-        model = models.create(name, classes=5, width=4, dtype=dtype)
+        model = models.create(name, outputs=5, width=4, dtype=dtype)
         variables = randomized(model, images())
         step = jax.jit(lambda v, x: model.apply(v, x, True, mutable="batch_stats"))
         return step(variables, images())
@@ -301,7 +301,7 @@ def test_bfloat16_computes_close_to_float32(name):
 
 
 def test_a_qtensor_may_stand_in_the_place_of_a_kernel():
-    model = models.create("small", classes=5)
+    model = models.create("small", outputs=5)
     variables = randomized(model, images())
 
     def binarize(path, w):
@@ -343,8 +343,8 @@ def test_batchnorm_statistics(momentum):
 
 def test_batchnorm_over_devices_is_batchnorm_over_the_whole_batch():
     x = images(4, (8, 8, 8, 3)) + jnp.arange(8.0)[:, None, None, None]
-    whole = models.create("resnet8", classes=5, width=2)
-    shared = models.create("resnet8", classes=5, width=2, axis_name="batch")
+    whole = models.create("resnet8", outputs=5, width=2)
+    shared = models.create("resnet8", outputs=5, width=2, axis_name="batch")
     variables = randomized(whole, x)
 
     def train(model):
@@ -378,9 +378,9 @@ def test_batchnorm_over_devices_is_batchnorm_over_the_whole_batch():
 
 
 def test_axis_name_is_not_needed_to_init_or_to_evaluate():
-    model = models.create("small", classes=5, axis_name="batch")
+    model = models.create("small", outputs=5, axis_name="batch")
     variables = jax.jit(model.init)(jax.random.key(0), images())
-    plain = models.create("small", classes=5)
+    plain = models.create("small", outputs=5)
     expected = jax.jit(plain.apply)(variables, images())
     assert jnp.array_equal(jax.jit(model.apply)(variables, images()), expected)
 
@@ -400,8 +400,8 @@ class LearnedStep(nn.Module):
 @pytest.mark.parametrize(
     ("model", "sites"),
     [
-        (models.create("small", classes=5, act=LearnedStep), 3),
-        (models.create("resnet8", classes=5, width=2, act=LearnedStep), 7),
+        (models.create("small", outputs=5, act=LearnedStep), 3),
+        (models.create("resnet8", outputs=5, width=2, act=LearnedStep), 7),
         (ResNet(5, (1, 2), Bottleneck, width=2, shortcut="B", act=LearnedStep), 10),
     ],
     ids=["small", "basic", "bottleneck"],
@@ -413,7 +413,7 @@ def test_every_activation_site_owns_its_parameters(model, sites):
 
 @pytest.mark.parametrize("name", ["small", "resnet8"])
 def test_the_activation_is_the_one_given(name):
-    model = models.create(name, classes=5, width=2, act=lambda: jnp.zeros_like)
+    model = models.create(name, outputs=5, width=2, act=lambda: jnp.zeros_like)
     variables = randomized(model, images())
     logits = jax.jit(model.apply)(variables, images())
     bias = variables["params"]["head"]["bias"]
@@ -436,14 +436,14 @@ def test_the_activation_is_the_one_given(name):
         ("resnet20", {"shortcut": "C"}, ["`shortcut` is 'C'", "A, B"]),
         ("resnet20", {"width": 0}, ["`width` is 0", "positive integer"]),
         ("resnet20", {"stem_strides": 1.5}, ["`stem_strides` is 1.5"]),
-        ("resnet20", {"classes": 0}, ["`classes` is 0"]),
+        ("resnet20", {"outputs": 0}, ["`outputs` is 0"]),
         ("resnet20", {"dtype": "int8"}, ["`dtype` is 'int8'", "bfloat16"]),
         ("resnet20", {"dtype": "float33"}, ["`dtype` is 'float33'", "bfloat16"]),
     ],
 )
 def test_create_errors_name_the_nearest_choice(name, options, words):
     with pytest.raises(ValueError) as error:
-        models.create(name, **({"classes": 10} | options))
+        models.create(name, **({"outputs": 10} | options))
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -451,10 +451,10 @@ def test_create_errors_name_the_nearest_choice(name, options, words):
 
 def test_depths():
     with pytest.raises(ValueError, match=r"`depth` is 21, expected 6n\+2"):
-        cifar_resnet(21, classes=10)
+        cifar_resnet(21, outputs=10)
     with pytest.raises(ValueError, match="`depth` is 101, expected one of 18, 34, 50"):
-        imagenet_resnet(101, classes=10)
-    assert cifar_resnet(26, classes=10).blocks == (4, 4, 4)
+        imagenet_resnet(101, outputs=10)
+    assert cifar_resnet(26, outputs=10).blocks == (4, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -462,6 +462,6 @@ def test_depths():
 )
 @pytest.mark.parametrize("name", ["small", "resnet8"])
 def test_images_must_be_floating_nhwc(name, x):
-    model = models.create(name, classes=5)
+    model = models.create(name, outputs=5)
     with pytest.raises(ValueError, match="images have shape .* expected floating"):
         model.init(jax.random.key(0), x)

@@ -27,7 +27,7 @@ def write(path, activation=None, dtype="float32", name="resnet8", **options):
     act = dict(activation or {})
     quantizer = qs.create_activation(act.pop("name"), **act) if act else None
     model = models.create(
-        name, classes=10, folded=True, dtype=dtype, act_quant=quantizer, **options
+        name, outputs=10, folded=True, dtype=dtype, act_quant=quantizer, **options
     )
     image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]

@@ -21,7 +21,7 @@ from quantnet_jax.training.state import create_state
 pytestmark = pytest.mark.cheap
 
 PATTERN = models.KERNELS["inner"]
-MODEL = models.create("small", classes=4)
+MODEL = models.create("small", outputs=4)
 
 
 def apply(variables, image, train):

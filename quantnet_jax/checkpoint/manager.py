@@ -171,7 +171,7 @@ class Checkpoints:
           step: number of finished steps; above every saved step.
           state: pytree of JAX or NumPy arrays whose top holds `params`, `batch_stats`
             (what `restore_params` reads) and others, such as `step`, `opt_state`.
-          metrics: `{'hard': accuracy}`; absent or not finite = never the best.
+          metrics: `{'hard': primary metric}`; absent or not finite = never the best.
           extra: JSON values restored beside the state.
           beside: arrays restored beside the state, by `restore` alone.
 

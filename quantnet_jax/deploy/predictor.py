@@ -176,7 +176,7 @@ def _network(spec: Mapping[str, Any], classes: int) -> Any:
         for key, value in rest.items():
             _check_type(f"activation.{key}", value, parameters[key].default)
     name = options.pop("name")
-    model = models.create(name, classes=classes, folded=True, **options, **made)
+    model = models.create(name, outputs=classes, folded=True, **options, **made)
     defaults = {f.name: f.default for f in dataclasses.fields(model)}
     # By name in a file, by value in the network.
     defaults |= {"act": "relu", "dtype": "float32"}

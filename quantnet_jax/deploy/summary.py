@@ -169,11 +169,11 @@ def summarize_network(
     options, act = dict(spec["model"]), dict(spec.get("activation") or {})
     name, classes = options.pop("name"), len(spec["classes"])
     image = jax.ShapeDtypeStruct((batch, *spec["input"]["shape"]), jnp.float32)
-    trained = models.create(name, classes=classes, **options)
+    trained = models.create(name, outputs=classes, **options)
     if act:
         quantizer = quantizers.create_activation(act.pop("name"), **act)
         options["act_quant"] = _marked(quantizer)
-    model = models.create(name, classes=classes, folded=True, **options)
+    model = models.create(name, outputs=classes, folded=True, **options)
     return summarize(
         lambda params, x: model.apply({"params": params}, x),
         params,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check, unknown
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.activations import ACTS
+from quantnet_jax.models.autoencoder import Autoencoder
 from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
 from quantnet_jax.models.resnet import (
     SHORTCUTS,
@@ -25,6 +26,7 @@ from quantnet_jax.models.small import Small
 OPTIONS: dict[str, Limit] = {
     "act": Choice(tuple(ACTS)),
     "bi_real": Flag(),
+    "depth": Number(0, 2**10, whole=True),
     "momentum": Number(0, 1, below=True),
     "shortcut": Choice(SHORTCUTS),
     "stem_pool": Flag(),
@@ -37,6 +39,7 @@ OPTIONS: dict[str, Limit] = {
 
 __all__ = [
     "ACTS",
+    "Autoencoder",
     "KERNELS",
     "OPTIONS",
     "ResNet",
@@ -50,6 +53,7 @@ __all__ = [
 
 _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "small": (Small, Small),
+    "autoencoder": (Autoencoder, Autoencoder),
     "resnet8": (ResNet, partial(cifar_resnet, 8)),
     "resnet14": (ResNet, partial(cifar_resnet, 14)),
     "resnet20": (ResNet, partial(cifar_resnet, 20)),
@@ -90,7 +94,7 @@ def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
             message = unknown(f"{section}.{option}", ["name", *known])
             raise ValueError(f"{message} ({name!r} has {', '.join(sorted(known))})")
         check(f"{section}.{option}", value, OPTIONS[option])
-    if options.get("bi_real") and make(classes=1).block is not BasicBlock:
+    if options.get("bi_real") and make(outputs=1).block is not BasicBlock:
         raise ValueError(
             f"{section}.bi_real=True, but {section}.name={name!r} has other than basic "
             "blocks; expected a network such as resnet18, or False"
@@ -100,7 +104,7 @@ def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
 def create(
     name: str,
     *,
-    classes: int,
+    outputs: int,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     **options: Any,
@@ -109,7 +113,7 @@ def create(
 
     Args:
       name: one of `names()`.
-      classes: outputs of the head, at least 1.
+      outputs: of the head, at least 1.
       dtype: floating compute dtype, or its name; parameters and logits are float32.
       axis_name: mapped axis over which BatchNorm averages its statistics, or None.
       **options: further attributes of the network, such as `width`, `shortcut` ('A' or
@@ -123,7 +127,7 @@ def create(
       ValueError: if the name, an option or a value is not valid.
 
     Example:
-      >>> create("resnet20", classes=10, width=8).blocks
+      >>> create("resnet20", outputs=10, width=8).blocks
       (3, 3, 3)
     """
     if name not in _MODELS:
@@ -135,7 +139,7 @@ def create(
             raise ValueError(
                 f"model {name!r} has no option {option!r}{_nearest(option, known)}"
             )
-    counts = {"classes": classes} | {
+    counts = {"outputs": outputs} | {
         k: options[k] for k in ("width", "stem_size", "stem_strides") if k in options
     }
     for option, value in counts.items():
@@ -152,7 +156,7 @@ def create(
         raise ValueError(
             f"`act_quant` is {options['act_quant']!r}, expected a Quantizer or None"
         )
-    return make(classes=classes, dtype=_dtype(dtype), axis_name=axis_name, **options)
+    return make(outputs=outputs, dtype=_dtype(dtype), axis_name=axis_name, **options)
 
 
 def _dtype(dtype: Any) -> Any:

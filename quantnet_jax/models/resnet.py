@@ -144,7 +144,7 @@ class ResNet(nn.Module):
     'stage2_block0/shortcut/kernel', 'head/kernel' and so on.
 
     Attributes:
-      classes: outputs of the head.
+      outputs: of the head.
       blocks: residual blocks of each stage.
       block: `BasicBlock` or `Bottleneck`.
       width: channels of the stem and of the first stage's 3x3 convolutions.
@@ -165,9 +165,10 @@ class ResNet(nn.Module):
       axis_name: mapped axis over which BatchNorm averages, or None.
       momentum: of the running statistics of BatchNorm.
       zero_init_last: start every block as identity (the last BatchNorm's scale at 0).
+      features: also return the pooled features, the input of the head.
     """
 
-    classes: int
+    outputs: int
     blocks: tuple[int, ...]
     block: type[_Block] = BasicBlock
     width: int = 16
@@ -183,6 +184,7 @@ class ResNet(nn.Module):
     momentum: float = 0.9
     zero_init_last: bool = False
     folded: bool = False
+    features: bool = False
 
     def __post_init__(self) -> None:
         if self.shortcut not in SHORTCUTS:
@@ -198,18 +200,15 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, *, return_features: bool = False
-    ) -> Any:
-        """Class scores of a batch of images.
+    def __call__(self, x: jax.Array, train: bool = False) -> Any:
+        """Outputs of the head for a batch of images.
 
         Args:
           x: floating (N, H, W, C), any size and number of channels.
           train: use and update batch statistics (collection 'batch_stats').
-          return_features: also return the pooled features, the input of the head.
 
         Returns:
-          float32 logits (N, classes), or (logits, float32 features (N, F)).
+          float32 (N, outputs), or {'outputs': that, 'features': float32 (N, F)}.
         """
         x = as_images(x, self.dtype)
         x = Conv(
@@ -244,8 +243,10 @@ class ResNet(nn.Module):
                     name=f"stage{stage + 1}_block{index}",
                 )(x, train)
         features = x.astype(jnp.float32).mean((1, 2))
-        logits = Dense(self.classes, self.folded, name="head")(features)
-        return (logits, features) if return_features else logits
+        logits = Dense(self.outputs, self.folded, name="head")(features)
+        if self.features:
+            return {"outputs": logits, "features": features}
+        return logits
 
 
 def cifar_resnet(depth: int, **options: Any) -> ResNet:

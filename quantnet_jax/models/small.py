@@ -14,11 +14,11 @@ from quantnet_jax.models.layers import BatchNorm, Conv, Dense, as_images
 class Small(nn.Module):
     """Three 3x3 convolutions with BatchNorm, global average pool, dense head.
 
-    'conv1' and 'conv2' have kernels of equal shape. With width 4, 10 classes and 3
+    'conv1' and 'conv2' have kernels of equal shape. With width 4, 10 outputs and 3
     input channels: 470 parameters.
 
     Attributes:
-      classes: outputs of the head.
+      outputs: of the head.
       width: channels of every convolution.
       stem_strides: stride of the first convolution.
       act: as in `ResNet`.
@@ -27,9 +27,10 @@ class Small(nn.Module):
       axis_name: as in `ResNet`.
       momentum: as in `ResNet`.
       folded: as in `ResNet`.
+      features: as in `ResNet`.
     """
 
-    classes: int
+    outputs: int
     width: int = 4
     stem_strides: int = 2
     act: ActFactory = relu
@@ -38,11 +39,10 @@ class Small(nn.Module):
     axis_name: str | None = None
     momentum: float = 0.9
     folded: bool = False
+    features: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, train: bool = False, *, return_features: bool = False
-    ) -> Any:
+    def __call__(self, x: jax.Array, train: bool = False) -> Any:
         """Class scores of a batch of images; arguments and result as in `ResNet`."""
         x = as_images(x, self.dtype)
         for name, norm, strides in (
@@ -65,5 +65,7 @@ class Small(nn.Module):
             x = bn(x, train)
             x = self.act()(x)
         features = x.astype(jnp.float32).mean((1, 2))
-        logits = Dense(self.classes, self.folded, name="head")(features)
-        return (logits, features) if return_features else logits
+        logits = Dense(self.outputs, self.folded, name="head")(features)
+        if self.features:
+            return {"outputs": logits, "features": features}
+        return logits

@@ -42,7 +42,7 @@ def classification(
         },
         compare=lambda soft, hard: {"kl": kl_divergence(soft, hard)},
         same=lambda one, other: one.argmax(-1) == other.argmax(-1),
-        model_options={"classes": len(classes)},
+        model_options={"outputs": len(classes)},
         info={"classes": list(classes)},
     )
 

@@ -1,6 +1,7 @@
 """Reconstruction of images through a narrow network: float-valued targets, PSNR."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from quantnet_jax.tasks.base import Metric, Source, Task
 
@@ -15,7 +16,7 @@ def reconstruction(source: Source) -> Task:
     Args:
       source: a dataset of images.
     """
-    std = jnp.asarray(source.std, jnp.float32).reshape(1, 1, 1, -1)
+    std = np.asarray(source.std, np.float32).reshape(1, 1, 1, -1)
 
     def prepare(data, batch, *, seed, train):
         made = source.prepare(data, batch, seed=seed, train=train)

@@ -133,6 +133,8 @@ class Experiment:
     def state(self) -> TrainState:
         """Before the first step, on the devices."""
         seed, decay = self.config.seed, self.config.ema_decay
+        # Parts are made before the trace: what is cached must not hold tracers.
+        model, quantizer, tx = self.model, self.quantizer, self.tx
         real = bool(self.config.activation.name)  # then BatchNorm takes its statistics
         images = jnp.zeros(self._image.shape)
         if real:
@@ -141,11 +143,9 @@ class Experiment:
         def init(images):
             # Not inside jit with the training: two small programs compile faster.
             key = jax.random.key(seed)
-            variables = self.model.init(jax.random.fold_in(key, 0), images, train=real)
+            variables = model.init(jax.random.fold_in(key, 0), images, train=real)
             key = jax.random.fold_in(key, 1)
-            return create_state(
-                variables, self.quantizer, self.tx, key, averaged=decay > 0
-            )
+            return create_state(variables, quantizer, tx, key, averaged=decay > 0)
 
         return self.runner.place(jax.device_get(jax.jit(init)(images)))
 
@@ -259,8 +259,10 @@ class Experiment:
 
     @cached_property
     def _fold_hard(self) -> Callable:
+        quantizer = self.quantizer
+
         def folded(params, stats, axis_name):
-            hard = self.quantizer.hard(params["quant"], params["model"])
+            hard = quantizer.hard(params["quant"], params["model"])
             return models.fold(hard, stats)
 
         return self.runner.compile(folded, replicated=2)

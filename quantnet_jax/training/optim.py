@@ -1,4 +1,4 @@
-"""Optimizers: weights and sub-network are two labels of one `optax.partition`."""
+"""Optimizers: weights and sub-network are two groups of one `optax.partition`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -72,7 +72,7 @@ def optimizer(
     weight_decay: float = 0.0,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """An optimizer for one of the two labels.
+    """An optimizer for one of the two groups.
 
     Args:
       name: 'sgd' (Nesterov momentum; decay enters the gradient) or 'adam' (decay apart
@@ -80,7 +80,7 @@ def optimizer(
       rate: learning-rate schedule.
       momentum: of SGD; the first moment's decay of Adam.
       weight_decay: on tensors of rank 2 and up; scales and biases are spared.
-      clip: largest global norm of the gradient of this label; 0 for no clipping.
+      clip: largest global norm of the gradient of this group; 0 for no clipping.
 
     Raises:
       ValueError: for a value outside its range.
