@@ -137,6 +137,7 @@ class Experiment:
         model, quantizer, tx = self.model, self.quantizer, self.tx
         real = bool(self.config.activation.name)  # then BatchNorm takes its statistics
         images = jnp.zeros(self._image.shape)
+        model, quantizer, tx = self.model, self.quantizer, self.tx  # made untraced
         if real:
             images = self.prepare["test"](None, self.feed.sample())["input"]
 
