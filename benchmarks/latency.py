@@ -1,259 +1,129 @@
-"""Times inference of one network in our forms, in onnxruntime and in PyTorch.
+"""Times inference of one network in our forms and in onnxruntime.
 
-    python benchmarks/latency.py    # writes results/latency.json and results/latency.md
+    python -m benchmarks.latency
 
 ResNet-20 on 32x32 images (`--network=resnet18`: 224x224) with binary inner weights. For
-each number of threads one process is bound to as many cores, and all programs take
-turns in it: a pause, one call that is not timed, one that is. A program is timed only
-after its logits were found equal to those of its reference. What is not installed is
-reported as such; PyTorch: `pip install torch==2.13.0`, the table's other peers are
-those of requirements.txt. The Larq Compute Engine needs a Python of its own, see
-benchmarks/latency_lce.py: `--lce-python=PATH` names it.
+each number of threads one process is bound to as many cores; all programs are
+interleaved in it, with a pause and an untimed call before each timed one. A program is
+timed only after its logits were found equal to those of its reference. (Rows of PyTorch
+and of the Larq Compute Engine in results/latency.jsonl were measured by an earlier
+version of this script.)
 """
 
-import argparse
+import importlib.util
 import json
 import os
 import pathlib
-import random
-import shlex
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python benchmarks/latency.py` finds only benchmarks/
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
 
-WARM_UP = 5
+from benchmarks import timing
+from quantnet_jax import deploy, export, models
+from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.deploy.packed import is_packed
+from quantnet_jax.deploy.predictor import make_predictor
+
 PAUSE = 0.005
 """Seconds before each turn, in which the threads of the last program fall asleep."""
 TOLERANCE = 1e-4
 """Of the largest logit (of 1 if that is less)."""
-BAR = 1.15
-QUIET = 0.3
+SIGNS = {"activation": "sign_ste", "bi_real": True, "act": "hardtanh"}
+NETWORKS = {
+    "resnet20": {"shape": (32, 32, 3), "classes": 10},
+    "resnet18": {"shape": (224, 224, 3), "classes": 1000},
+}
+
+
+class Row(NamedTuple):
+    """A program to time.
+
+    Attributes:
+      run: uint8 images -> logits, a NumPy array.
+      reference: name of the program that must give the same logits, or None where they
+        are expected to differ (quantized further) and the difference is only recorded.
+      about: what it is.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    reference: str | None
+    about: str
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/latency.py", description=str(__doc__).splitlines()[0]
-    )
-    parser.add_argument("--network", default="resnet20", help="resnet20 or resnet18")
+    parser = timing.parser("latency", __doc__, repeats=40, load=0.3)
+    parser.add_argument("--network", default="resnet20", choices=tuple(NETWORKS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=40, help="rounds, 30 or more")
-    parser.add_argument(
-        "--max-load", type=float, default=QUIET, help="refuse above this load average"
-    )
-    parser.add_argument("--out", default=str(ROOT / "results" / "latency.json"))
-    parser.add_argument("--lce-python", help="Python that has the Larq Compute Engine")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, help="of these threads: prints JSON")
     args = parser.parse_args(argv)
-    words = sys.argv[1:] if argv is None else argv
     if args.worker is not None:
-        return worker(args)
-    try:
-        check(args)
-        result = measure(args, words)
-    except (ValueError, subprocess.CalledProcessError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    from benchmarks import latency_page
-    from quantnet_jax.logging import records
-
-    result["command"] = shlex.join(["python", "benchmarks/latency.py", *words])
-    out = pathlib.Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(out, result)
-    page = out.with_suffix(".md")
-    page.write_text(latency_page.table(result), encoding="utf-8")
-    print(page.read_text(encoding="utf-8"))
-    print(f"wrote {out} and {page}")
-    return 0
+        print(json.dumps(worker(args)))
+        return 0
+    return timing.main("latency", args, argv, measure)
 
 
-def check(args) -> None:
-    """Raises ValueError where nothing can be measured."""
+def measure(args) -> dict:
+    """One process for each number of threads; their results together."""
     cores = len(os.sched_getaffinity(0))
-    if args.network not in ("resnet20", "resnet18"):
-        raise ValueError(f"--network={args.network}, expected resnet20 or resnet18")
     if not all(1 <= n <= cores for n in args.threads):
         raise ValueError(f"--threads {args.threads}, but there are 1 to {cores} cores")
-    if args.repeats < 3 or min(args.batches) < 1:
-        raise ValueError("--repeats must be 3 or more, --batches positive")
-    if args.lce_python and not shutil.which(args.lce_python):
-        raise ValueError(f"--lce-python={args.lce_python} is no program")
-    check_idle(args.max_load)
-
-
-def check_idle(max_load: float) -> None:
-    """Raises ValueError where others are at work on the machine."""
-    load = os.getloadavg()[0]
-    if load > max_load:
-        raise ValueError(
-            f"the machine is busy: load {load:.2f}, expected at most {max_load}; "
-            "wait, or raise --max-load, which the result records"
-        )
-
-
-def measure(args, words: list[str]) -> dict:
-    """One process for each number of threads; their results together."""
+    if min(args.batches) < 1:
+        raise ValueError(f"--batches {args.batches}, expected positive numbers")
     runs = []
     for threads in args.threads:
-        with tempfile.TemporaryDirectory() as folder:
-            out = pathlib.Path(folder) / "run.json"
-            command = [sys.executable, __file__, *words]
-            command += [f"--worker={threads}", f"--out={out}"]
-            subprocess.run(command, check=True)
-            runs.append(json.loads(out.read_text()))
-    about = [run.pop("about") for run in runs][0]
+        command = [sys.executable, "-m", "benchmarks.latency", f"--worker={threads}"]
+        command += [f"--network={args.network}", f"--repeats={args.repeats}"]
+        command += ["--batches", *map(str, args.batches)]
+        done = subprocess.run(
+            command, check=True, cwd=timing.ROOT, stdout=subprocess.PIPE, text=True
+        )
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    about = [(run.pop("rows"), run.pop("versions")) for run in runs][0]
     return {
         "benchmark": "seconds from a uint8 batch in memory to its logits in memory",
         "network": args.network,
-        "repeats": args.repeats,
-        "warm_up": WARM_UP,
         "pause": PAUSE,
         "tolerance": TOLERANCE,
-        "bar": BAR,
         "max_load": args.max_load,
         "runs": runs,
-        **about,
+        "rows": about[0],
+        "versions": about[1],
     }
 
 
-def worker(args) -> int:
-    """Measures with `args.worker` threads; writes JSON to `args.out`."""
-    cores = sorted(os.sched_getaffinity(0))[-args.worker :]
-    os.sched_setaffinity(0, cores)  # before XLA counts the cores
-    os.environ.setdefault("OMP_NUM_THREADS", str(args.worker))
-    import numpy as np
-
-    from benchmarks import latency_engine, latency_rows
-    from benchmarks.latency_page import LCE, PEERS
-    from quantnet_jax.logging.provenance import provenance
-
-    rows, predictor, signs = latency_rows.ours(args.network)
-    rng = np.random.default_rng(0)
+def worker(args) -> dict:
+    """Measures with `args.worker` threads."""
+    # Before XLA counts the cores, which it does when it computes first.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.worker :])
+    rows, predictor = ours(args.network)
+    rng, versions = np.random.default_rng(0), {}
     images = lambda n: rng.integers(0, 256, (n, *predictor.shape), np.uint8)
-    missing, versions = {}, {}
-    if latency_rows.installed("onnx") and latency_rows.installed("onnxruntime"):
-        rows |= latency_rows.onnx_rows(predictor, args.worker, images(32))
-        versions |= {p: __import__(p).__version__ for p in ("onnx", "onnxruntime")}
-    else:
-        missing |= {name: "not installed" for name in PEERS[:2]}
-    if latency_rows.installed("torch"):
-        rows |= latency_rows.torch_rows(predictor, args.worker)
-        versions["torch"] = str(__import__("torch").__version__)
-    else:
-        missing |= {name: "not installed" for name in PEERS[2:]}
-    engine = None
-    if args.lce_python:
-        engine = latency_engine.Engine(args.lce_python, signs, args.worker)
-        rows[LCE] = engine.row()
-    else:
-        missing[LCE] = "not run: see benchmarks/latency_lce.py"
+    if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
+        rows |= onnx_rows(predictor, args.worker, images(32))
+        versions = {p: __import__(p).__version__ for p in ("onnx", "onnxruntime")}
     batches = {}
     for n in args.batches:
         x = images(n)
         agreed = {name: agreement(name, rows, x) for name in rows}
-        others = (lambda: engine.ask("processor")) if engine else (lambda: 0.0)
-        batches[n] = take_turns(rows, x, args.repeats, others)
-        for name, row in batches[n]["rows"].items():
-            row["logits"] = agreed[name]
-        if engine:
-            batches[n]["rows"][LCE]["kernel"] = engine.kernel
-    if engine:
-        engine.close()
-    found = provenance()
-    found["versions"] |= versions
-    result = {
-        "threads": args.worker,
-        "batches": batches,
-        "missing": missing,
-        "about": {
-            "rows": {name: row.about for name, row in rows.items()},
-            "cpu": cpu(),
-            "cores": os.cpu_count(),
-            "xla_flags": os.environ.get("XLA_FLAGS", ""),
-            **found,
-        },
-    }
-    pathlib.Path(args.out).write_text(json.dumps(result))
-    return 0
+        calls = {name: stopwatch(row.run, x) for name, row in rows.items()}
+        times = timing.interleaved(calls, args.repeats, pause=PAUSE)
+        found = timing.summary(times, "float")
+        batches[n] = {"rows": {k: v | {"logits": agreed[k]} for k, v in found.items()}}
+    about = {name: row.about for name, row in rows.items()}
+    found = {"threads": args.worker, "batches": batches}
+    return found | {"rows": about, "versions": versions}
 
 
-def agreement(name: str, rows: dict, x) -> dict:
-    """How logits compare with those of the reference; ValueError if they may not.
-
-    Rounding can carry a sum over the boundary of a sign, so that a network of signs
-    passes if half of the images agree, and all others only if all do.
-    """
-    import numpy as np
-
-    reference = rows[name].reference or "hard"
-    got, expected = rows[name].run(x), rows[reference].run(x)
-    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
-    error = np.abs(got - expected).max(-1)
-    same = float(np.mean(got.argmax(-1) == expected.argmax(-1)))
-    differ = int((~(error <= allowed)).sum())
-    signs = "W1A1 as floats" in (name, reference)
-    if rows[name].reference and differ > (len(x) // 2 if signs else 0):
-        raise ValueError(
-            f"{name}: logits of {differ} images are not those of {reference}"
-        )
-    return {
-        "reference": rows[name].reference,
-        "largest_difference": float(error.max()),
-        "images_that_differ": differ,
-        "same_class": same,
-    }
-
-
-def take_turns(rows: dict, x, repeats: int, processor=lambda: 0.0) -> dict:
-    """Times of all programs in a shuffled order, and what else the machine did.
-
-    Args:
-      rows: name -> `latency_rows.Row`.
-      x: the batch.
-      repeats: rounds.
-      processor: seconds of processor time of the processes that we started.
-    """
-    timers = {name: row.seconds or stopwatch(row.run, x) for name, row in rows.items()}
-    for timer in timers.values():
-        for _ in range(-(-WARM_UP // 2)):
-            timer()
-    seconds = {name: [] for name in rows}
-    names = list(rows)
-    spent = lambda: own_seconds() + processor()
-    load, began, busy, own = os.getloadavg(), time.time(), busy_seconds(), spent()
-    for turn in range(repeats):
-        for name in random.Random(turn).sample(names, len(names)):
-            time.sleep(PAUSE)
-            seconds[name].append(timers[name]())
-    others = (busy_seconds() - busy) - (spent() - own)
-    reference = statistics.median(seconds["float"])
-    rows = {}
-    for name, times in seconds.items():
-        low, middle, high = statistics.quantiles(times, n=4)
-        paired = [a / b for a, b in zip(times, seconds["float"], strict=True)]
-        rows[name] = {
-            "median": middle,
-            "quartiles": [low, high],
-            "fastest": min(times),
-            "over_float": middle / reference,
-            "over_float_paired": statistics.median(paired),
-        }
-    capacity = (time.time() - began) * (os.cpu_count() or 1)
-    return {
-        "rows": rows,
-        "load": {"before": load, "after": os.getloadavg()},
-        "share_of_other_processes": max(0.0, others / capacity),
-    }
-
-
-def stopwatch(run, x):
+def stopwatch(run: Callable, x: np.ndarray) -> Callable[[], float]:
     """Runs a program twice; gives the seconds of the second run."""
 
     def seconds() -> float:
@@ -265,32 +135,151 @@ def stopwatch(run, x):
     return seconds
 
 
-def busy_seconds() -> float:
-    """Processor time of the whole machine; 0 where /proc does not tell."""
-    try:
-        with open("/proc/stat", encoding="ascii") as file:
-            user, nice, system, _, _, irq, soft, *_ = map(
-                int, file.readline().split()[1:]
-            )
-    except (OSError, ValueError):
-        return 0.0
-    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+def agreement(name: str, rows: dict[str, Row], x: np.ndarray) -> dict:
+    """How logits compare with those of the reference; ValueError if they may not."""
+    reference = rows[name].reference or "hard"
+    got, expected = rows[name].run(x), rows[reference].run(x)
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    error = np.abs(got - expected).max(-1)
+    differ = int((~(error <= allowed)).sum())
+    if rows[name].reference and differ:
+        raise ValueError(
+            f"{name}: logits of {differ} images are not those of {reference}"
+        )
+    return {
+        "reference": rows[name].reference,
+        "largest_difference": float(error.max()),
+        "images_that_differ": differ,
+        "same_class": float(np.mean(got.argmax(-1) == expected.argmax(-1))),
+    }
 
 
-def own_seconds() -> float:
-    """Processor time of this process."""
-    times = os.times()
-    return times.user + times.system
+# Programs -----------------------------------------------------------------------------
+def make(network: str, activation: str | None = None, **options: Any):
+    """A `Predictor` with random weights: all but stem and head binary, with scales.
+
+    Latency does not depend on what the weights are.
+    """
+    given = NETWORKS[network]
+    spec = {
+        "model": {"name": network, "dtype": "float32", **options},
+        "activation": {"name": activation} if activation else None,
+        "input": {"shape": list(given["shape"]), "mean": [0.5] * 3, "std": [0.25] * 3},
+        "classes": [f"class {i}" for i in range(given["classes"])],
+    }
+    # Activation quantizers without parameters add none to the tree.
+    model = models.create(network, outputs=given["classes"], folded=True, **options)
+    image = jax.ShapeDtypeStruct((1, *given["shape"]), jnp.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    rng = np.random.default_rng(0)
+
+    def leaf(key, x):
+        name = jax.tree_util.keystr(key, simple=True, separator="/")
+        if not name.endswith("kernel"):
+            low = 0.5 if name.endswith("scale") else -0.1
+            return rng.uniform(low, low + 0.5, x.shape).astype(np.float32)
+        fan = np.float32(np.sqrt(np.prod(x.shape[:-1])))
+        if name in ("stem/kernel", "head/kernel"):
+            return rng.normal(size=x.shape).astype(np.float32) / fan
+        codes = jnp.asarray(rng.integers(0, 2, x.shape), jnp.uint8)
+        scale = rng.uniform(0.5, 1.5, (1, 1, 1, x.shape[-1])).astype(np.float32) / fan
+        return QTensor(codes, jnp.asarray([-1.0, 1.0]), jnp.asarray(scale))
+
+    params = deploy.pack_tree(jax.tree_util.tree_map_with_path(leaf, tree))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.safetensors"
+        deploy.write(path, params, spec)
+        return deploy.load(path)
 
 
-def cpu() -> str:
-    """Name of the processor; '' where the system does not tell."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    found = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
-    return found[0] if found else ""
+def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
+    """(programs of the same network in four forms, and of one with signs; network)."""
+    predictor = make(network)
+    hard = jax.tree.map(jnp.asarray, deploy.float_tree(predictor.params))
+    rng = np.random.default_rng(1)
+    trained = lambda x: jnp.asarray(rng.normal(size=x.shape) / 10, jnp.float32)
+    floats = jax.tree.map(
+        lambda x: trained(x) if is_packed(x) else x, predictor.params, is_leaf=is_packed
+    )
+    signs = make(network, **SIGNS)
+    values = deploy.float_tree(signs.params)
+    counting = make_predictor(signs.params, signs.spec, popcount=True)
+    jitted, signed = jax.jit(predictor.apply), jax.jit(signs.apply)
+    call = jax.jit(jax.export.deserialize(bytearray(export.stablehlo(predictor))).call)
+    programs = {
+        "float": (lambda x: jitted(floats, x), None, "jit, float32 weights"),
+        "hard": (
+            *(lambda x: jitted(hard, x), "hard"),
+            "jit, the binary weights' values as float32",
+        ),
+        "packed W1A32": (
+            *(lambda x: jitted(predictor.params, x), "hard"),
+            "Predictor: bits in memory, unpacked inside the program",
+        ),
+        "StableHLO": (call, "hard", "the exported program, reloaded"),
+        "W1A1 as floats": (
+            *(lambda x: signed(values, x), "W1A1 as floats"),
+            "jit, another network (IR-Net's blocks): signs as inputs, all in float32",
+        ),
+        "packed W1A1": (
+            *(counting.logits, "W1A1 as floats"),
+            "that network by XOR and bit counts",
+        ),
+    }
+    array = lambda run: lambda x: np.asarray(run(x))
+    rows = {k: Row(array(run), *rest) for k, (run, *rest) in programs.items()}
+    return rows, predictor
+
+
+def onnx_rows(predictor: deploy.Predictor, threads: int, calibration: np.ndarray):
+    """onnxruntime: float32, and int8 weights and activations (static, per channel)."""
+    import onnx
+    import onnxruntime as ort
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from quantnet_jax import export_onnx
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    model = export_onnx.to_onnx(predictor)
+
+    def session(content):
+        found = ort.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+        return lambda x: found.run(None, {"images": x})[0]
+
+    class Reader(q.CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter([{"images": calibration}])
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("float", "prepared", "int8")
+        plain, prepared, small = (str(pathlib.Path(folder) / x) for x in names)
+        onnx.save(model, plain)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        q.quantize_static(
+            prepared,
+            small,
+            Reader(),
+            quant_format=q.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=q.QuantType.QUInt8,
+            weight_type=q.QuantType.QInt8,
+            # onnxruntime 1.32 stops in this step at a bias of two axes, the head's.
+            extra_options={"QDQDisableWeightAdjustForInt32Bias": True},
+        )
+        int8 = session(pathlib.Path(small).read_bytes())
+    about = "the same, static int8 (QDQ, per channel)"
+    plain = session(model.SerializeToString())
+    return {
+        "onnxruntime": Row(plain, "hard", "our ONNX export, float32"),
+        "onnxruntime int8": Row(int8, None, about),
+    }
 
 
 if __name__ == "__main__":

@@ -1,98 +1,77 @@
-"""Measures training on this machine's accelerator, and writes docs/performance.md.
+"""Measures training on this machine's accelerator; counts what needs none.
 
-    python benchmarks/performance.py             # all of it, on one GPU or TPU chip
-    python benchmarks/performance.py --compile   # programs alone, on any machine
+    python -m benchmarks.performance             # all of it, on one GPU or TPU chip
+    python -m benchmarks.performance --compile   # programs alone, on any machine
+    python -m benchmarks.performance --count     # operations as lowered
 
-Each point of the grid of benchmarks/cost.py trains random images in memory as
-`train.py` does there: the network in bfloat16, a chunk of steps for each dispatch, no
-compilation in the times. Float and QuantNet take turns, and the numbers are medians
-over the rounds. Memory and operations are those of the compiled programs. The time of a
-long run is the difference of two short ones of different lengths, evaluations included,
-so that what each run does once is not in it.
+Each point of the grid trains random images in memory as `train.py` does there: the
+network in bfloat16, many steps a dispatch, no compilation in the times. Float and
+QuantNet are interleaved; numbers are medians. The time of a long run is the difference
+of two short ones, evaluations included, so that what each run does once is not in it.
 """
 
-import argparse
+import math
 import pathlib
-import re
-import shlex
-import statistics
 import sys
 import tempfile
 import time
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))  # as a script it finds only benchmarks/
+import jax
+import jax.numpy as jnp
 
-import jax  # noqa: E402
+import train
+from benchmarks import timing
+from configs import cifar100_resnet20
+from quantnet_jax import config as config_lib
+from quantnet_jax import models
+from quantnet_jax.analysis import cost
+from quantnet_jax.deploy import macs
+from quantnet_jax.distributed import hosts
+from quantnet_jax.logging import records
+from quantnet_jax.training import experiment
 
-import train  # noqa: E402
-from benchmarks import cost, cost_page, step_time  # noqa: E402
-from configs import cifar100_resnet20  # noqa: E402
-from quantnet_jax import config as config_lib  # noqa: E402
-from quantnet_jax.distributed import hosts  # noqa: E402
-from quantnet_jax.logging import records  # noqa: E402
-from quantnet_jax.logging.provenance import provenance  # noqa: E402
-from quantnet_jax.training import experiment  # noqa: E402
-
-RESULTS = ROOT / "results"
 METHODS = ("identity", "quantnet")
 CHUNK = 50
-ROUNDS = 10
 EPOCHS = (10, 30)
 """Of the two short runs; both are evaluated every 10 epochs."""
-COMPILED = (*cost.GRID[:1], ("resnet20", 32, 512, 64))
-"""What --compile is for: it takes minutes for large networks on a CPU."""
-FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("while", "call", "conditional", "partition-id", "replica-id", "opt-barrier"),
-}
-"""Operations of a compiled program that are no launch."""
+CLASSES = 100
+WIDTH = 64  # of the sub-network by default
+# (network, pixels, batch, width of the sub-network): one of them grows at a time.
+GRID = (
+    *((name, 32, 128, WIDTH) for name in ("resnet20", "resnet56", "resnet110")),
+    *((name, 224, 128, WIDTH) for name in ("resnet18", "resnet50")),
+    *(("resnet20", 32, batch, WIDTH) for batch in (32, 512, 2048)),
+    *(("resnet20", 32, 128, width) for width in (8, 32, 256)),
+)
+FIRST = ("resnet20", 32, 512, WIDTH)  # what the goals are of
+COMPILED = (GRID[0], FIRST)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/performance.py",
-        description=str(__doc__).splitlines()[0],
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="measure no time; on any machine"
-    )
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    parser.add_argument("--page", type=pathlib.Path, default=cost.PAGE)
+    parser = timing.parser("performance", __doc__, repeats=10, load=math.inf)
+    parser.add_argument("--compile", action="store_true", help="measure no time")
+    parser.add_argument("--count", action="store_true", help="compile nothing either")
     args = parser.parse_args(argv)
-    if not args.compile and hosts.backend() == "cpu":
-        print(
-            "error: there is no accelerator here; --compile needs none", file=sys.stderr
-        )
-        return 2
+    name = "cost" if args.count else "compiled" if args.compile else "performance"
     hosts.keep_programs()
-    words = sys.argv[1:] if argv is None else argv
-    about = {"command": shlex.join(["python", "benchmarks/performance.py", *words])}
-    args.results.mkdir(parents=True, exist_ok=True)
+    return timing.main(name, args, argv, measure)
+
+
+def measure(args) -> dict:
+    """The record of one of the three."""
+    if args.count:
+        about = "operations and bytes of one training step, as lowered"
+        return {"benchmark": about, "rows": [counted(*point) for point in GRID]}
     if args.compile:
-        rows = [compiled_row(*point) for point in COMPILED]
-        found = {"rows": rows, **about, **provenance()}
-        records.write_json(args.results / "compiled.json", found)
-    else:
-        found = {"rows": [], **about, **provenance(), "run": None}
-        for point in (("resnet20", 32, 512, cost.WIDTH), *cost.GRID):
-            if point not in [point_of(row) for row in found["rows"]]:
-                found["rows"].append(timed_row(*point))
-                # What is known is kept, should a larger network not fit.
-                records.write_json(args.results / cost_page.MEASURED, found)
-                print(records.jsonable(found["rows"][-1]), flush=True)
-        found["run"] = {name: run_seconds(name) for name in METHODS}
-        records.write_json(args.results / cost_page.MEASURED, found)
-    args.page.write_text(cost_page.page(args.results))
-    print(f"wrote {args.page}")
-    return 0
-
-
-def point_of(row: dict[str, Any]) -> tuple[str, int, int, int]:
-    """Which point of the grid a row is of."""
-    return row["model"], row["pixels"], row["batch"], row["width"]
+        return {"rows": [timed(*point, repeats=0) for point in COMPILED]}
+    if hosts.backend() == "cpu":
+        raise ValueError("there is no accelerator here; --compile needs none")
+    points = dict.fromkeys((FIRST, *GRID))
+    return {
+        "rows": [timed(*point, repeats=args.repeats) for point in points],
+        "run": {name: run_seconds(name) for name in METHODS},
+    }
 
 
 def settings(method: str, model: str, pixels: int, batch: int, width: int) -> Any:
@@ -101,131 +80,103 @@ def settings(method: str, model: str, pixels: int, batch: int, width: int) -> An
     c.epochs = 100.0
     c.batch_size = c.eval_batch_size = batch
     c.data.name = "synthetic"
-    c.data.image_size, c.data.classes, c.data.pad = pixels, cost.CLASSES, 4
-    c.data.train_size = max(2 * batch, 2 * cost.CLASSES)
+    c.data.image_size, c.data.classes, c.data.pad = pixels, CLASSES, 4
+    c.data.train_size = max(2 * batch, 2 * CLASSES)
     c.model.name = model
-    c.dtype = "bfloat16"
     c.runner = "jit"
-    c.steps_per_call = c.log_every = CHUNK
     c.quantizer.name = method
     c.quantizer.quantnet.width = width
     return c
 
 
-def program(exp: experiment.Experiment, count: int) -> tuple[Any, tuple]:
-    """(compiled program of `count` steps, its arguments)."""
-    (batch,) = exp.train_batches(0, [count])
-    run = exp.train_step if count == 1 else exp.train_chunk
-    args = (exp.state, exp.train_data, batch)
-    return run.lower(*args).compile(), args
-
-
-def facts(compiled: Any) -> dict[str, int]:
-    """{'memory': bytes at its peak, 'launches': of one step} of a compiled program."""
-    m = compiled.memory_analysis()
-    held = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-    return {
-        "memory": held + m.temp_size_in_bytes,
-        "launches": launches(compiled.as_text()),
-    }
-
-
-def launches(text: str) -> int:
-    """Operations that one step runs, of an optimized program of one or many steps.
-
-    Args:
-      text: of the program. The step is what has the most of them: the body of the loop
-        over steps, or all, if the loops in it are small ones (of random numbers).
-    """
-    bodies, entry = {}, ""
-    for head, name, body in re.findall(
-        r"^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.S | re.M
-    ):
-        bodies[name] = body
-        entry = name if head else entry
-
-    def count(name):
-        found = 0
-        for line in bodies[name].splitlines():
-            op = re.search(r"[\]})] ([a-z][a-z\-]*)\(", line)
-            if op is None:
-                continue
-            found += op[1] not in FREE
-            if op[1] == "call":
-                found += count(re.search(r"to_apply=%?([\w.\-]+)", line)[1])
-        return found
-
-    loops = re.findall(r" while\(.*?body=%?([\w.\-]+)", text)
-    return max(map(count, [*loops, entry]))
-
-
-def compiled_row(model: str, pixels: int, batch: int, width: int) -> dict[str, Any]:
-    """What the compiled step of a point needs, float and QuantNet."""
-    point = {"model": model, "pixels": pixels, "batch": batch, "width": width}
-    for method in METHODS:
-        config = settings(method, model, pixels, batch, width)
-        config.dtype = "float32"  # CPUs would convert there and back
-        exp = experiment.build(config, jax.devices()[:1])
-        point[method] = facts(program(exp, 1)[0])
-    print(point, flush=True)
-    return point
-
-
-def timed_row(
-    model: str,
-    pixels: int,
-    batch: int,
-    width: int,
-    *,
-    chunk: int = CHUNK,
-    rounds: int = ROUNDS,
+def timed(
+    model: str, pixels: int, batch: int, width: int, *, repeats: int, chunk: int = CHUNK
 ) -> dict[str, Any]:
-    """The same, and 'seconds' of a step and how QuantNet's are to the float ones."""
+    """Memory and operations of float and QuantNet; seconds of a step with `repeats`."""
     row: dict[str, Any] = {"model": model, "pixels": pixels}
     row |= {"batch": batch, "width": width}
-    held, took = {}, {method: [] for method in METHODS}
+    count, calls = chunk if repeats else 1, {}
     for method in METHODS:
-        config = settings(method, model, pixels, batch, width)
-        config.steps_per_call = config.log_every = chunk
-        exp = experiment.build(config, jax.devices()[:1])
-        compiled, args = program(exp, chunk)
-        row[method] = facts(compiled)
-        held[method] = [compiled, *args]
-    for turn in range(rounds + step_time.WARM_UP):
-        for method in METHODS[:: 1 if turn % 2 else -1]:
-            compiled, state, *rest = held[method]
-            began = time.perf_counter()
-            state, numbers = jax.block_until_ready(compiled(state, *rest))
-            took[method].append((time.perf_counter() - began) / chunk)
-            held[method][1] = state
-    kept = {method: x[step_time.WARM_UP :] for method, x in took.items()}
-    for method, seconds in kept.items():
-        row[method]["seconds"] = statistics.median(seconds)
-    pairs = zip(kept["quantnet"], kept["identity"], strict=True)
-    row["over_float"] = statistics.median(a / b for a, b in pairs)
+        c = settings(method, model, pixels, batch, width)
+        if repeats:  # CPUs would convert to float32 and back
+            c.dtype, c.steps_per_call, c.log_every = "bfloat16", chunk, chunk
+        exp = experiment.build(c, jax.devices()[:1])
+        (batches,) = exp.train_batches(0, [count])
+        run = exp.train_step if count == 1 else exp.train_chunk
+        compiled = run.lower(exp.state, exp.train_data, batches).compile()
+        row[method] = cost.facts(compiled)
+        calls[method] = dispatch(compiled, exp.state, exp.train_data, batches)
+    if repeats:
+        found = timing.summary(timing.interleaved(calls, repeats), "identity")
+        for method in METHODS:
+            row[method]["seconds"] = found[method]["median"] / chunk
+        row["over_float"] = found["quantnet"]["over_float_paired"]
+    print(records.jsonable(row), flush=True)
     return row
 
 
-def run_seconds(method: str, epochs: tuple[int, int] = EPOCHS, **changes: Any) -> float:
-    """Seconds of an epoch of the training program, with its share of evaluations.
+def dispatch(compiled, state, *rest):
+    """`call()`: one dispatch to its end, which donates the state of the last one."""
+    held = [state]
 
-    Args:
-      method: the quantizer.
-      epochs: of the two runs.
-      **changes: of the configuration, '__' for the dot.
+    def call():
+        held[0], _ = jax.block_until_ready(compiled(held[0], *rest))
+
+    return call
+
+
+def counted(model: str, pixels: int, batch: int, width: int) -> dict[str, Any]:
+    """FLOPs and bytes of a step as XLA counts them before it optimizes."""
+    row: dict[str, Any] = {"model": model, "pixels": pixels}
+    row |= {"batch": batch, "width": width}
+    for method in METHODS:
+        c = settings(method, model, pixels, batch, width)
+        exp = experiment.build(c, jax.devices()[:1])
+        (batches,) = exp.train_batches(0, [1])
+        lowered = exp.train_step.lower(exp.state, exp.train_data, batches)
+        found = lowered.cost_analysis()
+        row[method] = {
+            "flops": found["flops"],
+            "bytes": found["bytes accessed"],
+            "state_bytes": sum(x.nbytes for x in jax.tree.leaves(exp.state)),
+        }
+    row["floor_bytes"] = floor_bytes(model, pixels, batch)
+    print(records.jsonable(row), flush=True)
+    return row
+
+
+def floor_bytes(model: str, pixels: int, batch: int) -> int:
+    """Bytes that a float step has to move at least, if all but convolutions is fused.
+
+    Each convolution reads and writes forward and twice backward, BatchNorm reads its
+    output once more each way, in 2 bytes; an input is taken to be as large as the
+    output.
     """
+    network = models.create(model, outputs=CLASSES)
+    image = jax.ShapeDtypeStruct((batch, pixels, pixels, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+
+    def apply(params, example):
+        image, stats = example
+        return network.apply({"params": params, "batch_stats": stats}, image, False)
+
+    example = (image, variables["batch_stats"])
+    uses = macs.count(apply, variables["params"], example)
+    outputs = sum(math.prod(use.shape) for use in uses if use.macs and use.params)
+    return 2 * (3 * 2 + 2) * outputs
+
+
+def run_seconds(method: str, epochs: tuple[int, int] = EPOCHS) -> float:
+    """Seconds of an epoch of the training program, with its share of evaluations."""
     took = []
     for length in epochs:
         c = cifar100_resnet20.get_config()
         c.data.name, c.data.train_size, c.data.test_size = "synthetic", 50_000, 10_000
-        c.data.classes = cost.CLASSES
+        c.data.classes = CLASSES
         c.dtype, c.epochs, c.eval_every = "bfloat16", float(length), 10.0
         c.recalibration_batches = 20
         c.quantizer.name = method
         c.report = c.tensorboard = c.export = False
-        c.update_from_flattened_dict(
-            {k.replace("__", "."): v for k, v in changes.items()}
-        )
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             train.train(c, pathlib.Path(folder))

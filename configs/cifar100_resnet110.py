@@ -5,7 +5,7 @@ Command:   python train.py --config=configs/cifar100_resnet110.py:float \
            python train.py --config=configs/cifar100_resnet110.py \
                --workdir=runs/cifar100_resnet110 --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
-           With all baselines: python benchmarks/cifar100.py run --protocol A110 \
+           With all baselines: python -m quantnet_jax.experiments run resnet110 \
                --folder=FOLDER
 Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
 Wall time: not run yet.

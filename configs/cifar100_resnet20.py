@@ -6,7 +6,8 @@ Command:   python train.py --config=configs/cifar100_resnet20.py \
            Within the same 200 epochs from a float network: first :float, which trains
            one for 100 epochs into runs/cifar100_resnet20_float, then :warm. Of 400:
            --config.epochs=400, or twice 200. With all baselines:
-           python benchmarks/cifar100.py run --protocol B200 B400 --folder=FOLDER
+           python -m quantnet_jax.experiments run resnet20_200 \
+               --folder=FOLDER
 Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
 Wall time: not run yet; floor and goal (90 s on an H200) are in docs/performance.md.
 Expected:  soft, hard, float: not run yet.

@@ -3,8 +3,8 @@ r"""QuantNet on CIFAR-100: ResNet-20 with weights of 2, 3 or 4 bits.
 Command:   python train.py --config=configs/cifar100_resnet20_bits.py:2 \
                --workdir=runs/cifar100_resnet20_2bits --config.data.folder=FOLDER
            Likewise :3 and :4; FOLDER holds the binary version of CIFAR-100; without it
-           TFDS is asked. With all baselines: python benchmarks/cifar100.py run \
-               --protocol C --folder=FOLDER
+           TFDS is asked. With all baselines: python -m quantnet_jax.experiments run \
+               resnet20_bits --folder=FOLDER
 Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
 Wall time: not run yet.
 Expected:  soft, hard, float: not run yet. Published: LSQ with 2-bit weights and

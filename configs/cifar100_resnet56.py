@@ -5,7 +5,7 @@ Command:   python train.py --config=configs/cifar100_resnet56.py:float \
            python train.py --config=configs/cifar100_resnet56.py \
                --workdir=runs/cifar100_resnet56 --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
-           With all baselines: python benchmarks/cifar100.py run --protocol A56 \
+           With all baselines: python -m quantnet_jax.experiments run resnet56 \
                --folder=FOLDER
 Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
 Wall time: not run yet.

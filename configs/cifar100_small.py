@@ -4,8 +4,8 @@ Command:   python train.py --config=configs/cifar100_small.py \
                --workdir=runs/cifar100_small --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-100; without it TFDS is asked.
            The comparison with tuned baselines, and what each part is worth:
-           python benchmarks/cifar100.py run \
-               --protocol small_full small_ladder small_short --folder=FOLDER
+           python -m quantnet_jax.experiments run small_full --folder=FOLDER
+           (and small_ablation, small_short)
 Hardware:  one CPU core.
 Wall time: two minutes; variant 'full' nine.
 Expected:  soft, hard, float: see docs/results.md, 'small_short' for 10 epochs of this,

@@ -3,8 +3,8 @@ r"""QuantNet on CIFAR-10: ResNet-20, binary but for the first and the last layer
 Command:   python train.py --config=configs/cifar10_resnet20.py \
                --workdir=runs/cifar10_resnet20 --config.data.folder=FOLDER
            FOLDER holds the binary version of CIFAR-10; without it TFDS is asked. With
-           all baselines: python benchmarks/cifar100.py run --data=cifar10 \
-               --protocol B200 --folder=FOLDER
+           all baselines: python -m quantnet_jax.experiments run resnet20_cifar10 \
+               --folder=FOLDER
 Hardware:  one GPU, with --config.dtype=bfloat16 (weights and quantizers stay float32).
 Wall time: not run yet; as cifar100_resnet20.py.
 Expected:  soft, hard, float: not run yet.

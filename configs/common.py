@@ -41,7 +41,7 @@ def imagenet(model: str, variant: str):
     Args:
       model: 'resnet18' or 'resnet34'.
       variant: '' (QuantNet, all but stem and head binary), 'float', or 'ste' (1-bit
-        DoReFa, the best straight-through member of results/gap_table/bundled); any of
+        DoReFa, the best straight-through member of the study gap_table); any of
         them with 'runlocal', as in 'ste,runlocal'.
 
     Raises:

@@ -2,9 +2,9 @@
 
 Command:   python train.py
 Hardware:  one or two CPU cores, about 2 minutes
-Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; results/bundled)
+Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; docs/results.md)
 
-Schedule, unit and rates were chosen on held-out training images; see results/bundled.
+Schedule, unit and learning rates were chosen on validation images, see docs/results.md.
 """
 
 from quantnet_jax.config import base

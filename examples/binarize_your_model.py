@@ -8,7 +8,7 @@ weights, deployment on hard ones, through the same `apply`. State that a model k
 beside its parameters (BatchNorm's, say) would go in and out of `apply` as usual.
 
 Bundled images, 5 epochs, a minute or two on two CPU cores: soft about 89.5 and 89.2
-(linen and nnx), hard about 89.2 and 89.1; one seed each, results/examples.
+(linen and nnx), hard about 89.2 and 89.1; one seed each, results/examples.jsonl.
 """
 
 import argparse

@@ -146,5 +146,5 @@ def test_help(tmp_path):
     done = run(TRAIN, "--help", cwd=tmp_path, code=1)  # absl's code for help
     for word in ("--config", "--workdir", "resumes"):
         assert word in done.stdout
-    done = run("-m", "quantnet_jax.data.make_bundled", "--help", cwd=tmp_path)
+    done = run("-m", "tools.make_bundled", "--help", cwd=tmp_path)
     assert "usage:" in done.stdout

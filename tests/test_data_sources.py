@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from quantnet_jax import data
-from quantnet_jax.data import formats, make_bundled, sources
+from quantnet_jax.data import formats, sources
+from tools import make_bundled
 
 TINY_CIFAR10 = formats.CIFAR10._replace(records=(4, 6))
 TINY_CIFAR100 = formats.CIFAR100._replace(records=(7, 5))

@@ -135,7 +135,7 @@ def problems(args):
             return pip_problems(rest[2:])
         if rest[:1] == ["-m"]:
             module, spec = rest[1], None
-            if module.split(".")[0] == "quantnet_jax":
+            if module.split(".")[0] in ("quantnet_jax", "tools", "benchmarks", "tests"):
                 spec = importlib.util.find_spec(module)
             return ([] if spec else [module]) + flag_problems(rest[2:])
         return missing_files(rest[:1]) + flag_problems(rest[1:])
@@ -243,7 +243,7 @@ PAGE = """
 git clone somewhere && cd quantnet_jax
 make train
 A=1 make test ARGS=-x   # a remark
-python -m quantnet_jax.data.make_bundled \\
+python -m tools.make_bundled \\
     folder
 ```
 ```console
@@ -274,7 +274,7 @@ def test_commands_of_a_page():
         ["cd", "quantnet_jax"],
         ["make", "train"],
         ["make", "test", "ARGS=-x"],
-        ["python", "-m", "quantnet_jax.data.make_bundled", "folder"],
+        ["python", "-m", "tools.make_bundled", "folder"],
         ["pip", "install", "-r", "requirements.txt"],
         ["make", "lint"],
         ["make", "clean"],

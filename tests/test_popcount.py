@@ -1,7 +1,6 @@
 """Products of signs by bit counts against float convolutions, exactly."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from util import with_zeros
 
-from benchmarks import popcount as benchmark
 from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy import popcount
@@ -186,42 +184,3 @@ def test_packs_only_binary_weights_with_a_scale_per_output(change, text):
         fields[name] = jnp.asarray(value, jnp.float32)
     with pytest.raises(ValueError, match=text):
         popcount.pack_qtensor(QTensor(**fields))
-
-
-def test_benchmark_measures_and_writes(tmp_path, capsys):
-    out, lce = tmp_path / "results" / "out.json", tmp_path / "lce.json"
-    lce.write_text(json.dumps({"shapes": {"3x4": {"median": 1.0}}}))
-    options = ["--shapes", "3x4", "2x33", "--repeats=3", f"--out={out}"]
-    assert benchmark.main([*options, f"--lce={lce}"]) == 0
-    result, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert list(result["shapes"]) == ["3x4", "2x33"]
-    for row in result["shapes"].values():
-        for name in ("float", "binary"):
-            low, high = row[name]["quartiles"]
-            assert 0 < row[name]["fastest"] <= low <= row[name]["median"] <= high
-        ratio = row["float"]["median"] / row["binary"]["median"]
-        assert row["speedup"] == pytest.approx(ratio)
-        assert f"{1e3 * row['binary']['median']:.3f}" in printed
-    one, two = (row["speedup"] for row in result["shapes"].values())
-    assert result["geometric_mean"] == pytest.approx((one * two) ** 0.5)
-    ours = result["shapes"]["3x4"]["binary"]["median"]
-    assert result["lce"]["shapes"]["3x4"]["lce_over_binary"] == pytest.approx(1 / ours)
-    assert "1000.000" in printed and "not run" in printed
-    assert {"versions", "device", "commit", "cpu", "threads", "load"} <= result.keys()
-    assert result["command"].startswith("python benchmarks/popcount.py --shapes 3x4")
-
-
-def test_benchmark_says_that_lce_was_not_run(tmp_path):
-    assert benchmark.compare(str(tmp_path / "no.json"), {}).startswith("not run: ")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [(["--shapes", "3"], "--shapes 3"), (["--shapes", "0x4"], "--shapes 0x4"),
-     (["--repeats=1"], "--repeats=1")],
-)  # fmt: skip
-def test_benchmark_refuses(tmp_path, capsys, options, message):
-    out = tmp_path / "no.json"
-    assert benchmark.main([*options, f"--out={out}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line and not out.exists()

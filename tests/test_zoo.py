@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import quantnet_jax
-from benchmarks import make_zoo
 from quantnet_jax import data, deploy, zoo
 from quantnet_jax.zoo.__main__ import main
+from tools import make_zoo
 
 ENTRIES = zoo.entries()
 SMALLEST = min(ENTRIES, key=lambda name: ENTRIES[name]["bytes"])
@@ -137,15 +137,15 @@ def test_adding_a_run(tmp_path, monkeypatch):
         make_zoo.add("held-out", workdir, folder=folder)
 
 
-def test_networks_behind_a_table():
-    args = make_zoo.parse(["protocol", "small", "--rows", "quantnet", "tanh_sign"])
-    found = make_zoo.of_protocol(args)
-    assert list(found) == ["cifar100-small-quantnet", "cifar100-small-tanh_sign"]
-    workdir = found["cifar100-small-quantnet"]
-    assert workdir.parts[-4:] == ("cifar100", "small", "final", "quantnet-seed0")
+def test_networks_behind_a_table(tmp_path):
+    words = ["study", "small", "--rows", "quantnet", "tanh_sign"]
+    found = make_zoo.of_study(make_zoo.parse([*words, f"--results={tmp_path}"]))
+    assert list(found) == ["small-quantnet", "small-tanh_sign"]
+    workdir = found["small-quantnet"]
+    assert workdir.parts[-3:] == ("small", "final", "quantnet-seed0")
 
 
 def test_rows_of_no_table_are_refused(capsys):
     with pytest.raises(SystemExit):
-        make_zoo.parse(["protocol", "small", "--rows", "bread"])
+        make_zoo.parse(["study", "small", "--rows", "bread"])
     assert "--rows 'bread': no such row" in capsys.readouterr().err

@@ -42,7 +42,7 @@ from quantnet_jax.quantizers.uniform import dorefa, lsq, pact
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
-# Chosen on the bundled images (results/bundled), not yet on CIFAR or ImageNet.
+# Chosen on the bundled images (docs/results.md), not yet on CIFAR or ImageNet.
 SHARPNESS = {"schedule": "exponential", "start": 0.3, "end": 10.0, "until": 0.9}
 PENALTY = {"schedule": "linear", "start": 0.0, "end": 0.0, "until": 0.9}
 

@@ -1,0 +1,80 @@
+"""Runs studies: `python -m quantnet_jax.experiments run STUDY --folder=DATA`.
+
+Run it in the root of the repository, where `sweeps/` and `train.py` are. The same
+command resumes. `--plan` lists the runs and what a budget would bring, `table` prints
+the table of what there is.
+"""
+
+import argparse
+import logging
+import pathlib
+import sys
+
+from quantnet_jax.experiments import grid, pieces, queue, results, tables
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 1 if something is missing, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quantnet_jax.experiments",
+        description=str(__doc__).splitlines()[0],
+    )
+    parser.add_argument("action", choices=("run", "one", "table"))
+    parser.add_argument("study", help="file of sweeps/")
+    parser.add_argument("--folder", default="", help="with the files of the dataset")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows")
+    parser.add_argument("--jobs", type=int, default=0, help="pieces at a time")
+    parser.add_argument("--seconds", type=float, help="budget: begin nothing longer")
+    parser.add_argument("--plan", action="store_true", help="of 'run': run nothing")
+    parser.add_argument("--dtype", default="", help="of the network")
+    parser.add_argument("--run", default="", help="of 'one': label of the piece")
+    parser.add_argument("--results", type=pathlib.Path, default=results.FOLDER)
+    parser.add_argument(
+        "--work", type=pathlib.Path, default=pathlib.Path("runs"), help="for the runs"
+    )
+    args = parser.parse_args(argv)
+    # Orbax has a word on every float network.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if "." not in sys.path:
+        sys.path.insert(0, ".")
+    try:
+        known = grid.names()
+    except ImportError as e:
+        parser.error(f"{e}: run it in the root of the repository")
+    if args.study not in known:
+        parser.error(f"study {args.study!r}: expected one of {', '.join(known)}")
+    study = grid.load(args.study)
+    for row in args.only:
+        if row not in study.rows:
+            parser.error(f"--only {row!r}: expected some of {', '.join(study.rows)}")
+    if args.jobs < 0 or (args.seconds is not None and args.seconds <= 0):
+        parser.error("--jobs and --seconds: expected positive numbers")
+    options = pieces.Options(
+        args.folder, args.results, args.work, args.dtype, tuple(args.only), args.jobs,
+        args.seconds,
+    )  # fmt: skip
+    records = results.of_study(args.study, study, args.results)
+    if args.action == "table":
+        print(tables.section(args.study, study, records))
+        return 0
+    if args.action == "one":
+        runs = {r.label: r for r in grid.plan(study, records)}
+        if args.run not in runs or runs[args.run].initialization is None:
+            parser.error(
+                f"--run={args.run}: no such run, or not decided yet; see --plan"
+            )
+        return (
+            0 if pieces.train_piece(args.study, study, runs[args.run], options) else 1
+        )
+    backend, device = pieces.machine()
+    options = options._replace(device=device)
+    if backend != "cpu" and not options.dtype:
+        options = options._replace(dtype="bfloat16")  # what accelerators are fast at
+    if args.plan:
+        print("\n".join(queue.listing(args.study, study, options)))
+        return 0
+    return queue.run(args.study, study, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

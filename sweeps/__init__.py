@@ -1,0 +1,1 @@
+"""The studies: one declarative file each; see `quantnet_jax.experiments`."""

@@ -1,0 +1,1 @@
+"""Tools for a release: tables of the pages, zoo, bundled dataset."""
