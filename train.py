@@ -16,11 +16,9 @@ from quantnet_jax import config as config_lib
 from quantnet_jax import export, report
 from quantnet_jax.checkpoint import manager, storage
 from quantnet_jax.config import flags as command_line
-from quantnet_jax.data import TooManyUnreadable
 from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed.preemption import RESUME_ME, Preemption
 from quantnet_jax.logging import records
-from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.step_log import Diverged
 from quantnet_jax.training import experiment, loop, resume
 
@@ -101,29 +99,25 @@ def train(
       What result.json holds.
     """
     with contextlib.ExitStack() as held:
-        checkpoints = held.enter_context(errors())
+        held.enter_context(errors())
         preemption = held.enter_context(Preemption())  # building may take minutes
         config_lib.check_same_run(config, workdir)
         exp = experiment.build(config)
         writes = exp.runner.process_index == 0
         if writes:
             held.enter_context(storage.claim(workdir))
-        checkpoints.append(
-            manager.Checkpoints(
-                workdir,
-                keep_latest=config.keep_latest,
-                processes=exp.runner.process_count,
-                deletes=writes,
-            )
+        checkpoints = manager.Checkpoints(
+            workdir,
+            keep_latest=config.keep_latest,
+            processes=exp.runner.process_count,
+            deletes=writes,
         )
-        start = resume.start(exp, checkpoints[0], loop.stops(exp)[0])
+        start = resume.start(exp, checkpoints, loop.stops(exp)[0])
         if writes:  # only now: a run that could not start must not claim the workdir
             records.write_json(workdir / "config.json", config.to_dict())
             if start.warm:
                 records.write_json(workdir / "warm_start.json", start.warm)
-        outcome = loop.run(
-            exp, start, checkpoints[0], preemption, workdir, profile=profile
-        )
+        outcome = loop.run(exp, start, checkpoints, preemption, workdir, profile)
         if outcome.preempted:
             sys.exit(RESUME_ME)
         return finish(exp, outcome, workdir, baseline)
@@ -136,22 +130,9 @@ def finish(
     baseline: dict | None,
 ) -> dict:
     """Writes result.json, the verified export and the report; prints the summary."""
-    config = exp.config
-    once = ("histogram", "flips")  # they compare with the evaluation before
-    result = {
-        "method": config.quantizer.name,
-        "seed": config.seed,
-        "steps": exp.steps,
-        "seconds": outcome.seconds,
-        "metric": exp.task.primary._asdict(),
-        **outcome.scores,
-        **({"float": baseline["hard"]} if baseline else {}),
-        "layers": {
-            path: {k: v for k, v in layer.items() if k not in once}
-            for path, layer in outcome.layers.items()
-        },
-        **provenance(),
-    }
+    config, result = exp.config, loop.result(exp, outcome)
+    if baseline:
+        result["float"] = baseline["hard"]
     writes, failure = exp.runner.process_index == 0, None
     if writes:
         records.write_json(workdir / "result.json", result)
@@ -179,21 +160,11 @@ def finish(
 
 @contextlib.contextmanager
 def errors():
-    """Reports in one line, with exit code 1, what a person can mend.
-
-    Yields a list for the checkpoints of the run, the last of which a message names.
-    """
-    checkpoints: list[manager.Checkpoints] = []
+    """Reports in one line, with exit code 1, what a person can mend."""
     try:
-        yield checkpoints
-    except Diverged as e:
-        last = checkpoints[0].latest()
-        sys.exit(
-            f"error: {e}; nothing of it was saved (last good checkpoint: "
-            f"{'none' if last is None else f'step {last}'}); lower "
-            "weights.learning_rate or set weights.clip"
-        )
-    except FileNotFoundError as e:
+        yield
+    except (Diverged, FileNotFoundError, ImportError, ValueError) as e:
+        logging.debug("traceback of the error:", exc_info=True)  # --verbosity=1
         sys.exit(f"error: {e}")
     except OSError as e:
         line = storage.told(e)
@@ -202,9 +173,6 @@ def errors():
         sys.exit(
             f"error: {line}; existing checkpoints are intact; fix the problem and rerun"
         )
-    except (ValueError, ImportError, TooManyUnreadable) as e:
-        logging.debug("traceback of the error:", exc_info=True)  # --verbosity=1
-        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import math
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from quantnet_jax.checkpoint.manager import Checkpoints
@@ -11,6 +12,7 @@ from quantnet_jax.distributed.preemption import Preemption
 from quantnet_jax.evaluation import gap
 from quantnet_jax.logging import records
 from quantnet_jax.logging.meter import Meter, tracing
+from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.step_log import Diverged, StepLog, check_finite
 from quantnet_jax.training import dispatch, resume
 from quantnet_jax.training.experiment import Experiment
@@ -48,7 +50,6 @@ def run(
     checkpoints: Checkpoints,
     preemption: Preemption,
     workdir: pathlib.Path,
-    *,
     profile: bool = False,
 ) -> Outcome:
     """Trains from `start` to the end, or until preempted.
@@ -77,6 +78,7 @@ def run(
     batches = meter.waiting(exp.train_batches(step, counts))
     with contextlib.ExitStack() as held:
         held.enter_context(checkpoints)
+        held.enter_context(_last_good(checkpoints))
         writer = held.enter_context(
             records.Writer(
                 workdir,
@@ -148,3 +150,36 @@ def run(
         if not scores:  # the run was complete before
             scores, layers, codes = exp.evaluate(state, None)
     return Outcome(state, step, scores, layers, spent, False)
+
+
+@contextlib.contextmanager
+def _last_good(checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds to the error of a run that diverged what is left, and what to do."""
+    try:
+        yield
+    except Diverged as e:
+        last = checkpoints.latest()
+        e.args = (
+            f"{e}; nothing of it was saved (last good checkpoint: "
+            f"{'none' if last is None else f'step {last}'}); lower "
+            "weights.learning_rate or set weights.clip",
+        )
+        raise
+
+
+def result(exp: Experiment, outcome: Outcome) -> dict[str, Any]:
+    """What result.json holds of a finished run."""
+    once = ("histogram", "flips")  # they compare with the evaluation before
+    return {
+        "method": exp.config.quantizer.name,
+        "seed": exp.config.seed,
+        "steps": exp.steps,
+        "seconds": outcome.seconds,
+        "metric": exp.task.primary._asdict(),
+        **outcome.scores,
+        "layers": {
+            path: {k: v for k, v in layer.items() if k not in once}
+            for path, layer in outcome.layers.items()
+        },
+        **provenance(),
+    }
