@@ -9,6 +9,7 @@ program is saved from one process to the next; the files of the packages are rea
 memory but for the first time, which is not counted.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -34,9 +35,9 @@ import quantnet_jax
 times.append(time.perf_counter())
 predictor = quantnet_jax.load(sys.argv[1])
 times.append(time.perf_counter())
-logits = np.asarray(predictor.logits(np.zeros((1, *predictor.shape), np.uint8)))
+outputs = np.asarray(predictor(np.zeros((1, *predictor.spec.shape), np.uint8)))
 times.append(time.perf_counter())
-assert logits.shape[0] == 1 and np.isfinite(logits).all()
+assert outputs.shape[0] == 1 and np.isfinite(outputs).all()
 parts = [b - a for a, b in zip(times, times[1:])]
 print(json.dumps(dict(zip(("import", "load", "predict"), parts))))
 """
@@ -64,8 +65,9 @@ def processes(network: str, options: dict, repeats: int) -> dict:
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.safetensors"
-        spec = predictor.spec | {"popcount": bool(predictor.countable)}
-        deploy.write(path, predictor.params, spec)
+        popcount = bool(predictor.countable)
+        spec = dataclasses.replace(predictor.spec, popcount=popcount)
+        deploy.save(path, predictor.params, spec)
         command = [sys.executable, "-c", PROGRAM, str(path)]
         options = {"cwd": timing.ROOT, "env": environment, "check": True, "text": True}
 

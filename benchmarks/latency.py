@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from quantnet_jax import deploy, export, models
+from quantnet_jax import deploy, models
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy.packed import is_packed
 from quantnet_jax.deploy.predictor import make_predictor
@@ -38,8 +38,8 @@ TOLERANCE = 1e-4
 """Of the largest logit (of 1 if that is less)."""
 SIGNS = {"activation": "sign_ste", "bi_real": True, "act": "hardtanh"}
 NETWORKS = {
-    "resnet20": {"shape": (32, 32, 3), "classes": 10},
-    "resnet18": {"shape": (224, 224, 3), "classes": 1000},
+    "resnet20": {"shape": (32, 32, 3), "outputs": 10},
+    "resnet18": {"shape": (224, 224, 3), "outputs": 1000},
 }
 
 
@@ -106,7 +106,7 @@ def worker(args) -> dict:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.worker :])
     rows, predictor = ours(args.network)
     rng, versions = np.random.default_rng(0), {}
-    images = lambda n: rng.integers(0, 256, (n, *predictor.shape), np.uint8)
+    images = lambda n: rng.integers(0, 256, (n, *predictor.spec.shape), np.uint8)
     if all(map(importlib.util.find_spec, ("onnx", "onnxruntime"))):
         rows |= onnx_rows(predictor, args.worker, images(32))
         versions = {p: __import__(p).__version__ for p in ("onnx", "onnxruntime")}
@@ -161,16 +161,16 @@ def make(network: str, activation: str | None = None, **options: Any):
     Latency does not depend on what the weights are.
     """
     given = NETWORKS[network]
-    spec = {
-        "model": {"name": network, "dtype": "float32", **options},
-        "activation": {"name": activation} if activation else None,
-        "input": {"shape": list(given["shape"]), "mean": [0.5] * 3, "std": [0.25] * 3},
-        "classes": [f"class {i}" for i in range(given["classes"])],
-    }
+    spec = deploy.NetworkSpec(
+        model={"name": network, **options},
+        **given,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        activation={"name": activation} if activation else None,
+    )
     # Activation quantizers without parameters add none to the tree.
-    model = models.create(network, outputs=given["classes"], folded=True, **options)
-    image = jax.ShapeDtypeStruct((1, *given["shape"]), jnp.float32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    model = models.create(network, outputs=spec.outputs, folded=True, **options)
+    tree = jax.eval_shape(model.init, jax.random.key(0), spec.input())["params"]
     rng = np.random.default_rng(0)
 
     def leaf(key, x):
@@ -185,10 +185,10 @@ def make(network: str, activation: str | None = None, **options: Any):
         scale = rng.uniform(0.5, 1.5, (1, 1, 1, x.shape[-1])).astype(np.float32) / fan
         return QTensor(codes, jnp.asarray([-1.0, 1.0]), jnp.asarray(scale))
 
-    params = deploy.pack_tree(jax.tree_util.tree_map_with_path(leaf, tree))
+    params = jax.tree_util.tree_map_with_path(leaf, tree)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.safetensors"
-        deploy.write(path, params, spec)
+        deploy.save(path, params, spec)
         return deploy.load(path)
 
 
@@ -205,7 +205,9 @@ def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
     values = deploy.float_tree(signs.params)
     counting = make_predictor(signs.params, signs.spec, popcount=True)
     jitted, signed = jax.jit(predictor.apply), jax.jit(signs.apply)
-    call = jax.jit(jax.export.deserialize(bytearray(export.stablehlo(predictor))).call)
+    call = jax.jit(
+        jax.export.deserialize(bytearray(deploy.to_stablehlo(predictor))).call
+    )
     programs = {
         "float": (lambda x: jitted(floats, x), None, "jit, float32 weights"),
         "hard": (
@@ -222,7 +224,7 @@ def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
             "jit, another network (IR-Net's blocks): signs as inputs, all in float32",
         ),
         "packed W1A1": (
-            *(counting.logits, "W1A1 as floats"),
+            *(counting, "W1A1 as floats"),
             "that network by XOR and bit counts",
         ),
     }
@@ -238,11 +240,11 @@ def onnx_rows(predictor: deploy.Predictor, threads: int, calibration: np.ndarray
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from quantnet_jax import export_onnx
+    from quantnet_jax.deploy.onnx import to_onnx
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    model = export_onnx.to_onnx(predictor)
+    model = to_onnx(predictor)
 
     def session(content):
         found = ort.InferenceSession(

@@ -1,9 +1,10 @@
-"""Classes of pictures: `python -m quantnet_jax.predict model.safetensors image.png ...`
+"""Predictions for image files: `python -m quantnet_jax.predict FILE image.png ...`
 
-Prints the most probable classes of each picture. A picture is turned upright as its
-EXIF data say and converted to the network's channels (gray or RGB); one of another size
-is resized so that its shorter side fits, and cropped at its centre (a note on standard
-error says so).
+FILE is an exported model.safetensors, or zoo:NAME. Prints what the outputs for each
+image mean, such as its most probable classes. An image is turned upright as its EXIF
+data require and converted to the network's channels (gray or RGB); one of another size
+is resized so that its shorter side fits, and cropped at its center (a note on standard
+error reports it).
 """
 
 import argparse
@@ -16,76 +17,70 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import quantnet_jax
-from quantnet_jax import deploy
+from quantnet_jax import deploy, tasks
 
 MODES = {1: "L", 3: "RGB"}
 POPCOUNT = {"auto": "auto", "on": True, "off": False}
 BATCH = 32
-"""Pictures that go through the network at once, at most."""
+"""Largest number of images that go through the network at once."""
 
 
 def predict(
-    predictor: deploy.Predictor, paths: Sequence[str | os.PathLike], top: int = 5
-) -> Iterator[tuple[str, list[tuple[str, float]], str]]:
-    """Classifies picture files.
+    predictor: deploy.Predictor, paths: Sequence[str | os.PathLike]
+) -> Iterator[tuple[str, np.ndarray, str]]:
+    """Outputs of the network for image files.
 
     Args:
       predictor: from `quantnet_jax.load`.
-      paths: of the pictures.
-      top: how many classes, at least 1.
+      paths: of the images.
 
     Yields:
-      (path, [(class, probability), ...] with the most probable first, a note on what
-      was done to the picture or '').
+      (path, outputs for the image, a note on how the image was changed or '').
 
     Raises:
-      FileNotFoundError: there is no such picture.
-      ValueError: a file is no picture, or the network does not take pictures.
+      FileNotFoundError: there is no such image.
+      ValueError: a file is no image, or the network does not take images.
     """
-    size = max(1, min(BATCH, len(paths)))
+    size, shape = max(1, min(BATCH, len(paths))), predictor.spec.shape
     for start in range(0, len(paths), size):
         some = paths[start : start + size]
-        pictures = [read(path, predictor.shape) for path in some]
+        images = [read(path, shape) for path in some]
         # Always the same number of images: one compilation.
-        batch = np.zeros((size, *predictor.shape), np.uint8)
-        batch[: len(some)] = [image for image, _ in pictures]
-        logits = np.asarray(predictor.logits(batch), np.float64)
-        odds = np.exp(logits - logits.max(-1, keepdims=True))
-        odds /= odds.sum(-1, keepdims=True)
-        for path, p, (_, note) in zip(some, odds, pictures, strict=False):
-            best = np.argsort(-p, kind="stable")[:top]
-            found = [(predictor.classes[i], float(p[i])) for i in best]
-            yield os.fspath(path), found, note
+        batch = np.zeros((size, *shape), np.uint8)
+        batch[: len(some)] = [image for image, _ in images]
+        outputs = np.asarray(predictor(batch))
+        for path, row, (_, note) in zip(some, outputs, images, strict=False):
+            yield os.fspath(path), row, note
 
 
 def read(
     path: str | os.PathLike, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, str]:
-    """A picture file as uint8[H, W, C], and what was done to it, '' for nothing."""
+    """An image file as uint8[H, W, C], and how it was changed, '' if not at all."""
     height, width, channels = shape
     if channels not in MODES:
-        raise ValueError(f"the network takes {channels} channels, pictures have 1 or 3")
+        raise ValueError(f"the network takes {channels} channels, images have 1 or 3")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{os.fspath(path)} not found")
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off
-                gray = np.asarray(picture).astype(np.int64) >> 8
-                picture = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
-            picture = picture.convert(MODES[channels])
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off
+                gray = np.asarray(image).astype(np.int64) >> 8
+                image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+            image = image.convert(MODES[channels])
     except Exception as e:  # decoders do not say which ones
         raise ValueError(
-            f"{os.fspath(path)} is no picture, or damaged: {deploy.describe(e)}"
+            f"{os.fspath(path)} is no image, or damaged: {deploy.describe(e)}"
         ) from None
     note = ""
-    if picture.size != (width, height):
+    if image.size != (width, height):
         note = (
-            f"{picture.width} x {picture.height} pixels, resized and cropped to "
+            f"{image.width} x {image.height} pixels, resized and cropped to "
             f"{width} x {height}"
         )
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(shape), note
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(shape), note
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         description=f"{usage.split(':')[0]}. {about}",
     )
     parser.add_argument("model", help="model.safetensors of an export, or zoo:NAME")
-    parser.add_argument("image", nargs="+", help="picture files")
-    parser.add_argument("--top", type=int, default=5, help="classes to print (5)")
+    parser.add_argument("image", nargs="+", help="image files")
+    parser.add_argument("--top", type=int, default=5, help="answers to print (5)")
     parser.add_argument(
         "--popcount",
         default="auto",
@@ -105,40 +100,27 @@ def main(argv: list[str] | None = None) -> int:
         help="products of signs as bit counts; auto: where export checked them",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object per picture"
+        "--json", action="store_true", help="print one JSON object per image"
     )
     args = parser.parse_args(argv)
     try:
         if args.top < 1:
             raise ValueError(f"--top={args.top}, expected 1 or more")
         predictor = quantnet_jax.load(args.model, popcount=POPCOUNT[args.popcount])
-        for path, classes, note in predict(predictor, args.image, args.top):
+        spec = predictor.spec
+        describe = tasks.DESCRIBE.get(spec.task, tasks.describe_range)
+        for path, outputs, note in predict(predictor, args.image):
+            data, lines = describe(outputs, spec.info, args.top)
             if note:
                 print(f"note: {path}: {note}", file=sys.stderr)
-            print(as_json(path, classes) if args.json else as_text(path, classes))
+            if args.json:
+                print(json.dumps({"image": path} | data))
+            else:
+                print(path, *(f"  {line}" for line in lines), sep="\n")
     except (ValueError, FileNotFoundError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return 0
-
-
-def as_json(path: str, classes: list[tuple[str, float]]) -> str:
-    """One line of JSON."""
-    rows = [{"class": name, "probability": p} for name, p in classes]
-    return json.dumps({"image": path, "classes": rows})
-
-
-def as_text(path: str, classes: list[tuple[str, float]]) -> str:
-    """A line for each class below that of the picture."""
-    # Names come from a file: they may not move the cursor.
-    names = [
-        ascii(name)[1:-1] if not name.isprintable() else name for name, _ in classes
-    ]
-    wide = max(map(len, names))
-    rows = zip(names, (p for _, p in classes), strict=True)
-    return "\n".join(
-        [path, *(f"  {name:{wide}s}  {100 * p:6.2f}%" for name, p in rows)]
-    )
 
 
 if __name__ == "__main__":

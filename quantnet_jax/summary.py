@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from quantnet_jax import deploy
 from quantnet_jax.deploy import summary as summary_lib
@@ -34,7 +33,7 @@ IMAGES = {
     "cifar10": (32, 32, 3),
     "cifar100": (32, 32, 3),
 }
-"""Shapes of the images of sets that need not be read for a summary."""
+"""Shapes of the images of datasets that need not be read for a summary."""
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> Any:
@@ -45,88 +44,70 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> Any:
       overrides: words such as '--config.model.width=8'.
 
     Raises:
-      FileNotFoundError, ValueError: in one line, what is wrong.
+      ValueError: in one line, what is wrong.
     """
     from absl import flags
     from ml_collections import config_flags
 
     from quantnet_jax import config as config_lib
+    from quantnet_jax.config import flags as command_line
 
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))  # so that a file finds `configs.common`
-    file = path.split(".py:")[0].removesuffix(".py") + ".py"
-    if not pathlib.Path(file).is_file():
-        raise FileNotFoundError(f"{file} not found")
     values, words = flags.FlagValues(), ["summary", f"--config={path}", *overrides]
     holder = config_flags.DEFINE_config_file(
         "config", None, "", flag_values=values, sys_argv=words
     )
     try:
-        values(words)
-        config = holder.value
-        config_lib.check(config)
-    except (flags.Error, OSError, *_OF_FILES) as e:
-        raise ValueError(f"{path}: {_last_line(e)}") from None
-    return config
+        command_line.parse(words, values, holder, path)
+    except SystemExit as e:
+        raise ValueError(str(e).removeprefix("error: ")) from None
+    config_lib.check(holder.value)
+    return holder.value
 
 
-_OF_FILES = (TypeError, ValueError, KeyError, AttributeError, SyntaxError, ImportError)
-"""What a configuration's file, or an override of it, may raise."""
-
-
-def from_config(config: Any) -> tuple[PyTree, dict[str, Any]]:
+def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
     """(packed parameters as shapes, spec) of the network that a configuration ships.
 
     Raises:
-      ValueError, FileNotFoundError: the configuration is wrong, or the data set that
-        says how many classes there are is missing.
+      ValueError, FileNotFoundError: the configuration is wrong, or a dataset that has
+        to be read is missing.
     """
+    from quantnet_jax import export
     from quantnet_jax.core import tree
     from quantnet_jax.training import parts
 
-    shape, classes = _data(config)
-    model = parts.make_model(config, {"outputs": classes}, None).clone(folded=True)
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    source = _source(config)
+    task = parts.make_task(config, source)
+    parts.make_activation(config)  # refuses what does not fit the network
+    origin = {"method": config.quantizer.name, "data": config.data.name}
+    spec = export.make_spec(config, task, source, origin=origin)
     key = jax.random.key(0)
-    params = jax.eval_shape(model.init, key, image)["params"]
+    params = jax.eval_shape(spec.network().init, key, spec.input())["params"]
     quantizer = tree.quantize_tree(parts.make_rules(config, 1), params)
     hard = lambda p: deploy.pack_tree(quantizer.hard(quantizer.init(key, p), p))
-    activation = None
-    if name := config.activation.name:
-        activation = {"name": name, **config.activation[name].to_dict()}
-    spec = {
-        "model": parts.model_options(config) | {"dtype": config.dtype},
-        "activation": activation,
-        "input": {"shape": shape},
-        "classes": [str(number) for number in range(classes)],
-        "method": config.quantizer.name,
-        "data": config.data.name,
-    }
     return jax.eval_shape(hard, params), spec
 
 
-def _data(config: Any) -> tuple[tuple[int, ...], int]:
-    """Shape of an image and number of classes; reads data only where it must."""
+def _source(config: Any) -> Any:
+    """What a task is made from; reads data only where it must."""
     from quantnet_jax import data
     from quantnet_jax.distributed import runners
+    from quantnet_jax.tasks import Source
     from quantnet_jax.training import feed
 
     c = config.data
     if c.name in IMAGES:
-        classes = len(data.CLASSES[c.name])
-        return IMAGES[c.name], min(c.classes or classes, classes)
-    if c.name == "imagenet2012":
+        names, shape = data.CLASSES[c.name], IMAGES[c.name]
+        info = {"classes": names[: c.classes or len(names)]}
+    elif c.name == "imagenet2012":
         size = c.image_size or 224
-        return (size, size, 3), 1000
-    found = feed.make_feed(config, runners.make_runner("jit"))
-    return found.shape, len(found.info["classes"])
-
-
-def _last_line(error: Exception) -> str:
-    reason: Any = error
-    while isinstance(reason, Exception) and reason.args:
-        reason = reason.args[0]
-    return [line.strip() for line in str(reason).splitlines() if line.strip()][-1]
+        info, shape = {"classes": [str(n) for n in range(1000)]}, (size, size, 3)
+    else:
+        found = feed.make_feed(config, runners.make_runner("jit"))
+        info, shape = found.info, found.shape
+    # Mean and deviation change no size.
+    return Source(lambda *_: {}, shape, (0.0,) * shape[2], (1.0,) * shape[2], info)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -167,8 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ImportError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
-    about = {key: spec.get(key) for key in ("method", "data")}
-    about = {"model": spec["model"]["name"], **about}
+    about = {key: spec.origin.get(key) for key in ("method", "data")}
+    about = {"model": spec.model["name"], **about}
     if args.json:
         print(json.dumps(about | summary_lib.to_dict(summary), indent=2))
     else:

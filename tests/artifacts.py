@@ -4,16 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax import deploy, export, models
+from quantnet_jax import deploy, models
 from quantnet_jax.core.qtensor import QTensor
 
-SPEC = {
-    "model": {"name": "small", "width": 4, "stem_strides": 2, "dtype": "float32"},
-    "activation": {"name": "pact", "bits": 2, "start": 6.0},
-    "input": {"shape": [8, 8, 1], "mean": [0.5], "std": [0.25]},
-    "classes": ["coat", "bag", "shoe"],
-    "method": "made up",
-}
+CLASSES = ["coat", "bag", "shoe"]
+SPEC = deploy.NetworkSpec(
+    model={"name": "small", "width": 4, "stem_strides": 2},
+    outputs=3,
+    shape=(8, 8, 1),
+    mean=(0.5,),
+    std=(0.25,),
+    activation={"name": "pact", "bits": 2, "start": 6.0},
+    task="classification",
+    info={"classes": CLASSES},
+    origin={"method": "made up"},
+)
 
 
 def make_params():
@@ -43,6 +48,6 @@ def make_params():
 def write_export(folder):
     """What `export_state` leaves in a folder."""
     path = folder / "model.safetensors"
-    deploy.write(path, deploy.pack_tree(make_params()), SPEC)
-    program = export.stablehlo(deploy.load(path))
+    deploy.save(path, make_params(), SPEC)
+    program = deploy.to_stablehlo(deploy.load(path))
     (folder / "model.stablehlo").write_bytes(program)

@@ -131,7 +131,7 @@ def test_decode(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-    given = {"shape": (8, 8, 3), "classes": 4}
+    given = {"shape": (8, 8, 3), "outputs": 4}
     monkeypatch.setitem(latency.NETWORKS, "small", given)
 
 
@@ -147,7 +147,7 @@ def test_our_programs_agree_in_pairs(small, monkeypatch):
     signs = {"activation": "sign_ste", "act": "hardtanh"}
     monkeypatch.setattr(latency, "SIGNS", signs)
     rows, predictor = latency.ours("small")
-    x = np.random.default_rng(0).integers(0, 256, (2, *predictor.shape), np.uint8)
+    x = np.random.default_rng(0).integers(0, 256, (2, *predictor.spec.shape), np.uint8)
     for name in rows:
         found = latency.agreement(name, rows, x)
         assert found["images_that_differ"] == 0 or rows[name].reference is None

@@ -1,5 +1,6 @@
 """What ships: bit-exact files, predictions equal to hard evaluation, no more."""
 
+import dataclasses
 import json
 import math
 import re
@@ -20,7 +21,7 @@ import train
 from quantnet_jax import deploy, evaluate, export, models, quantizers
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.tree import dequantize_tree
-from quantnet_jax.deploy.packed import Packed, float_tree
+from quantnet_jax.deploy.packed import Packed, float_tree, leaves
 from quantnet_jax.logging import records
 from quantnet_jax.models.layers import BatchNorm
 from quantnet_jax.training import experiment
@@ -180,7 +181,7 @@ def test_file_of_a_binary_network_is_at_its_floor(tmp_path):
         return Packed(codes, np.float32([-1, 1]), scale, x.shape)
 
     params = jax.tree_util.tree_map_with_path(leaf, shapes)
-    sizes = deploy.write(tmp_path / "model.safetensors", params, SPEC)
+    sizes = deploy.save(tmp_path / "model.safetensors", params, SPEC)
     floor = 267_264 // 8 + 9_832 + 2_688
     assert sizes["payload"] == floor + 18 * 2 * 4 <= 1.02 * floor
     assert sizes["file"] < 1_084_392 / 8
@@ -208,7 +209,7 @@ def predictor(finished):
 
 def images_of(predictor, count):
     rng = np.random.default_rng(count)
-    return rng.integers(0, 256, (count, *predictor.shape)).astype(np.uint8)
+    return rng.integers(0, 256, (count, *predictor.spec.shape)).astype(np.uint8)
 
 
 def test_run_ends_with_the_accuracy_of_what_ships(finished):
@@ -235,12 +236,13 @@ def test_file_holds_the_network_and_nothing_else(finished, predictor):
     expected |= {f"{n}/scale" for n in ("stem_bn", "bn1", "bn2")}
     expected |= {"head/kernel", "head/bias"}
     assert names == expected
-    spec = predictor.spec
-    assert spec["quantized"]["conv1/kernel"] == {"bits": 1, "shape": [3, 3, 4, 4]}
-    assert spec["method"] == "quantnet" and spec["data"] == "synthetic"
-    assert spec["model"]["name"] == "small" and spec["activation"] is None
-    assert {"versions", "commit"} <= spec.keys()
-    assert spec["versions"]["quantnet_jax"] == quantnet_jax.__version__
+    header, spec = deploy.read(path)[1], predictor.spec
+    assert header["quantized"]["conv1/kernel"] == {"bits": 1, "shape": [3, 3, 4, 4]}
+    assert spec.origin["method"] == "quantnet" and spec.origin["data"] == "synthetic"
+    assert spec.model["name"] == "small" and spec.activation is None
+    assert spec.task == "classification" and len(spec.info["classes"]) == spec.outputs
+    assert {"versions", "commit"} <= spec.origin.keys()
+    assert spec.origin["versions"]["quantnet_jax"] == quantnet_jax.__version__
 
 
 def test_program_runs_for_any_batch_size_on_any_platform(finished, predictor):
@@ -249,11 +251,9 @@ def test_program_runs_for_any_batch_size_on_any_platform(finished, predictor):
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     for count in (1, 7):
         images = images_of(predictor, count)
-        logits = exported.call(images)
-        assert logits.shape == (count, len(predictor.classes))
-        np.testing.assert_allclose(
-            logits, predictor.logits(images), rtol=1e-5, atol=1e-5
-        )
+        outputs = exported.call(images)
+        assert outputs.shape == (count, predictor.spec.outputs)
+        np.testing.assert_allclose(outputs, predictor(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_program_runs_for_any_batch_size_on_any_platform(finished, predictor):
 def test_predictor_refuses_other_images(change, predictor):
     images = change(images_of(predictor, 2))
     with pytest.raises(ValueError, match=r"images are .*expected uint8\[N, 8, 8, 3\]"):
-        predictor.logits(images)
+        predictor(images)
 
 
 def test_export_command(finished, tmp_path, capsys):
@@ -302,7 +302,7 @@ def test_export_command_with_onnx(finished, tmp_path, capsys):
     words = [f"--workdir={workdir}", f"--out={tmp_path}"]
     assert export.main([*words, "--onnx"]) == 0
     printed = capsys.readouterr().out
-    assert "model.onnx: checked with onnxruntime: logits of 50 of 50 images" in printed
+    assert "model.onnx: checked with onnxruntime: outputs of 50 of 50 images" in printed
     assert (
         f"model.stablehlo: made by jax {jax.__version__}; runs by a jaxlib" in printed
     )
@@ -338,29 +338,31 @@ def test_rounded_network_is_held_to_its_own_predictions(tmp_path, monkeypatch):
     exp = experiment.build(exported(), jax.devices()[:1])
     made = export.export_state(exp, exp.state, tmp_path, "float16")
     assert made["examples"] == 50
-    stablehlo = export.stablehlo
+    to_stablehlo = deploy.to_stablehlo
 
     def other(predictor):  # a program of another network
         apply = lambda params, images: -predictor.apply(params, images)
-        return stablehlo(predictor._replace(apply=apply))
+        return to_stablehlo(dataclasses.replace(predictor, apply=apply))
 
-    monkeypatch.setattr(export, "stablehlo", other)
+    monkeypatch.setattr(deploy.export, "to_stablehlo", other)
+    before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}
+    assert len(before) == 2
     with pytest.raises(ValueError, match=r"0 of model.safetensors and 50 of model.st"):
         export.export_state(exp, exp.state, tmp_path, "float16")
-    assert not list(tmp_path.iterdir())
+    assert {x.name: x.read_bytes() for x in tmp_path.iterdir()} == before
 
 
 def test_files_have_their_names_once_they_are_verified(tmp_path, monkeypatch):
     exp = experiment.build(exported(), jax.devices()[:1])
     (tmp_path / "model.safetensors").write_text("of before")
-    predict_all, seen = export.predict_all, []
+    test_images, seen = export.test_images, []
 
     def looking(*args):
         seen.extend(x.name for x in tmp_path.iterdir() if x.is_file())
         assert (tmp_path / "model.safetensors").read_text() == "of before"
-        return predict_all(*args)
+        return test_images(*args)
 
-    monkeypatch.setattr(export, "predict_all", looking)
+    monkeypatch.setattr(export, "test_images", looking)
     export.export_state(exp, exp.state, tmp_path)
     assert seen == ["model.safetensors"] * 2
     files = {x.name for x in tmp_path.iterdir()}
@@ -368,20 +370,22 @@ def test_files_have_their_names_once_they_are_verified(tmp_path, monkeypatch):
     deploy.load(tmp_path / "model.safetensors")
 
 
-def test_difference_ends_the_run_and_leaves_no_file(finished, monkeypatch, capsys):
+def test_difference_ends_the_run_and_changes_no_file(finished, monkeypatch, capsys):
     workdir, result = finished
     load = deploy.load
 
     def other(path, **options):
         found = load(path, **options)
         apply = lambda params, images: -found.apply(params, images)
-        return found._replace(logits=lambda x: -found.logits(x), apply=apply)
+        return dataclasses.replace(found, run=apply, apply=apply)
 
-    monkeypatch.setattr(export.deploy, "load", other)
+    monkeypatch.setattr(deploy.export, "load", other)
+    before = {x: x.read_bytes() for x in (workdir / "export").iterdir()}
+    assert len(before) == 2
     with pytest.raises(SystemExit, match="50 of model.safetensors") as e:
         train.train(exported(), workdir)
     assert str(e.value).startswith("error: ") and "\n" not in str(e.value)
-    assert not list((workdir / "export").iterdir())
+    assert {x: x.read_bytes() for x in (workdir / "export").iterdir()} == before
     after = json.loads((workdir / "result.json").read_text())
     assert after["hard"] == result["hard"] and not {"packed", "exported"} & after.keys()
     assert "soft - hard" in capsys.readouterr().out  # the table is shown all the same
@@ -406,13 +410,14 @@ def test_predictions_are_those_of_hard_evaluation(tmp_path):
     assert made["differ"] == 0 and made["examples"] == 50
     assert made["hard"] == made["packed"] == made["exported"]
     predictor = quantnet_jax.load(tmp_path / "out" / "model.safetensors")
-    _, packed = export.predict_all(exp, predictor.logits)
+    packed = np.concatenate([predictor(x) for x in export.test_images(exp.feed)])
     hard = predict()
     np.testing.assert_array_equal(packed.argmax(-1), hard.argmax(-1))
     np.testing.assert_allclose(packed, hard, rtol=1e-4, atol=1e-4)
     assert len(set(hard.argmax(-1))) > 1
-    bits = {x["bits"] for x in predictor.spec["quantized"].values()}
-    assert bits == {2} and predictor.spec["activation"]["name"] == "pact"
+    packed = [x for _, x in leaves(predictor.params) if isinstance(x, Packed)]
+    assert {x.bits for x in packed} == {2}
+    assert predictor.spec.activation["name"] == "pact"
 
 
 def test_options_of_the_network_come_back(tmp_path):
@@ -432,18 +437,20 @@ def test_options_of_the_network_come_back(tmp_path):
     params = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes["params"]
     )
-    spec = {
-        "model": {"name": "resnet8", "dtype": "float32", **options},
-        "activation": act,
-        "input": {"shape": [8, 8, 3], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]},
-        "classes": ["a", "b", "c"],
-    }
-    deploy.write(tmp_path / "model.safetensors", params, spec)
+    spec = deploy.NetworkSpec(
+        model={"name": "resnet8", **options},
+        outputs=3,
+        shape=(8, 8, 3),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.25, 0.3),
+        activation=act,
+    )
+    deploy.save(tmp_path / "model.safetensors", params, spec)
     found = deploy.load(tmp_path / "model.safetensors")
-    x = (images / 255 - spec["input"]["mean"]) / spec["input"]["std"]
+    x = (images / 255 - spec.mean) / spec.std
     x = jnp.asarray(x, jnp.float32)
     wanted = jax.jit(lambda p: model.apply({"params": p}, x))(params)
-    np.testing.assert_allclose(found.logits(images), wanted, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(found(images), wanted, rtol=1e-4, atol=1e-3)
 
 
 # Folding ------------------------------------------------------------------------------

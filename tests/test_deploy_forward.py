@@ -1,5 +1,6 @@
 """Networks with packed weights: unpacked layer by layer, or products as bit counts."""
 
+import dataclasses
 import re
 
 import jax
@@ -22,12 +23,14 @@ from quantnet_jax.models.layers import Conv, subsample_pad
 from quantnet_jax.training import experiment
 
 OPTIONS = {"shortcut": "B", "bi_real": True, "act": "hardtanh", "width": 4}
-W1A1 = {
-    "model": {"name": "resnet8", "dtype": "float32", **OPTIONS},
-    "activation": {"name": "approx_sign"},
-    "input": {"shape": [8, 8, 3], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]},
-    "classes": ["a", "b", "c"],
-}
+W1A1 = deploy.NetworkSpec(
+    model={"name": "resnet8", **OPTIONS},
+    outputs=3,
+    shape=(8, 8, 3),
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.25, 0.3),
+    activation={"name": "approx_sign"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def test_counting_network_is_the_hard_network(network, predictors):
     wanted = jax.jit(predictors[False].apply)(hard, images)
     assert len(set(np.asarray(wanted).argmax(-1))) > 1
     for predictor in predictors.values():
-        logits = predictor.logits(images)
+        logits = predictor(images)
         np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(logits.argmax(-1), wanted.argmax(-1))
 
@@ -147,7 +150,7 @@ def test_large_weights_are_unpacked_after_the_layer_before(network, monkeypatch)
         {"activation": None},
         {"activation": {"name": "dorefa", "bits": 1}},
         {"activation": {"name": "pact", "bits": 1}},
-        {"model": W1A1["model"] | {"dtype": "bfloat16"}},
+        {"dtype": "bfloat16"},
     ],
 )
 def test_other_networks_do_not_count(network, change):
@@ -158,14 +161,15 @@ def test_other_networks_do_not_count(network, change):
             qparams = {"qparams": jnp.ones(())}
             inputs = {f"conv{j}_input": qparams for j in (1, 2)}
             params[f"stage{i}_block0"] = params[f"stage{i}_block0"] | inputs
-    spec = W1A1 | change
-    assert make_predictor(params, spec | {"popcount": True}).countable == ()
+    spec = dataclasses.replace(W1A1, **change)
+    chosen = dataclasses.replace(spec, popcount=True)
+    assert make_predictor(params, chosen).countable == ()
     with pytest.raises(ValueError, match="`popcount` is True, but no convolution"):
         make_predictor(params, spec, popcount=True)
 
 
 def test_other_weights_are_not_counted():
-    spec = SPEC | {"activation": {"name": "sign_ste"}}
+    spec = dataclasses.replace(SPEC, activation={"name": "sign_ste"})
     params = {k: v for k, v in make_params().items() if "input" not in k}
     predictor = make_predictor(deploy.pack_tree(params), spec)
     assert predictor.countable == ("conv1",)  # conv2 has three levels
@@ -201,9 +205,9 @@ def test_load_counts_where_export_found_the_same_classes(tmp_path, monkeypatch, 
     path = tmp_path / "model.safetensors"
     assert made["file"] == path.stat().st_size
     default = quantnet_jax.load(path)
-    assert default.spec["popcount"] is True
+    assert default.spec.popcount is True
     assert set(kinds(default).values()) == {Words}
-    logits = export.predict_all(exp, default.logits)[1]
+    logits = np.concatenate([default(x) for x in export.test_images(exp.feed)])
     np.testing.assert_array_equal(logits.argmax(-1), hard.argmax(-1))
     np.testing.assert_allclose(logits, hard, rtol=1e-4, atol=1e-4)
     assert set(kinds(quantnet_jax.load(path, popcount=False)).values()) == {Packed}
@@ -219,10 +223,10 @@ def test_load_counts_where_export_found_the_same_classes(tmp_path, monkeypatch, 
         found = load(path, **options)
         if not options.get("popcount"):
             return found
-        turned = lambda x: jnp.roll(found.logits(x), 1, axis=-1)
-        return found._replace(logits=turned)
+        turned = lambda *args: jnp.roll(found.run(*args), 1, axis=-1)
+        return dataclasses.replace(found, run=turned)
 
-    monkeypatch.setattr(export.deploy, "load", other)
+    monkeypatch.setattr(deploy.export, "load", other)
     made = export.export_state(exp, state, tmp_path)
     assert made["differ"] == 0 and made["popcount"] == made["examples"]
     monkeypatch.undo()

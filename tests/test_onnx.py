@@ -1,5 +1,6 @@
 """ONNX models say what the packed network says; the judge is onnxruntime."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'"
 from quantnet_jax import deploy, export_onnx, models  # noqa: E402
 from quantnet_jax import quantizers as qs  # noqa: E402
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
+from quantnet_jax.deploy import onnx as onnx_files  # noqa: E402
 from quantnet_jax.deploy.onnx import check as onnx_check  # noqa: E402
 from quantnet_jax.deploy.onnx import graph  # noqa: E402
 
@@ -44,20 +46,23 @@ def write(path, activation=None, dtype="float32", name="resnet8", **options):
         scale = jnp.asarray(scale.astype(np.float32) / fan)
         return QTensor(codes, jnp.asarray([-1.0, 1.0]), scale)
 
-    params = deploy.pack_tree(jax.tree_util.tree_map_with_path(leaf, tree))
-    spec = {
-        "model": {"name": name, "dtype": dtype, **options},
-        "activation": activation,
-        "input": {"shape": SHAPE, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]},
-        "classes": [f"class {i}" for i in range(10)],
-    }
-    deploy.write(path, params, spec)
+    spec = deploy.NetworkSpec(
+        model={"name": name, **options},
+        outputs=10,
+        dtype=dtype,
+        activation=activation,
+        shape=SHAPE,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+        info={"names": [f"class {i}" for i in range(10)]},
+    )
+    deploy.save(path, jax.tree_util.tree_map_with_path(leaf, tree), spec)
     return path
 
 
 def run(path, images):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"images": images})[0]
+    return session.run(["outputs"], {"images": images})[0]
 
 
 @pytest.mark.parametrize(
@@ -72,13 +77,13 @@ def run(path, images):
 )
 def test_onnx_gives_the_logits_of_the_packed_network(tmp_path, activation, options):
     path = write(tmp_path / "model.safetensors", activation, **options)
-    result = export_onnx.export(path)
-    predictor, file = deploy.load(path), tmp_path / "model.onnx"
+    predictor, file = deploy.load(path, popcount=False), tmp_path / "model.onnx"
+    result = onnx_files.write(file, predictor)
     assert result["file"] == str(file) and result["bytes"] == file.stat().st_size
     assert result["check"]["difference"] <= 1e-4 and result["check"]["differ"] == 0
     # Another batch size and other images than those of the command's own check.
     images = np.random.default_rng(1).integers(0, 256, (5, *SHAPE), np.uint8)
-    found, expected = run(file, images), np.asarray(predictor.logits(images))
+    found, expected = run(file, images), np.asarray(predictor(images))
     assert found.shape == (5, 10) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     assert np.ptp(expected, axis=0).max() > 1e-2  # the logits do depend on the image
@@ -92,8 +97,10 @@ def test_model_says_what_it_is_and_moves_the_channels_once(tmp_path, capsys):
     model = onnx.load(tmp_path / "x.onnx")
     onnx.checker.check_model(model, full_check=True)
     about = {x.key: json.loads(x.value) for x in model.metadata_props}
-    assert about["classes"] == [f"class {i}" for i in range(10)]
-    assert about["quantnet_jax"]["model"]["name"] == "resnet8"
+    assert about["quantnet_jax"] == json.loads(
+        json.dumps(deploy.load(path).spec.to_json())
+    )
+    assert about["quantnet_jax"]["info"]["names"][9] == "class 9"
     operators = [node.op_type for node in model.graph.node]
     assert operators.count("Transpose") == 1 and operators.count("Conv") == 7
     assert sorted(x.name for x in tmp_path.iterdir()) == ["m.safetensors", "x.onnx"]
@@ -101,14 +108,14 @@ def test_model_says_what_it_is_and_moves_the_channels_once(tmp_path, capsys):
 
 def test_check_finds_a_wrong_model(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "m.safetensors", width=4)
-    whole = export_onnx.to_onnx
+    whole = onnx_files.to_onnx
 
     def broken(predictor):
         model = whole(predictor)
         next(x for x in model.graph.node if x.op_type == "Relu").op_type = "Identity"
         return model
 
-    monkeypatch.setattr(export_onnx, "to_onnx", broken)
+    monkeypatch.setattr(onnx_files, "to_onnx", broken)
     assert export_onnx.main([str(path)]) == 2
     assert "16 of 16 images differ" in capsys.readouterr().err
     assert [x.name for x in tmp_path.iterdir()] == ["m.safetensors"]
@@ -121,14 +128,13 @@ def with_inputs(predictor, change):
     """The predictor of other images."""
     apply = lambda params, images: predictor.apply(params, change(images))
     jitted = jax.jit(apply)
-    logits = lambda images: jitted(predictor.params, images)
-    return predictor._replace(apply=apply, logits=logits)
+    return dataclasses.replace(predictor, apply=apply, run=jitted)
 
 
 def test_rounding_may_turn_signs_in_a_few_images(tmp_path):
     path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
     predictor = deploy.load(path)
-    content = export_onnx.to_onnx(predictor).SerializeToString()
+    content = onnx_files.to_onnx(predictor).SerializeToString()
     images = np.random.default_rng(3).integers(0, 256, (1500, *SHAPE), np.uint8)
     # As an engine that rounds the normalized images much worse than float32 does.
     other = with_inputs(predictor, lambda x: x.astype(jnp.float32) + 4e-3)
@@ -139,17 +145,17 @@ def test_rounding_may_turn_signs_in_a_few_images(tmp_path):
     assert exact["differ"] < found["differ"]
     # Without quantized activations nothing excuses an image.
     real = deploy.load(write(path, width=4))
-    content = export_onnx.to_onnx(real).SerializeToString()
+    content = onnx_files.to_onnx(real).SerializeToString()
     last = jnp.arange(50).reshape(-1, 1, 1, 1) == 49
     wrong = with_inputs(real, lambda x: jnp.where(last, 255 - x, x))
-    with pytest.raises(ValueError, match="logits of 1 of 50 images differ"):
+    with pytest.raises(ValueError, match="outputs of 1 of 50 images differ"):
         onnx_check.check(content, wrong, [images[:50]])
 
 
 def test_few_images_that_are_wrong_are_no_rounding(tmp_path):
     path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
     predictor = deploy.load(path)
-    content = export_onnx.to_onnx(predictor).SerializeToString()
+    content = onnx_files.to_onnx(predictor).SerializeToString()
     images = np.random.default_rng(3).integers(0, 256, (40, *SHAPE), np.uint8)
     few = images[:, 0, 0, 0] > 200
     assert 0 < few.sum() < 12
@@ -163,7 +169,7 @@ def test_few_images_that_are_wrong_are_no_rounding(tmp_path):
 def test_a_step_that_is_wrong_is_named(tmp_path, step):
     path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
     predictor = deploy.load(path)
-    model = export_onnx.to_onnx(predictor)
+    model = onnx_files.to_onnx(predictor)
     of = lambda kind: [node for node in model.graph.node if node.op_type == kind]
     if step == "quantizer":
         signs = [x for x in of("GreaterOrEqual") if x.input[0].endswith("/real")]
@@ -173,7 +179,7 @@ def test_a_step_that_is_wrong_is_named(tmp_path, step):
         of("Conv")[2].input[1] = of("Conv")[1].input[1]
         where = "the inputs of stage2_block0/conv1_input"
     else:
-        (head,), where = of("MatMul"), "the logits"
+        (head,), where = of("MatMul"), "the outputs"
         (weights,) = (x for x in model.graph.initializer if x.name == head.input[1])
         values = 1.001 * onnx.numpy_helper.to_array(weights)
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
@@ -184,7 +190,7 @@ def test_a_step_that_is_wrong_is_named(tmp_path, step):
 
 def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
     path = write(tmp_path / "m.safetensors", dtype="bfloat16", name="small")
-    find = export_onnx.importlib.util.find_spec
+    find = onnx_files.importlib.util.find_spec
     cases = {
         "computes in bfloat16, expected float32": str(path),
         "missing.safetensors not found": str(tmp_path / "missing.safetensors"),
@@ -194,7 +200,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, capsys, monkey
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
     hide = lambda name: None if name == "onnx" else find(name)
-    monkeypatch.setattr(export_onnx.importlib.util, "find_spec", hide)
+    monkeypatch.setattr(onnx_files.importlib.util, "find_spec", hide)
     assert export_onnx.main([str(path)]) == 2
     assert "pip install onnx" in capsys.readouterr().err
 
@@ -203,9 +209,9 @@ def test_without_onnxruntime_it_says_that_nothing_was_checked(
     tmp_path, capsys, monkeypatch
 ):
     path = write(tmp_path / "m.safetensors", name="small")
-    find = export_onnx.importlib.util.find_spec
+    find = onnx_files.importlib.util.find_spec
     hide = lambda name: None if name == "onnxruntime" else find(name)
-    monkeypatch.setattr(export_onnx.importlib.util, "find_spec", hide)
+    monkeypatch.setattr(onnx_files.importlib.util, "find_spec", hide)
     assert export_onnx.main([str(path)]) == 0
     assert "not checked" in capsys.readouterr().out
     assert (tmp_path / "m.onnx").is_file()

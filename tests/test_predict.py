@@ -1,5 +1,6 @@
 """The command that classifies pictures, and that it needs no training code."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -7,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from artifacts import SPEC, make_params
+from artifacts import CLASSES, SPEC, make_params
 from PIL import Image
 
 import quantnet_jax
-from quantnet_jax import deploy, predict
+from quantnet_jax import deploy, predict, tasks
 
 ROOT = pathlib.Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -22,7 +23,7 @@ PIXELS = RNG.integers(0, 256, (8, 8)).astype(np.uint8)
 def model(tmp_path_factory):
     """Path of an artifact of 8 x 8 gray images and the classes coat, bag, shoe."""
     path = tmp_path_factory.mktemp("predict") / "model.safetensors"
-    deploy.write(path, deploy.pack_tree(make_params()), SPEC)
+    deploy.save(path, make_params(), SPEC)
     return path
 
 
@@ -49,11 +50,11 @@ def test_probabilities_of_the_best_classes(model, predictor, picture, capsys):
     assert predict.main(words) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)
-    logits = np.asarray(predictor.logits(PIXELS[None, :, :, None]), np.float64)[0]
+    logits = np.asarray(predictor(PIXELS[None, :, :, None]), np.float64)[0]
     odds = np.exp(logits) / np.exp(logits).sum()
     best = sorted(range(3), key=lambda i: -odds[i])[:2]
     assert found["image"] == path and not err
-    assert [x["class"] for x in found["classes"]] == [SPEC["classes"][i] for i in best]
+    assert [x["class"] for x in found["classes"]] == [CLASSES[i] for i in best]
     np.testing.assert_allclose([x["probability"] for x in found["classes"]], odds[best])
 
 
@@ -63,7 +64,7 @@ def test_text_for_people(model, picture, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == paths[0] and lines[4] == paths[1] and len(lines) == 8
     names, shares = zip(*(line.split() for line in lines[1:4]), strict=True)
-    assert set(names) == set(SPEC["classes"])
+    assert set(names) == set(CLASSES)
     shares = [float(x.rstrip("%")) for x in shares]
     assert sum(shares) == pytest.approx(100, abs=0.02)
     assert shares == sorted(shares, reverse=True)
@@ -75,14 +76,14 @@ def test_pictures_go_in_batches_of_one_size(predictor, picture, monkeypatch):
     paths = [picture(x, f"{i}.png") for i, x in enumerate(arrays)]
     sizes = []
 
-    def logits(images):
+    def run(params, images):
         sizes.append(len(images))
-        return predictor.logits(images)
+        return predictor.run(params, images)
 
-    found = list(predict.predict(predictor._replace(logits=logits), paths, top=3))
+    found = list(predict.predict(dataclasses.replace(predictor, run=run), paths))
     assert sizes == [2, 2] and [path for path, _, _ in found] == paths
-    (alone,) = predict.predict(predictor, paths[2:], top=3)
-    assert [name for name, _ in alone[1]] == [name for name, _ in found[2][1]]
+    (alone,) = predict.predict(predictor, paths[2:])
+    np.testing.assert_allclose(alone[1], found[2][1], rtol=1e-5)
 
 
 def test_other_sizes_and_modes(picture):
@@ -121,8 +122,8 @@ def test_what_cannot_be_read_is_told_in_one_line(model, picture, tmp_path, capsy
     damaged = tmp_path / "model"
     damaged.write_bytes(model.read_bytes()[:-1])
     for words, told in (
-        ([model, text], "text.png is no picture"),
-        ([model, cut], "cut.png is no picture"),
+        ([model, text], "text.png is no image"),
+        ([model, cut], "cut.png is no image"),
         ([model, tmp_path / "no.png"], "no.png not found"),
         ([model, tmp_path], "not found"),
         ([damaged, path], "model is no safetensors file"),
@@ -143,9 +144,35 @@ def test_networks_that_take_no_pictures(picture):
 
 
 def test_class_names_cannot_steer_the_terminal():
-    shown = predict.as_text("a.png", [("\x1b[2Jred\n", 0.5), ("blue", 0.5)])
-    assert shown.splitlines()[1].split()[0] == r"\x1b[2Jred\n"
-    assert all(c.isprintable() or c == "\n" for c in shown)
+    info = {"classes": ["\x1b[2Jred\n", "blue"]}
+    _, lines = tasks.describe_classes(np.asarray([1.0, 0.0]), info)
+    assert lines[0].split()[0] == r"\x1b[2Jred\n"
+    assert all(c.isprintable() for line in lines for c in line)
+
+
+@pytest.mark.parametrize("names", [None, "abc", {"a": 1}, [1, 2, 3], ["coat", "bag"]])
+def test_classes_that_do_not_fit_the_outputs(names, picture, tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    info = {} if names is None else {"classes": names}
+    deploy.save(path, make_params(), dataclasses.replace(SPEC, info=info))
+    assert predict.main([str(path), picture(PIXELS)]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert not out and line.startswith("error: info['classes'] is ")
+
+
+def test_outputs_of_a_task_without_a_description(picture, tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    deploy.save(path, make_params(), dataclasses.replace(SPEC, task="other", info={}))
+    image = picture(PIXELS)
+    assert predict.main([str(path), image, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    outputs = np.asarray(deploy.load(path)(PIXELS[None, :, :, None]))
+    assert found["image"] == image and found["shape"] == [3]
+    assert found["min"] == pytest.approx(outputs.min(), rel=1e-5)
+    assert found["max"] == pytest.approx(outputs.max(), rel=1e-5)
+    assert predict.main([str(path), image]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("  3 outputs from ")
 
 
 FORBIDDEN = ("optax", "orbax", "tensorflow_datasets", "grain", "quantnet_jax.training")

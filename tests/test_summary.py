@@ -1,5 +1,6 @@
 """Summaries against written files and hand arithmetic: bytes, products, the command."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -32,7 +33,7 @@ def shape(*sizes):
 
 def of_config(config, **more):
     params, spec = command.from_config(config)
-    return summarize_network(params, spec | more)
+    return summarize_network(params, dataclasses.replace(spec, **more))
 
 
 def resnet_config(name, data_name, quantizer, **overrides):
@@ -61,8 +62,9 @@ def test_payload_is_that_of_the_file(tmp_path, quantizer, activation, dtype):
     params, spec = command.from_config(config)
     file = tmp_path / "model.safetensors"
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
-    written = deploy.write(file, zeros, spec, dtype=dtype)
-    found = summarize_network(params, spec | {"float": dtype})
+    spec = dataclasses.replace(spec, floats=dtype)
+    written = deploy.save(file, zeros, spec)
+    found = summarize_network(params, spec)
     assert found.payload == written["payload"] > 0
 
 
@@ -70,9 +72,10 @@ def test_a_network_its_file_and_its_configuration_agree(tmp_path, capsys):
     config = tiny_config(quantizer__name="binary_ste")
     exp = experiment.build(config)
     state = exp.state  # untrained: no shape changes in training
-    params = deploy.pack_tree(jax.device_get(exp.deployed(state)))
     file = tmp_path / "model.safetensors"
-    written = deploy.write(file, params, export.make_spec(exp))
+    origin = {"method": "binary_ste"}
+    spec = export.make_spec(config, exp.task, exp.feed, origin=origin)
+    written = deploy.save(file, exp.deployed(state), spec)
     assert of_config(config).payload == written["payload"]
     # All that training keeps of the network, in float32.
     kept = jax.tree.leaves((state.params["model"], state.batch_stats))
@@ -110,7 +113,7 @@ def test_file_of_the_cifar100_network_is_its_summary(tmp_path):
     config = resnet_config("resnet20", "cifar100", "binary_ste", model__width=16)
     params, spec = command.from_config(config)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
-    written = deploy.write(tmp_path / "model.safetensors", zeros, spec)
+    written = deploy.save(tmp_path / "model.safetensors", zeros, spec)
     assert written["payload"] == of_config(config).payload
     # 267,264 bits, 672 scales, and 8,308 floats: stem, 18 + 1 normalizations, head.
     floor = 267_264 // 8 + 4 * 672 + 4 * (432 + 2 * 688 + 6_500)
@@ -265,17 +268,17 @@ def test_file_of_an_own_model_is_its_summary(dtype, tmp_path):
 
 
 def test_summary_of_a_file_whose_layers_count_bits(tmp_path, capsys):
-    spec = SPEC | {"activation": {"name": "sign_ste"}, "popcount": True}
+    spec = dataclasses.replace(SPEC, activation={"name": "sign_ste"}, popcount=True)
     params = {k: v for k, v in make_params().items() if "input" not in k}
     file = tmp_path / "model.safetensors"
-    written = deploy.write(file, deploy.pack_tree(params), spec)
+    written = deploy.save(file, params, spec)
     assert command.main([f"--artifact={file}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["payload"] == written["payload"]
     counting = deploy.load(file, popcount=True)  # no file holds what it runs
     with pytest.raises(ValueError, match="conv1/kernel: words .*popcount=False"):
         summarize_network(counting.params, counting.spec)
     with pytest.raises(ValueError, match="conv1/kernel: words .*popcount=False"):
-        deploy.write(tmp_path / "again.safetensors", counting.params, spec)
+        deploy.save(tmp_path / "again.safetensors", counting.params, spec)
 
 
 def test_own_model_with_several_tensors_in_a_layer():

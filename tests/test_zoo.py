@@ -33,9 +33,9 @@ def test_entry_is_its_file(name):
         if isinstance(leaf, deploy.Packed)
     ]
     assert max(leaf.bits for leaf in packed) == entry["bits"]
-    assert predictor.spec["method"] == entry["method"]
+    assert predictor.spec.origin["method"] == entry["method"]
     config = entry["config"]
-    assert predictor.spec["model"]["name"] == config["model"]["name"]
+    assert predictor.spec.model["name"] == config["model"]["name"]
     assert config["data"]["validation_size"] == 0
     assert not any((config["data"]["folder"], config["init_from"]))
     for key in () if entry["bn"] else ("packed", "exported"):
@@ -69,7 +69,7 @@ def test_entry_has_exactly_its_accuracy(name, images, request):
     folder = lambda: request.getfixturevalue("shared_data")  # skips without the data
     image, label = images(entry["config"]["data"], folder)
     assert len(label) == entry["examples"]
-    logits = quantnet_jax.load(f"zoo:{name}").logits
+    logits = quantnet_jax.load(f"zoo:{name}")
     size = 500
     found = [logits(image[i : i + size]) for i in range(0, len(image), size)]
     right = int((np.concatenate(found).argmax(-1) == label).sum())
@@ -111,7 +111,7 @@ def test_adding_a_run(tmp_path, monkeypatch):
 
     def export(workdir, out, bn):
         path = pathlib.Path(out) / "model.safetensors"
-        deploy.write(path, deploy.pack_tree(artifacts.make_params()), artifacts.SPEC)
+        deploy.save(path, artifacts.make_params(), artifacts.SPEC)
         return {"packed": 0.6 if bn else 0.5, "examples": 10}
 
     monkeypatch.setattr(make_zoo.export, "export", export)

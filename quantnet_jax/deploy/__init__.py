@@ -1,17 +1,24 @@
 """Deployment: packed artifacts, and what runs them. Needs no training code."""
 
 from quantnet_jax.deploy.artifact import describe, read, write
+from quantnet_jax.deploy.export import export_tree, to_stablehlo
 from quantnet_jax.deploy.packed import Packed, float_tree, pack_tree, unpack_tree
-from quantnet_jax.deploy.predictor import Predictor, load
+from quantnet_jax.deploy.predictor import Predictor, load, make_predictor, save
+from quantnet_jax.deploy.spec import NetworkSpec
 
 __all__ = [
+    "NetworkSpec",
     "Packed",
     "Predictor",
     "describe",
+    "export_tree",
     "float_tree",
     "load",
+    "make_predictor",
     "pack_tree",
     "read",
+    "save",
+    "to_stablehlo",
     "unpack_tree",
     "write",
 ]

@@ -1,4 +1,4 @@
-"""The file that ships: packed codes, levels, scales, float rest, and what they mean.
+"""The artifact: packed codes, levels, scales, float tensors, and what they mean.
 
 A safetensors file. A quantized tensor at PATH is stored as 'PATH:codes' (packed bytes),
 'PATH:levels' and 'PATH:scale', a float one as 'PATH'. The header's metadata hold two
@@ -23,11 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
-from quantnet_jax.deploy.packed import Packed, Words, is_packed
+from quantnet_jax.deploy.packed import Packed, Words, leaves
 
-FORMAT = 1
+FORMAT = 2
 FLOATS = ("float32", "float16")
 PARTS = ("codes", "levels", "scale")
+FILE_KEYS = ("format", "quantized", "float")
+"""Keys of the JSON object that `write` adds."""
 LARGEST_SPEC = 4_000_000
 """Characters of the JSON object that are read at most."""
 DEEPEST = 32
@@ -35,7 +37,7 @@ DEEPEST = 32
 LONGEST = 500
 """Characters of an error message about a file's content at most."""
 NO_FILE = "words of a layer that counts bits are in no file; load with popcount=False"
-"""Said of a leaf that is `Words`."""
+"""The error of a leaf that is `Words`."""
 
 PyTree = Any
 
@@ -52,8 +54,9 @@ def write(
     Args:
       path: of the file; its folder must exist.
       params: tree of `Packed` and float32 leaves.
-      spec: plain data about the network ('model', 'input', 'classes', ...). 'format',
-        'quantized' ({path: {'bits', 'shape'}}) and 'float' (dtype) are added.
+      spec: JSON data about the network, see `NetworkSpec.to_json` for those that
+        `deploy.load` reads. 'format', 'quantized' ({path: {'bits', 'shape'}}) and
+        'float' (dtype) are added.
       dtype: of float leaves in the file, 'float32' or 'float16'.
 
     Returns:
@@ -66,13 +69,11 @@ def write(
     """
     if dtype not in FLOATS:
         raise ValueError(f"`dtype` is {dtype!r}, expected one of {FLOATS}")
-    leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_packed)[0]
     tensors, quantized = {}, {}
-    for key, leaf in leaves:
-        name = jax.tree_util.keystr(key, simple=True, separator="/")
+    for name, leaf in leaves(params):
         if isinstance(leaf, Words):
             raise ValueError(f"{name}: {NO_FILE}")
-        if is_packed(leaf):
+        if isinstance(leaf, Packed):
             quantized[name] = {"bits": leaf.bits, "shape": list(leaf.shape)}
             new = {f"{name}:{part}": x for part, x in _parts(name, leaf).items()}
         else:
@@ -83,16 +84,22 @@ def write(
     spec = dict(spec) | {"format": FORMAT, "quantized": quantized, "float": dtype}
     text = json.dumps(spec, sort_keys=True, allow_nan=False)
     metadata = {"quantnet_jax": text, "sha256": digest(text, tensors)}
+    # Not by the library's own writer, whose files only their owner can read.
+    content = save(tensors, metadata)
+    write_bytes(path, content)
+    payload = sum(x.nbytes for x in tensors.values())
+    return {"payload": payload, "file": len(content)}
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
     path = pathlib.Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        # Not by the library's own writer, whose files only their owner can read.
-        partial.write_bytes(save(tensors, metadata))
+        partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    payload = sum(x.nbytes for x in tensors.values())
-    return {"payload": payload, "file": path.stat().st_size}
 
 
 def read(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy import popcount
-from quantnet_jax.deploy.packed import Packed, Words, is_packed, values
+from quantnet_jax.deploy.packed import Packed, Words, is_packed, leaves, values
 from quantnet_jax.models.layers import replace_convolutions
 
 PyTree = Any
@@ -30,8 +30,7 @@ def apply(model: Any, params: PyTree, x: jax.Array) -> jax.Array:
       params: its parameters.
       x: floating (N, H, W, C).
     """
-    found = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_packed)[0]
-    kernels = {_layer(key): leaf for key, leaf in found if is_packed(leaf)}
+    kernels = {_layer(path): x for path, x in leaves(params) if is_packed(x)}
     size = sum(4 * math.prod(leaf.shape) for leaf in kernels.values())
 
     def instead(layer, path, x):
@@ -79,8 +78,7 @@ def countable(model: Any, params: PyTree, shape: Sequence[int]) -> tuple[str, ..
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     with replace_convolutions(note):
         jax.eval_shape(model.init, jax.random.key(0), image)
-    found = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_packed)[0]
-    binary = {_layer(key) for key, leaf in found if _is_binary(leaf)}
+    binary = {_layer(path) for path, leaf in leaves(params) if _is_binary(leaf)}
     return tuple(path for path in paths if path in binary)
 
 
@@ -100,10 +98,11 @@ def on_cpu(params: PyTree) -> bool:
 
 
 def with_words(params: PyTree, paths: Sequence[str]) -> PyTree:
-    """`params` with `Words` in the place of the kernels of the given layers."""
+    """`params` with the kernels of the given layers as `Words`."""
 
     def one(key, leaf):
-        if not is_packed(leaf) or _layer(key) not in paths:
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        if not is_packed(leaf) or _layer(path) not in paths:
             return leaf
         scale = np.broadcast_to(np.asarray(leaf.scale).reshape(-1), leaf.shape[-1:])
         return Words(jnp.asarray(_words(leaf)), jnp.asarray(scale), leaf.shape)
@@ -111,10 +110,9 @@ def with_words(params: PyTree, paths: Sequence[str]) -> PyTree:
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_packed)
 
 
-def _layer(key: Any) -> str:
+def _layer(path: str) -> str:
     """Path of the layer that a kernel belongs to."""
-    name = jax.tree_util.keystr(key, simple=True, separator="/")
-    return name.removesuffix("/kernel")
+    return path.removesuffix("/kernel")
 
 
 def _words(leaf: Packed) -> np.ndarray:

@@ -67,6 +67,15 @@ def is_packed(x: object) -> bool:
     return isinstance(x, Packed | Words)
 
 
+def leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """('/'-joined path, leaf) of a tree; `QTensor`, `Packed`, `Words` are leaves."""
+    whole = lambda x: is_packed(x) or is_qtensor(x)
+    return [
+        (jax.tree_util.keystr(key, simple=True, separator="/"), leaf)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=whole)
+    ]
+
+
 def pack_tree(params: PyTree) -> PyTree:
     """Packs every QTensor of a tree; float leaves stay."""
 

@@ -1,6 +1,7 @@
 """What a network weighs and computes: bits, bytes and multiply-accumulates by layer."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax import models, quantizers
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy import macs
 from quantnet_jax.deploy.artifact import NO_FILE
-from quantnet_jax.deploy.packed import Words, is_packed
+from quantnet_jax.deploy.packed import Words, is_packed, leaves
+from quantnet_jax.deploy.spec import NetworkSpec
 
 PyTree = Any
 NOBODY = "(no parameter)"
@@ -138,11 +139,8 @@ def summarize(
       >>> summary.payload, summary.macs
       (32, {'32/32': 8})
     """
-    leaves, _ = jax.tree.flatten_with_path(params, is_leaf=_is_quantized)
-    size, tensors = jnp.dtype(dtype).itemsize, {}
-    for key, leaf in leaves:
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
-        tensors[path] = _tensor(path, leaf, size)
+    size = jnp.dtype(dtype).itemsize
+    tensors = {path: _tensor(path, leaf, size) for path, leaf in leaves(params)}
     floats = jax.tree.map(_as_float, params, is_leaf=_is_quantized)
     uses = macs.count(apply, floats, example)
     if float_network is None:
@@ -152,9 +150,7 @@ def summarize(
     return Summary(_rows(tensors, uses), 4 * numbers)
 
 
-def summarize_network(
-    params: PyTree, spec: Mapping[str, Any], batch: int = 1
-) -> Summary:
+def summarize_network(params: PyTree, spec: NetworkSpec, batch: int = 1) -> Summary:
     """The summary of a shipped network, from what its artifact holds.
 
     It is compared with the network of float weights and activations as it is trained:
@@ -163,23 +159,17 @@ def summarize_network(
     Args:
       params: tree of `Packed` or `QTensor` and float leaves, normalizations folded;
         shapes suffice.
-      spec: 'model', 'activation', 'input', 'classes' and 'float' of an artifact.
+      spec: what the network is.
       batch: number of images.
     """
-    options, act = dict(spec["model"]), dict(spec.get("activation") or {})
-    name, classes = options.pop("name"), len(spec["classes"])
-    image = jax.ShapeDtypeStruct((batch, *spec["input"]["shape"]), jnp.float32)
-    trained = models.create(name, outputs=classes, **options)
-    if act:
-        quantizer = quantizers.create_activation(act.pop("name"), **act)
-        options["act_quant"] = _marked(quantizer)
-    model = models.create(name, outputs=classes, folded=True, **options)
+    trained = dataclasses.replace(spec, activation=None).network(folded=False)
+    model, images = spec.network(wrap=_marked), spec.input(batch)
     return summarize(
         lambda params, x: model.apply({"params": params}, x),
         params,
-        image,
-        dtype=spec.get("float", "float32"),
-        float_network=jax.eval_shape(trained.init, jax.random.key(0), image),
+        images,
+        dtype=spec.floats,
+        float_network=jax.eval_shape(trained.init, jax.random.key(0), images),
     )
 
 

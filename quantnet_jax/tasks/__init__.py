@@ -17,11 +17,12 @@ from quantnet_jax.core.limits import (
     unknown,
 )
 from quantnet_jax.tasks.base import Metric, Source, Task
-from quantnet_jax.tasks.classification import classification
+from quantnet_jax.tasks.classification import classification, describe_classes
 from quantnet_jax.tasks.reconstruction import reconstruction
 from quantnet_jax.tasks.terms import NEED_TEACHER, TERMS
 
 __all__ = [
+    "DESCRIBE",
     "TASKS",
     "Metric",
     "Source",
@@ -29,6 +30,7 @@ __all__ = [
     "check_terms",
     "classification",
     "defaults",
+    "describe_range",
     "reconstruction",
 ]
 
@@ -37,6 +39,21 @@ TASKS: dict[str, Callable[..., Task]] = {
     "reconstruction": reconstruction,
 }
 """Name in a configuration -> `factory(source, **options)`."""
+
+DESCRIBE: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
+    "classification": describe_classes,
+}
+"""Name of a task -> `(outputs, info, top) -> (JSON data, lines of text)`: what the
+outputs for one example mean; `describe_range` for a task that is not here."""
+
+
+def describe_range(outputs: Any, info: Mapping[str, Any], top: int) -> tuple:
+    """Shape and range of the outputs for one example; see `DESCRIBE`."""
+    del info, top
+    low, high = float(outputs.min()), float(outputs.max())
+    data = {"shape": list(outputs.shape), "min": low, "max": high}
+    size = " x ".join(map(str, outputs.shape))
+    return data, [f"{size} outputs from {low:.4g} to {high:.4g}"]
 
 
 def defaults(factory: Callable) -> dict[str, Any]:

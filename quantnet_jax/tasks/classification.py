@@ -1,10 +1,11 @@
 """Classification of images: cross-entropy, accuracy, divergence of two predictions."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from quantnet_jax.core.limits import Number
 from quantnet_jax.tasks.base import Metric, Source, Task
@@ -47,6 +48,39 @@ def classification(
     )
 
 
+def describe_classes(
+    logits: np.ndarray, info: Mapping[str, Any], top: int = 5
+) -> tuple[dict[str, Any], list[str]]:
+    """The most probable classes of one example, as JSON data and as lines of text.
+
+    Args:
+      logits: (classes,).
+      info: that the task had, {'classes': names}.
+      top: how many classes, at least 1.
+
+    Raises:
+      ValueError: `info` has not one name for each logit.
+    """
+    names = info.get("classes")
+    fits = isinstance(names, list | tuple) and len(names) == len(logits)
+    if not fits or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"info['classes'] is {names!r:.80}, expected {len(logits)} names"
+        )
+    odds = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    odds /= odds.sum()
+    best = np.argsort(-odds, kind="stable")[:top]
+    rows = [{"class": names[i], "probability": float(odds[i])} for i in best]
+    # Names come from a file: they must not move the cursor.
+    shown = [x if x.isprintable() else ascii(x)[1:-1] for x in (names[i] for i in best)]
+    wide = max(map(len, shown))
+    lines = [
+        f"{name:{wide}s}  {100 * row['probability']:6.2f}%"
+        for name, row in zip(shown, rows, strict=True)
+    ]
+    return {"classes": rows}, lines
+
+
 def cross_entropy(
     logits: jax.Array, label: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
@@ -60,6 +94,8 @@ def cross_entropy(
     Returns:
       float32 (N,).
     """
+    import optax  # here: prediction imports this file and needs no optimizer
+
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
     target = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)

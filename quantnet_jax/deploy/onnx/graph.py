@@ -46,10 +46,10 @@ def convert(function: Callable, shape: Sequence[int], *, name: str) -> onnx.Mode
     """The ONNX model of a function of one batch of uint8 images.
 
     Args:
-      function: `uint8[N, H, W, C] -> float32[N, classes]`, traceable, with its weights
+      function: `uint8[N, H, W, C] -> float32[N, ...]`, traceable, with its weights
         inside as float arrays.
       shape: (H, W, C).
-      name: of the graph; its input is called 'images', its output 'logits'.
+      name: of the graph; its input is called 'images', its output 'outputs'.
 
     Returns:
       A checked model; the batch size is free.
@@ -61,16 +61,18 @@ def convert(function: Callable, shape: Sequence[int], *, name: str) -> onnx.Mode
     traced = jax.make_jaxpr(function)(images)
     graph = Graph()
     (out,) = graph.run(traced, [Value("images", images.shape)])
-    logits = graph.channels_last(out)
-    graph.nodes.append(
-        helper.make_node("Identity", [graph.name_of(logits)], ["logits"])
-    )
+    name_of_output = graph.name_of(graph.channels_last(out))
+    graph.nodes.append(helper.make_node("Identity", [name_of_output], ["outputs"]))
     info = helper.make_tensor_value_info
     proto = helper.make_graph(
         graph.nodes,
         name,
         [info("images", onnx.TensorProto.UINT8, ["N", *shape])],
-        [info("logits", onnx.TensorProto.FLOAT, ["N", *traced.out_avals[0].shape[1:]])],
+        [
+            info(
+                "outputs", onnx.TensorProto.FLOAT, ["N", *traced.out_avals[0].shape[1:]]
+            )
+        ],
         graph.initializers,
     )
     model = helper.make_model(
