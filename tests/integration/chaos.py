@@ -1,10 +1,10 @@
 """Kills training at random moments and compares its end with that of an untouched run.
 
-    python benchmarks/chaos.py            # 100 kills, writes results/chaos.json
+    python -m tests.integration.chaos --kills 100      # appends to results/chaos.jsonl
 
 A supervisor runs `train.py` on one CPU device, kills it by SIGKILL in the first seconds
-of its life (a third of the kills waits until a checkpoint is being written), or asks it
-to stop by SIGTERM, and starts it again until the run is at its end. Then parameters,
+of its process (a third of the kills waits until a checkpoint is being written), or asks
+it to stop by SIGTERM, and starts it again until the run is at its end. Then parameters,
 optimizer, log and result have to be those of a run that nobody touched, to the last
 bit; and the next run begins, until the kills are used up. Arguments after `--` go to
 `train.py`, in place of `--config.checkpoint_every=50`.
@@ -26,39 +26,37 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python benchmarks/chaos.py` finds only benchmarks/
-
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 os.environ["JAX_PLATFORMS"] = "cpu"  # the supervisor keeps off the accelerator
 
-from benchmarks.chaos_files import (  # noqa: E402
+from quantnet_jax import config as config_lib  # noqa: E402
+from quantnet_jax.distributed.preemption import RESUME_ME  # noqa: E402
+from quantnet_jax.experiments import results  # noqa: E402
+from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from tests.integration.leftovers import (  # noqa: E402
     differences,
     logged,
     saved,
     text,
     unfinished,
 )
-from quantnet_jax import config as config_lib  # noqa: E402
-from quantnet_jax.distributed.preemption import RESUME_ME  # noqa: E402
-from quantnet_jax.logging import records  # noqa: E402
-from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
 COUNTS = (
     *("kills", "kills_in_start_up", "kills_in_training", "kills_while_writing"),
     *("kills_after_training", "terms", "terms_saved"),
     *("lost_checkpoints", "steps_repeated"),
 )
-PATIENCE = 900  # seconds of one life after which something must be wrong
+PATIENCE = 900  # seconds of one process after which something must be wrong
 LOOK = 0.003  # seconds between two looks at the folder of checkpoints
 
 
-class Blow(NamedTuple):
-    """What is done to one life of the training program.
+class Kill(NamedTuple):
+    """What is done to one process of the training program.
 
     Attributes:
       signal: SIGKILL, or SIGTERM, which asks it to save and stop.
       delay: seconds after the start before which nothing is done.
-      after: '' for then, 'writing' or 'saved' for once this life writes its next
+      after: '' for then, 'writing' or 'saved' for once this process writes its next
         checkpoint, or has written one.
     """
 
@@ -68,7 +66,7 @@ class Blow(NamedTuple):
 
 
 class Tally:
-    """Counts over all lives of runs of `steps` steps, and what was wrong."""
+    """Counts over all processes of runs of `steps` steps, and what was wrong."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -78,14 +76,14 @@ class Tally:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python benchmarks/chaos.py", description=str(__doc__).splitlines()[0]
+        prog="python -m tests.integration.chaos",
+        description=str(__doc__).splitlines()[0],
     )
     option = parser.add_argument
     option("--kills", type=int, default=100, help="by SIGKILL")
     option("--seed", type=int, default=0, help="of the moments")
     option("--window", type=float, default=2.0, help="of moments, in start-up times")
     option("--workdir", help="a new folder; default a temporary one")
-    option("--out", default=str(ROOT / "results" / "chaos.json"), help="JSON file")
     option("rest", nargs="*", metavar="OPTION", help="of train.py")
     args = parser.parse_args(argv)
     if args.kills < 1:
@@ -93,30 +91,27 @@ def main(argv: list[str] | None = None) -> int:
     args.rest = args.rest or ["--config.checkpoint_every=50"]
     result = torture(args)
     words = sys.argv[1:] if argv is None else argv
-    words = [w for w in words if not w.startswith(("--workdir", "--out"))]
-    result["command"] = shlex.join(["python", "benchmarks/chaos.py", *words])
-    pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(args.out, result)
+    result["command"] = shlex.join(["python", "-m", "tests.integration.chaos", *words])
+    results.append("chaos", result, ROOT / results.FOLDER)
     for name in COUNTS:
         print(f"{name.replace('_', ' '):24}{result[name]:6}")
     print("identical to the untouched run" if result["identical"] else result["errors"])
-    print(f"wrote {args.out}")
     return 0 if result["identical"] else 1
 
 
 def torture(args) -> dict:
-    """What is known after all kills."""
+    """The record of all kills."""
     folder = pathlib.Path(args.workdir or tempfile.mkdtemp(prefix="chaos_"))
-    began = time.monotonic()
-    reference = folder / "reference"
-    took = whole(args.rest, reference)
-    startup = time_to_train(args.rest, folder / "probe")
+    began, reference = time.monotonic(), folder / "reference"
+    if start(args.rest, reference).wait():  # compiles all programs
+        raise RuntimeError(f"train.py failed, see {reference}.log")
+    took, startup = time.monotonic() - began, time_to_train(args.rest, folder / "probe")
     tally, runs = Tally(json.loads((reference / "result.json").read_text())["steps"]), 0
-    blows = plan(args.kills, args.seed, args.window * startup, tally)
+    kills = plan(args.kills, args.seed, args.window * startup, tally)
     while tally.counts["kills"] < args.kills and not tally.errors:
         runs += 1
         workdir = folder / f"run{runs}"
-        suffer(args.rest, workdir, blows, tally)
+        suffer(args.rest, workdir, kills, tally)
         if not tally.errors:
             tally.errors += differences(workdir, reference)
         print(f"{workdir.name} is at its end: {dict(tally.counts)}", flush=True)
@@ -142,25 +137,22 @@ def torture(args) -> dict:
     }
 
 
-def plan(kills: int, seed: int, window: float, tally: Tally) -> Iterator[Blow]:
+def plan(kills: int, seed: int, window: float, tally: Tally) -> Iterator[Kill]:
     """Moments, uniform over `window` seconds, until there were enough kills."""
     rng = random.Random(seed)
+    kinds = ((signal.SIGKILL, ""), (signal.SIGKILL, "writing"), (signal.SIGTERM, ""))
     while tally.counts["kills"] < kills:
-        (kind,) = rng.choices(
-            ((signal.SIGKILL, ""), (signal.SIGKILL, "writing"), (signal.SIGTERM, "")),
-            (6, 3, 1),
-        )
-        yield Blow(kind[0], rng.uniform(0, window), kind[1])
+        ((sent, after),) = rng.choices(kinds, (6, 3, 1))
+        yield Kill(sent, rng.uniform(0, window), after)
 
 
-# Lives --------------------------------------------------------------------------------
+# Processes ----------------------------------------------------------------------------
 def start(rest: list[str], workdir: pathlib.Path) -> subprocess.Popen:
-    """Starts the training program; what it says is added to `workdir`.log."""
+    """Starts the training program; what it prints is added to `workdir`.log."""
     environment = {
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **os.environ,
-        "JAX_PLATFORMS": "cpu",
     }
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{workdir}.log", "ab") as log:
@@ -172,26 +164,8 @@ def start(rest: list[str], workdir: pathlib.Path) -> subprocess.Popen:
         )
 
 
-def whole(rest: list[str], workdir: pathlib.Path) -> float:
-    """An untouched run, which compiles all programs; returns its seconds.
-
-    Raises:
-      RuntimeError: it failed.
-    """
-    began = time.monotonic()
-    if start(rest, workdir).wait():
-        raise RuntimeError(f"train.py failed, see {workdir}.log")
-    took = time.monotonic() - began
-    print(f"{workdir.name}: {took:.0f} s", flush=True)
-    return took
-
-
 def time_to_train(rest: list[str], workdir: pathlib.Path) -> float:
-    """Seconds from a start until the first record of the training.
-
-    Raises:
-      RuntimeError: there was none.
-    """
+    """Seconds from a start until the first record of the training."""
     began, process = time.monotonic(), start(rest, workdir)
     while not logged(workdir) and process.poll() is None:
         time.sleep(LOOK)
@@ -199,19 +173,18 @@ def time_to_train(rest: list[str], workdir: pathlib.Path) -> float:
     process.kill()
     if process.wait() not in (0, -signal.SIGKILL):
         raise RuntimeError(f"train.py failed, see {workdir}.log")
-    print(f"start-up: {took:.1f} s", flush=True)
     return took
 
 
 def suffer(
-    rest: list[str], workdir: pathlib.Path, blows: Iterator[Blow], tally: Tally
+    rest: list[str], workdir: pathlib.Path, kills: Iterator[Kill], tally: Tally
 ) -> None:
-    """One run from its first start to its end, under blows until there are no more."""
+    """One run from its first start to its end, killed until there are no more kills."""
     finished = False
     while not finished and not tally.errors:
         before, leftover = saved(workdir), unfinished(workdir)
-        seen, told = set(before), len(text(f"{workdir}.log"))
-        blow, struck = next(blows, None), False
+        seen, printed = set(before), len(text(f"{workdir}.log"))
+        kill, struck = next(kills, None), False
         process, began = start(rest, workdir), time.monotonic()
         while process.poll() is None:
             now = saved(workdir)
@@ -222,8 +195,8 @@ def suffer(
                 "saved": bool(now - before),
             }
             age = time.monotonic() - began
-            if blow and not struck and age > blow.delay and due[blow.after]:
-                process.send_signal(blow.signal)
+            if kill and not struck and age > kill.delay and due[kill.after]:
+                process.send_signal(kill.signal)
                 struck = True
             if age > PATIENCE:
                 process.kill()
@@ -232,12 +205,11 @@ def suffer(
         finished = code == 0
         ways = {signal.SIGTERM: (-signal.SIGTERM, RESUME_ME)}
         if code and not (
-            blow and struck and code in ways.get(blow.signal, (-blow.signal,))
+            kill and struck and code in ways.get(kill.signal, (-kill.signal,))
         ):
             tally.errors.append(f"exit code {code} after {age:.0f} s")
-        at = re.search(
-            r"^resuming .* at step (\d+)", text(f"{workdir}.log")[told:], re.M
-        )
+        log = text(f"{workdir}.log")[printed:]
+        at = re.search(r"^resuming .* at step (\d+)", log, re.M)
         if at and int(at[1]) != max(before, default=0):
             tally.counts["lost_checkpoints"] += 1
             tally.errors.append(f"resumed at {at[1]}, not at the newest of {before}")
@@ -256,24 +228,29 @@ def count(
     writing: bool,
     tally: Tally,
 ) -> None:
-    """Books the death of one life.
+    """Books the end of one process.
 
     Args:
       workdir: of the run.
       code: exit code.
-      before, seen: steps that were saved before this life, and before or during it.
+      before, seen: steps that were saved before this process, and before or during it.
       writing: whether it left an unfinished checkpoint.
       tally: gets the counts.
     """
     left, reached, counts = saved(workdir), logged(workdir), tally.counts
     newest, oldest = max(left, default=0), max(before, default=0)
     # The newest two stay, whatever the policy says of the others.
-    lost = set(sorted(seen | left)[-2:]) - left
-    if lost:
+    if lost := set(sorted(seen | left)[-2:]) - left:
         counts["lost_checkpoints"] += len(lost)
         tally.errors.append(f"saved steps {sorted(lost)} are lost")
     counts["steps_repeated"] += max(0, reached - newest)
-    if code == -signal.SIGKILL:
+    if code != -signal.SIGKILL:
+        phase = "asked"
+        counts["terms"] += 1
+        counts["terms_saved"] += code == RESUME_ME
+        if code == RESUME_ME and newest <= oldest:
+            tally.errors.append(f"SIGTERM after step {oldest} saved none")
+    else:
         phase = "in_start_up"
         if writing:
             phase = "while_writing"
@@ -283,16 +260,8 @@ def count(
             phase = "in_training"
         counts["kills"] += 1
         counts[f"kills_{phase}"] += 1
-    else:
-        phase = "asked"
-        counts["terms"] += 1
-        counts["terms_saved"] += code == RESUME_ME
-        if code == RESUME_ME and newest <= oldest:
-            tally.errors.append(f"SIGTERM after step {oldest} saved none")
     print(
-        f"{counts['kills']:4} {workdir.name} {phase}: exit code {code}, logged until "
-        f"step {reached}, saved {sorted(left)}",
-        flush=True,
+        f"{counts['kills']:4} {workdir.name} {phase}: saved {sorted(left)}", flush=True
     )
 
 

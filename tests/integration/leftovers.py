@@ -1,4 +1,4 @@
-"""What a run of `train.py` left on disk, for chaos.py: checkpoints, records, result."""
+"""What a run of `train.py` left on disk: checkpoints, records, result."""
 
 import json
 import os
@@ -27,6 +27,7 @@ def unfinished(workdir: pathlib.Path) -> set[tuple[str, int]]:
 
 
 def listing(workdir: pathlib.Path) -> list[tuple[str, int]]:
+    """(name, inode) of each checkpoint."""
     try:
         with os.scandir(workdir / manager.FOLDER) as found:
             return [(entry.name, entry.inode()) for entry in found]
@@ -35,6 +36,7 @@ def listing(workdir: pathlib.Path) -> list[tuple[str, int]]:
 
 
 def text(path: str | pathlib.Path) -> str:
+    """Of a file, '' without one."""
     try:
         return pathlib.Path(path).read_text("utf-8", errors="replace")
     except FileNotFoundError:
@@ -63,7 +65,7 @@ def differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
             states = {step: kept.restore(like, step).state for step in kept.steps()}
             runs.append({k: manager.flatten(v) for k, v in states.items()})
     if runs[0].keys() != runs[1].keys():
-        found.append(f"kept steps {sorted(runs[0])}, not {sorted(runs[1])}")
+        found.append(f"saved steps {sorted(runs[0])}, not {sorted(runs[1])}")
     for step in runs[0].keys() & runs[1].keys():
         for name, a in runs[0][step].items():
             b = runs[1][step][name]

@@ -1,4 +1,4 @@
-"""Short form of the chaos benchmark: a run is killed twice and loses nothing."""
+"""Short form of chaos.py: a run is killed twice and loses nothing."""
 
 import json
 import signal
@@ -7,7 +7,7 @@ import pytest
 from test_train import compile_once, settings  # noqa: F401  # a fixture for all
 
 import train
-from benchmarks import chaos
+from tests.integration import chaos
 
 pytestmark = pytest.mark.cheap
 
@@ -23,12 +23,12 @@ def test_killed_run_ends_like_one_that_nobody_touched(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "strict")
     reference, workdir = tmp_path / "reference", tmp_path / "killed"
     steps = train.train(settings(checkpoint_every=2), reference)["steps"]
-    blows = [
-        chaos.Blow(signal.SIGKILL, after="writing"),
-        chaos.Blow(signal.SIGKILL, after="saved"),
+    kills = [
+        chaos.Kill(signal.SIGKILL, after="writing"),
+        chaos.Kill(signal.SIGKILL, after="saved"),
     ]
     tally = chaos.Tally(steps)
-    chaos.suffer(OPTIONS, workdir, iter(blows), tally)
+    chaos.suffer(OPTIONS, workdir, iter(kills), tally)
     assert not tally.errors, chaos.text(f"{workdir}.log")
     assert tally.counts["kills"] == 2 and tally.counts["lost_checkpoints"] == 0
     assert tally.counts["kills_while_writing"] >= 1

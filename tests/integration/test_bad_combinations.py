@@ -1,0 +1,172 @@
+"""Values that are fine one by one and bad together, with the data or the devices."""
+
+import os
+
+import pytest
+from ml_collections import ConfigDict
+
+from quantnet_jax import config as config_lib
+from tests.integration.referee import build, config_of, fault, parse
+
+
+@pytest.fixture(autouse=True)
+def nothing_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not os.listdir(tmp_path)
+
+
+RULE = ("head/kernel", "binary_ste", "layer")
+BUNDLED = {"data.name": "bundled", "data.train_size": 0, "data.test_size": 0}
+STREAM = {"data.name": "imagenet2012", "data.train_size": 0, "data.test_size": 0}
+BILEVEL = {"meta.mode": "bilevel"}
+QUANTNET = "quantizer.quantnet"
+
+
+def steps(section, milestones, warmup=0.0):
+    values = {"schedule": "steps", "milestones": milestones, "warmup": warmup}
+    return {f"{section}.{key}": value for key, value in values.items()}
+
+
+# (keys of which one is named, changes)
+CASES = [
+    # Two keys
+    ("fsdp", {"fsdp": 2}),
+    ("model.act", {"model.act": "relu", "activation.name": "sign_ste"}),
+    ("data.train_size", STREAM | {"data.train_size": 9}),
+    ("data.classes", STREAM | {"data.classes": 9}),
+    ("data.validation_size", STREAM | {"data.validation_size": 9}),
+    ("data.workers", {"data.workers": 3}),
+    ("data.max_unreadable", {"data.max_unreadable": 3}),
+    ("data.folder", {"data.folder": "somewhere"}),
+    ("data.name", STREAM | {"data.name": "tfds:"}),
+    ("weights.milestones", steps("weights", (0.2, 0.95), 0.5)),
+    ("meta.milestones", steps("meta", (0.2, 0.95), 0.5)),
+    ("weights.milestones", steps("weights", ())),
+    *(("meta.milestones", {"meta.milestones": x}) for x in (
+        (0.5, 0.4), (0.5, 0.5), (0.0, 0.5), (1.5,), (0.5, "1"), (None,), ((0.5,),))),
+    ("quantizer.recu.lowest", {"quantizer.recu": {"lowest": 0.9, "highest": 0.8}}),
+    (f"{QUANTNET}.width", {QUANTNET: {"unit": "conv", "width": 17}}),
+    (f"{QUANTNET}.window", {QUANTNET: {"window": 4}}),
+    ("model.bi_real", {"model": {"name": "resnet50", "bi_real": True}}),
+    ("model.shortcut", {"model": {"name": "small", "shortcut": "A"}}),
+    ("model.outputs", {"model.outputs": 3}),
+    ("model.act_quant", {"model": {"name": "resnet8", "act_quant": "x"}}),
+    ("accumulation_steps", {"batch_size": 40, "accumulation_steps": 21}),
+    ("activation.name", {"activation.name": "quantnet"}),
+    ("quantizer.name", {"quantizer.name": "sign_ste"}),
+    ("model.name", {"model.name": "ResNet20"}),
+    ("meta.holdout", {"meta.holdout": 0.3}),
+    ("terms[0].name", {"terms": ({"name": "bread"},)}),
+    ("terms[0]", {"terms": (3,)}),
+    # Rules and layers
+    ("rules[0]", {"rules": (RULE[:2],)}),
+    ("rules[1]", {"rules": (RULE, (*RULE, "x"))}),
+    ("rules[0]", {"rules": (("head/(", *RULE[1:]),)}),
+    ("rules[0]", {"rules": ((RULE[0], "LSQ", RULE[2]),)}),
+    ("rules[0]", {"rules": ((*RULE[:2], "bread"),)}),
+    ("rules[0]", {"rules": ((None, *RULE[1:]),)}),
+    ("rules[0]", {"rules": ("bread",)}),
+    ("rules", {"rules": (("stage9/kernel", *RULE[1:]),)}),
+    ("rules", {"rules": (RULE, RULE)}),
+    ("rules", {"rules": (("conv1/kernel", *RULE[1:]),)}),
+    ("layers", {"layers": "stage9/kernel"}),
+    ("layers", {"layers": "conv1/kerne"}),
+    ("layers", {"layers": "*conv"}),
+    ("layers", {"layers": "Inner"}),
+    ("layers", {"layers": ".*scale"}),
+    ("layers", {"layers": "head/bias"}),
+    ("share layers", {"layers": "all", "share": "model"}),
+    ("share layers", {"layers": "all", "share": "model",
+                      QUANTNET: {"unit": "filter", "width": 2}}),
+    # Data
+    ("data.pad", {"data.pad": 8}),
+    ("data.validation_size", {"data.validation_size": 100}),
+    ("data.folder", {"data.name": "cifar10", "data.folder": "no/where"}),
+    ("data.folder", {"data.name": "mnist", "data.folder": "x" * 270}),
+    ("data.folder data.name", STREAM | {"data.folder": "no/where"}),
+    ("data.name", {"data.name": "cifar11"}),
+    ("data.train_size", {"data.train_size": 2**26 + 1}),
+    ("data.train_size", {"data.image_size": 2048, "data.train_size": 2**20}),
+    ("data.image_size", BUNDLED | {"data.image_size": 32}),
+    ("data.image_size", {"data.image_size": 30}),
+    ("data.train_size", BUNDLED | {"data.train_size": 10_001}),
+    ("data.test_size", BUNDLED | {"data.test_size": 2_001}),
+    ("data.classes", BUNDLED | {"data.classes": 11}),
+    ("data.classes", {"data.classes": 1}),
+    ("data.classes data.train_size", {"data.classes": 101}),
+    ("data.classes data.train_size",
+     BUNDLED | {"data.train_size": 5, "batch_size": 4}),
+    # Batches and devices, epochs and steps
+    ("batch_size", {"batch_size": 18}),
+    ("batch_size", {"batch_size": 18, "runner": "jit"}),
+    ("eval_batch_size", {"eval_batch_size": 18}),
+    ("batch_size", {"batch_size": 104}),
+    ("eval_batch_size", {"eval_batch_size": 2**17}),
+    ("epochs", {"epochs": 1e-6}),
+    ("epochs", {"epochs": 9e8}),
+    ("steps_per_call", {"steps_per_call": 2**20, "log_every": 7}),
+    ("eval_every", {"eval_every": 1e-9}),
+    ("fsdp", {"fsdp": 3, "runner": "jit"}),
+    ("fsdp", {"fsdp": 8, "runner": "jit"}),
+    ("accumulation_steps", {"batch_size": 20, "accumulation_steps": 10}),
+    ("meta.holdout", BILEVEL | {"meta.holdout": 1 / 3}),
+    ("meta.holdout", BILEVEL | {"batch_size": 4}),
+    # Networks and quantizers
+    ("meta.mode", BILEVEL | {"quantizer.name": "metaquant"}),
+    ("model.width", {"model": {"name": "resnet18", "width": 2**14}}),
+    (QUANTNET, {QUANTNET: {"width": 2**14, "depth": 64}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes"), CASES, ids=[f"{i}-{k}" for i, (k, _) in enumerate(CASES)]
+)
+def test_what_does_not_go_together_is_refused(keys, changes):
+    assert not fault(lambda: build(config_of(changes)), keys)
+
+
+WORDS = [
+    ("bread", "--config.bread=1"),
+    ("weights.bread", "--config.weights.bread=1"),
+    ("seed.bread", "--config.seed.bread=1"),
+    ("quantizer.quantnet.bread", "--config.quantizer.quantnet.bread=1"),
+    *(("seed", f"--config.seed={x}") for x in ("bread", "1,2", "1e", "{}", "1 2", "")),
+    *(("epochs", f"--config.epochs={x}") for x in ("bread", "(1,)", "0x")),
+    *(("export", f"--config.export={x}") for x in ("bread", "2", "()", "maybe")),
+    ("weights", "--config.weights=bread"),
+    ("quantizer.quantnet", "--config.quantizer.quantnet=bread"),
+    *(("rules", f"--config.rules={x}") for x in ("(0.5,", "bread", "[", "=")),
+    ("runner", "--config.runner=pmapp"),
+    ("workdirs", "--workdirs=x"),
+    ("seed", "--seed=1"),
+]
+
+
+@pytest.mark.parametrize(("keys", "word"), WORDS)
+def test_command_lines_are_refused(keys, word):
+    assert not fault(lambda: config_lib.check(parse([word])), keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(): return {'seed': 1}", "dict"),
+        ("def get_config(): return None", "None"),
+        ("def get_config(:", "invalid syntax"),
+        ("import no_such_module", "no_such_module"),
+        ("def get_config(): raise ValueError('a\\nb')", "b"),
+    ],
+)
+def test_file_that_holds_no_configuration(tmp_path_factory, text, message):
+    path = tmp_path_factory.mktemp("files") / "experiment.py"
+    path.write_text(text)
+    with pytest.raises((SystemExit, ValueError)) as error:
+        config_lib.check(parse([f"--config={path}"]))
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_no_configdict_is_refused():
+    with pytest.raises(ValueError, match="expected a ConfigDict"):
+        config_lib.check({"seed": 1})
+    config_lib.check(ConfigDict(config_of({}).to_dict()))
