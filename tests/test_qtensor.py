@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from util import normal
 
+from quantnet_jax.core.packing import pack, unpack
 from quantnet_jax.core.qtensor import (
     QTensor,
     code_bits,
@@ -15,8 +16,6 @@ from quantnet_jax.core.qtensor import (
     encode,
     is_qtensor,
     lookup,
-    pack,
-    unpack,
     validate,
 )
 
@@ -138,6 +137,21 @@ def test_floats_pass_through_dequantize():
 def test_code_bits(levels, bits):
     qt = QTensor(jnp.zeros((2, 3), jnp.uint8), jnp.zeros(levels), jnp.ones(()))
     assert (qt.bits, code_bits(levels), qt.shape) == (bits, bits, (2, 3))
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_tensor_is_like_an_array(abstract):
+    codes, levels, scale = (3, 3, 5, 7), (7, 3), (1, 1, 1, 7)
+    make = lambda: QTensor(
+        jnp.zeros(codes, jnp.uint8), jnp.zeros(levels), jnp.zeros(scale)
+    )
+    qt = jax.eval_shape(make) if abstract else make()
+    assert (qt.shape, qt.ndim, qt.size) == (codes, 4, 315)
+    assert qt.dtype == jax.eval_shape(dequantize, qt).dtype == jnp.float32
+    assert qt.nbytes == 79 + 4 * 21 + 4 * 7  # 315 codes of 2 bits in 79 bytes
+    if not abstract:
+        packed = pack(qt.codes, qt.bits)
+        assert qt.nbytes == packed.nbytes + qt.levels.nbytes + qt.scale.nbytes
 
 
 def good():

@@ -15,9 +15,11 @@ from quantnet_jax.core.quantizer import (
     Reparam,
     ScalarOrSchedule,
     as_schedule,
+    factory,
 )
 
 
+@factory
 def chain(*parts: Reparam | Quantizer) -> Quantizer:
     """Quantizes the composition of continuous maps.
 
@@ -62,6 +64,7 @@ def chain(*parts: Reparam | Quantizer) -> Quantizer:
     return Quantizer(init, soft, hard, penalty)
 
 
+@factory
 def straight_through(
     q: Quantizer, backward: Callable[..., jax.Array] | None = None
 ) -> Quantizer:
@@ -96,6 +99,7 @@ def straight_through(
     return q._replace(soft=soft)
 
 
+@factory
 def per_channel(q: Quantizer) -> Quantizer:
     """One set of parameters, levels and scale for each output channel (last axis).
 
@@ -142,6 +146,7 @@ def per_channel(q: Quantizer) -> Quantizer:
     )
 
 
+@factory
 def scale_by_mean_abs(
     q: Quantizer, *, per: str = "channel", detach: bool = False
 ) -> Quantizer:
@@ -156,6 +161,7 @@ def scale_by_mean_abs(
     return _scaled(q, lambda w: mean(jnp.abs(w)), detach)
 
 
+@factory
 def scale_by_max(
     q: Quantizer, *, per: str = "channel", detach: bool = False
 ) -> Quantizer:
@@ -164,6 +170,7 @@ def scale_by_max(
     return _scaled(q, lambda w: largest(jnp.abs(w)), detach)
 
 
+@factory
 def learned_scale(q: Quantizer, *, per: str = "channel") -> Quantizer:
     """Multiplies soft and hard values by a learned positive factor.
 
@@ -190,6 +197,7 @@ def learned_scale(q: Quantizer, *, per: str = "channel") -> Quantizer:
     return Quantizer(init, soft, hard, penalty)
 
 
+@factory
 def add_penalty(
     q: Quantizer, fn: Callable[..., jax.Array], weight: ScalarOrSchedule = 1.0
 ) -> Quantizer:
@@ -203,6 +211,7 @@ def add_penalty(
     return q._replace(penalty=penalty)
 
 
+@factory
 def bit_planes(q: Quantizer, bits: int) -> Quantizer:
     """A `bits`-bit quantizer from a binary one: each plane quantizes what is left.
 
@@ -257,6 +266,7 @@ def bit_planes(q: Quantizer, bits: int) -> Quantizer:
     return Quantizer(init, soft, hard, penalty)
 
 
+@factory
 def mix(q: Quantizer, amount: ScalarOrSchedule) -> Quantizer:
     """(1 - a) w + a soft(w) with a = amount(step): a warm-up from float weights.
 

@@ -1,4 +1,4 @@
-"""The deployed tensor: codes, a table of levels, a scale; and how its codes pack."""
+"""The deployed tensor: codes, a table of levels, a scale."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ class QTensor:
     """A quantized tensor; the only thing that evaluation, packing and export consume.
 
     Its value is `levels[codes] * scale`. Invariants (see `validate`): `codes.shape` is
-    the shape of the original weights; `levels` has 2 to 256 entries, in rising order
+    the shape of the original weights; `levels` has 2 to 256 entries, in ascending order
     unless a method defines a hardware code and orders the table by it; `scale`
     broadcasts to `codes.shape`.
 
@@ -36,9 +36,33 @@ class QTensor:
         return self.codes.shape
 
     @property
+    def ndim(self) -> int:
+        """Number of axes of the weights."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of the values: that of `dequantize(self)`."""
+        return jnp.dtype(self.levels.dtype)
+
+    @property
     def bits(self) -> int:
         """Bits that one code takes when packed: ceil(log2(L)), at least 1."""
         return code_bits(self.levels.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed form: packed codes, levels and scale, as in a file.
+
+        In memory a code takes a whole byte.
+        """
+        tables = math.prod(self.levels.shape) + math.prod(self.scale.shape)
+        return -(-self.size * self.bits // 8) + 4 * tables
 
 
 def code_bits(levels: int) -> int:
@@ -56,7 +80,7 @@ def encode(x: jax.Array, levels: jax.Array) -> jax.Array:
 
     Args:
       x: float32, any shape.
-      levels: float32[L], rising, 2 <= L <= 256.
+      levels: float32[L], ascending, 2 <= L <= 256.
 
     Returns:
       uint8 codes of the shape of `x`. On a midpoint the upper level wins, so that
@@ -81,51 +105,6 @@ def lookup(qt: QTensor) -> jax.Array:
         return qt.levels[qt.codes]
     channels = jnp.arange(qt.shape[-1]).reshape((1,) * (len(qt.shape) - 1) + (-1,))
     return qt.levels[jnp.broadcast_to(channels, qt.shape), qt.codes]
-
-
-def pack(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs codes into bytes.
-
-    Code i (in row-major order) takes the bits i*bits ... (i+1)*bits-1 of the stream,
-    least significant first; bit b of the stream is bit b%8 of byte b//8.
-
-    Args:
-      codes: uint8, any shape, values below 2**bits.
-      bits: 1 to 8.
-
-    Returns:
-      uint8[ceil(codes.size * bits / 8)]; the last byte is filled with zeros.
-
-    Raises:
-      ValueError: if `bits` is not in 1..8.
-
-    Example:
-      >>> pack(jnp.asarray([1, 0, 1, 1], jnp.uint8), 1).tolist()
-      [13]
-    """
-    _check_bits(bits)
-    planes = codes.reshape(-1, 1) >> jnp.arange(bits, dtype=jnp.uint8)[None]
-    return jnp.packbits((planes & jnp.uint8(1)).reshape(-1), bitorder="little")
-
-
-def unpack(packed: jax.Array, bits: int, shape: tuple[int, ...]) -> jax.Array:
-    """Inverse of `pack`: uint8 codes of `shape` from uint8 bytes.
-
-    Raises:
-      ValueError: if `bits` is not in 1..8 or the byte count does not fit `shape`.
-    """
-    _check_bits(bits)
-    size = math.prod(shape)
-    expected = -(-size * bits // 8)
-    if packed.shape != (expected,):
-        raise ValueError(
-            f"`packed` has shape {packed.shape}; {size} codes of {bits} bits take "
-            f"({expected},)"
-        )
-    stream = jnp.unpackbits(packed, bitorder="little")[: size * bits]
-    weights = jnp.left_shift(jnp.uint8(1), jnp.arange(bits, dtype=jnp.uint8))
-    codes = (stream.reshape(-1, bits) * weights[None]).sum(-1, dtype=jnp.uint8)
-    return codes.reshape(shape)
 
 
 def validate(qt: QTensor, name: str = "tensor") -> QTensor:
@@ -161,8 +140,3 @@ def validate(qt: QTensor, name: str = "tensor") -> QTensor:
             f"{name}: code {int(qt.codes.max())} is outside the table of {levels[-1]}"
         )
     return qt
-
-
-def _check_bits(bits: int) -> None:
-    if bits not in range(1, 9):
-        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")

@@ -6,7 +6,7 @@ what it *learns* lives in `qparams`, a plain pytree beside the weights.
 
 The laws that every member obeys (`quantnet_jax.testing.check_quantizer` checks them):
 
- 1. `soft` (and `gradient`, `project` where there are) keeps shape and dtype.
+ 1. `soft` (and `gradient`, `project` if defined) keeps shape and dtype.
  2. `dequantize(hard)` takes values in `levels * scale` only, same shape and dtype.
  3. Gradients with respect to `w` and every leaf of `qparams` are finite for random,
     all-zero, constant, huge and tiny weights.
@@ -26,8 +26,10 @@ The laws that every member obeys (`quantnet_jax.testing.check_quantizer` checks 
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,10 @@ class Quantizer(NamedTuple):
     gradient: Callable[..., jax.Array] | None = None
     project: Callable[..., tuple[PyTree, jax.Array]] | None = None
 
+    def __repr__(self) -> str:
+        made = f"Quantizer({_name(self.soft)})"
+        return getattr(self.soft, "made_by", made)
+
 
 class Reparam(NamedTuple):
     """A continuous map that soft and hard apply alike (QuantNet's sub-network is one).
@@ -79,6 +85,9 @@ class Reparam(NamedTuple):
 
     init: Callable[..., PyTree]
     apply: Callable[..., jax.Array]
+
+    def __repr__(self) -> str:
+        return f"Reparam({_name(self.apply)})"
 
 
 @jax.tree_util.register_dataclass
@@ -95,6 +104,43 @@ class PerTensor:
     """
 
     value: PyTree
+
+
+Options = ParamSpec("Options")
+
+
+def factory(make: Callable[Options, Quantizer]) -> Callable[Options, Quantizer]:
+    """Decorates a factory: its quantizers print as the call that made them.
+
+    Without it a quantizer prints the name of its factory alone.
+
+    Example:
+      >>> @factory
+      ... def mine(*, bits=2):
+      ...     return identity()
+      >>> mine(bits=1)
+      mine(bits=1)
+    """
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def made(*args: Options.args, **options: Options.kwargs) -> Quantizer:
+        q = make(*args, **options)
+        given = signature.bind(*args, **options)
+        given.apply_defaults()
+        words = [show(x) for x in given.args]
+        words += [f"{k}={show(x)}" for k, x in given.kwargs.items()]
+        soft = functools.partial(q.soft)  # `q.soft` may be that of another quantizer
+        setattr(soft, "made_by", f"{make.__name__}({', '.join(words)})")  # noqa: B010
+        return q._replace(soft=soft)
+
+    show = lambda x: _name(x) if inspect.isfunction(x) else repr(x)
+    return made
+
+
+def _name(fn: Callable) -> str:
+    """Name of a function; of an inner function that of the outermost."""
+    return getattr(fn, "__qualname__", type(fn).__name__).split(".<locals>")[0]
 
 
 def no_penalty(qparams: PyTree, w: jax.Array, *, step: jax.Array) -> jax.Array:
@@ -116,6 +162,7 @@ def as_schedule(value: ScalarOrSchedule) -> Schedule:
     return lambda step: jnp.asarray(value, jnp.float32)
 
 
+@factory
 def identity() -> Quantizer:
     """The float reference: every weight passes through unchanged.
 

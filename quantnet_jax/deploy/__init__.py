@@ -2,9 +2,11 @@
 
 from quantnet_jax.deploy.artifact import describe, read, write
 from quantnet_jax.deploy.export import export_tree, to_stablehlo
+from quantnet_jax.deploy.onnx import to_onnx
 from quantnet_jax.deploy.packed import Packed, float_tree, pack_tree, unpack_tree
 from quantnet_jax.deploy.predictor import Predictor, load, make_predictor, save
 from quantnet_jax.deploy.spec import NetworkSpec
+from quantnet_jax.deploy.summary import summarize
 
 __all__ = [
     "NetworkSpec",
@@ -18,6 +20,8 @@ __all__ = [
     "pack_tree",
     "read",
     "save",
+    "summarize",
+    "to_onnx",
     "to_stablehlo",
     "unpack_tree",
     "write",

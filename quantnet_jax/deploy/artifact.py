@@ -249,7 +249,7 @@ def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
 
 
 def _codes(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
-    """`quantnet_jax.core.qtensor.unpack` without compiling it for each shape."""
+    """`quantnet_jax.core.packing.unpack` without compiling it for each shape."""
     count = math.prod(shape) * bits
     planes = np.unpackbits(packed, count=count, bitorder="little").reshape(-1, bits)
     return np.packbits(planes, axis=-1, bitorder="little").reshape(shape)

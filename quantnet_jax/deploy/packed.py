@@ -7,13 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.qtensor import (
-    QTensor,
-    dequantize,
-    is_qtensor,
-    pack,
-    unpack,
-)
+from quantnet_jax.core.packing import pack, unpack
+from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 
 PyTree = Any
 
@@ -24,7 +19,7 @@ class Packed:
     """A QTensor with packed codes.
 
     Attributes:
-      codes: uint8[ceil(n bits / 8)], see `quantnet_jax.core.qtensor.pack`.
+      codes: uint8[ceil(n bits / 8)], see `quantnet_jax.core.packing.pack`.
       levels: as in QTensor.
       scale: as in QTensor.
       shape: of the weights. Static.

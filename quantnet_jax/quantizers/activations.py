@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through, uniform_levels
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
+from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
 from quantnet_jax.core.surrogates import SLOPES, half_up, round_ste, sign, with_slope
 
 SMALLEST = 1e-8
@@ -21,6 +21,7 @@ SMALLEST = 1e-8
 this value, so that it can grow again."""
 
 
+@factory
 def sign_activation(*, slope: str = "clip") -> Quantizer:
     """The sign of the activations.
 
@@ -51,6 +52,7 @@ def sign_activation(*, slope: str = "clip") -> Quantizer:
     )
 
 
+@factory
 def sign_ste() -> Quantizer:
     """The sign of the activations, through a clipped straight-through.
 
@@ -61,6 +63,7 @@ def sign_ste() -> Quantizer:
     return sign_activation(slope="clip")
 
 
+@factory
 def approx_sign() -> Quantizer:
     """The sign of the activations, with the slope of a piecewise parabola (ApproxSign).
 
@@ -70,6 +73,7 @@ def approx_sign() -> Quantizer:
     return sign_activation(slope="approx")
 
 
+@factory
 def dorefa_activation(*, bits: int = 2) -> Quantizer:
     """DoReFa: 2^bits evenly spaced values from 0 to 1.
 
@@ -92,6 +96,7 @@ def dorefa_activation(*, bits: int = 2) -> Quantizer:
     )
 
 
+@factory
 def pact_activation(*, bits: int = 2, start: float = 6.0) -> Quantizer:
     """PACT: 2^bits evenly spaced values from 0 to a learned clip a.
 
@@ -125,6 +130,7 @@ def pact_activation(*, bits: int = 2, start: float = 6.0) -> Quantizer:
     )
 
 
+@factory
 def lsq_activation(*, bits: int = 2) -> Quantizer:
     """LSQ, unsigned: 2^bits multiples, from 0 on, of a learned step s.
 

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through, uniform_levels
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.core.quantizer import Quantizer, no_penalty
+from quantnet_jax.core.quantizer import Quantizer, factory, no_penalty
 from quantnet_jax.core.surrogates import clip_slope, with_slope
 from quantnet_jax.quantizers.subnet import EXACT
 
 gated = with_slope(lambda z: jnp.clip(z, -1.0, 1.0), clip_slope)
 
 
+@factory
 def binarizing_by_classification(*, width: int = 100) -> Quantizer:
     """Binarizing by classification: the class of a weight, by an MLP, is its sign.
 

@@ -10,6 +10,7 @@ from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
+    factory,
     no_penalty,
 )
 from quantnet_jax.core.surrogates import identity_slope, sign, with_slope
@@ -19,6 +20,7 @@ EPS = 1e-12
 sign_of_phi = with_slope(sign, identity_slope)
 
 
+@factory
 def dsq(*, bits: int = 2) -> Quantizer:
     """DSQ with a hard forward pass: rounding, with the slope of its tanh steps.
 
@@ -34,6 +36,7 @@ def dsq(*, bits: int = 2) -> Quantizer:
     return straight_through(_quantizer(bits, as_schedule(1.0), sign_of_phi))
 
 
+@factory
 def dsq_soft(*, bits: int = 2, sharpness: ScalarOrSchedule = 1.0) -> Quantizer:
     """DSQ with a soft forward pass.
 

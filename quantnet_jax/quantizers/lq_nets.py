@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through
 from quantnet_jax.core.qtensor import QTensor, encode
-from quantnet_jax.core.quantizer import PerTensor, Quantizer, no_penalty
+from quantnet_jax.core.quantizer import PerTensor, Quantizer, factory, no_penalty
 
 RIDGE = 1e-6
 
 
+@factory
 def lq_nets(*, bits: int = 2, momentum: float = 0.9) -> Quantizer:
     """LQ-Nets' weights: per output channel the levels v . e, e in {-1, 1}^bits.
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.combine import scale_by_mean_abs, straight_through
-from quantnet_jax.core.quantizer import Quantizer, no_penalty
+from quantnet_jax.core.quantizer import Quantizer, factory, no_penalty
 from quantnet_jax.quantizers.ste import sign_ste
 from quantnet_jax.quantizers.subnet import EXACT, NONLINEARITIES
 from quantnet_jax.quantizers.uniform import tanh_over_max
@@ -13,6 +13,7 @@ NETWORKS = ("fcgrad", "multifc", "lstmfc")
 FORWARDS = ("bwn", "dorefa")
 
 
+@factory
 def metaquant(
     *,
     network: str = "fcgrad",

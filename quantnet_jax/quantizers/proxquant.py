@@ -6,6 +6,7 @@ from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
+    factory,
     no_params,
     no_penalty,
 )
@@ -13,6 +14,7 @@ from quantnet_jax.core.surrogates import sign
 from quantnet_jax.quantizers.ste import hard_sign
 
 
+@factory
 def proxquant(*, strength: ScalarOrSchedule = 1e-3) -> Quantizer:
     """ProxQuant's binary weights: a proximal step, no forward map.
 

@@ -11,6 +11,7 @@ from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
+    factory,
     no_penalty,
 )
 
@@ -22,6 +23,7 @@ LEVELS = {
 """The paper's tables: binary, ternary, and signed powers of two."""
 
 
+@factory
 def quantization_networks(
     *, bits: int = 1, sharpness: ScalarOrSchedule = 10.0
 ) -> Quantizer:

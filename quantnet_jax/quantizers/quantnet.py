@@ -16,7 +16,7 @@ from quantnet_jax.core.combine import (
     learned_scale,
     scale_by_mean_abs,
 )
-from quantnet_jax.core.quantizer import Quantizer, ScalarOrSchedule
+from quantnet_jax.core.quantizer import Quantizer, ScalarOrSchedule, factory
 from quantnet_jax.core.regularizers import orthogonality as orthogonality_distance
 from quantnet_jax.quantizers.sign import RANGES, check_bits, staircase
 from quantnet_jax.quantizers.subnet import normalize, subnet
@@ -24,6 +24,7 @@ from quantnet_jax.quantizers.subnet import normalize, subnet
 SCALES = {"none": lambda q: q, "mean_abs": scale_by_mean_abs, "learned": learned_scale}
 
 
+@factory
 def quantnet(
     *,
     bits: int = 1,

@@ -8,6 +8,7 @@ from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
+    factory,
     no_params,
     no_penalty,
 )
@@ -20,6 +21,7 @@ variable (its optimal steps are 0.9957, 0.5860 and 0.3352). At 1 bit only the si
 counts."""
 
 
+@factory
 def staircase(
     *, bits: int = 1, sharpness: ScalarOrSchedule = 1.0, penalty: ScalarOrSchedule = 0.0
 ) -> Quantizer:
@@ -55,6 +57,7 @@ def staircase(
     return Quantizer(no_params, soft, hard, distance if penalty else no_penalty)
 
 
+@factory
 def tanh_sign(
     *,
     bits: int = 1,

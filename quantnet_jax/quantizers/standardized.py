@@ -11,6 +11,7 @@ from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,
     as_schedule,
+    factory,
     no_params,
     no_penalty,
 )
@@ -22,6 +23,7 @@ ede_sign = with_slope(sign, ede_slope)
 """`ede_sign(x, t)`: sign(x), whose slope is k t (1 - tanh^2(t x)), k = max(1/t, 1)."""
 
 
+@factory
 def irnet(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
     """IR-Net: Libra parameter binarization and the error decay estimator.
 
@@ -58,6 +60,7 @@ def irnet(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
     return straight_through(Quantizer(no_params, soft, hard, no_penalty))
 
 
+@factory
 def adabin(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
     """AdaBin's weights: two levels per output channel, around its mean.
 
@@ -85,6 +88,7 @@ def adabin(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
     return straight_through(Quantizer(no_params, soft, hard, no_penalty))
 
 
+@factory
 def recu(
     *,
     progress: ScalarOrSchedule = 0.0,

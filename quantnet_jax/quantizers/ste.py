@@ -10,7 +10,7 @@ from quantnet_jax.core.combine import (
     uniform_levels,
 )
 from quantnet_jax.core.qtensor import QTensor, encode
-from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
+from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
 
 
 def hard_sign(qparams, w: jax.Array) -> QTensor:
@@ -19,6 +19,7 @@ def hard_sign(qparams, w: jax.Array) -> QTensor:
     return QTensor(encode(w, levels), levels, jnp.ones((), jnp.float32))
 
 
+@factory
 def sign_ste(slope: str = "clip") -> Quantizer:
     """sign(w), whose derivative is said to be one of `surrogates.SLOPES`.
 
@@ -32,6 +33,7 @@ def sign_ste(slope: str = "clip") -> Quantizer:
     return _with_slope(surrogates.SLOPES[slope])
 
 
+@factory
 def binary_ste(*, per: str = "channel") -> Quantizer:
     """BWN: mean |w| times sign(w), trained through a clipped straight-through.
 
@@ -47,6 +49,7 @@ def binary_ste(*, per: str = "channel") -> Quantizer:
     return straight_through(scale_by_mean_abs(sign_ste("clip"), per=per, detach=True))
 
 
+@factory
 def clipped_ste() -> Quantizer:
     """Plain sign with the clipped straight-through gradient.
 
@@ -57,6 +60,7 @@ def clipped_ste() -> Quantizer:
     return sign_ste("clip")
 
 
+@factory
 def approx_sign() -> Quantizer:
     """Plain sign with the gradient of a piecewise parabola.
 
@@ -68,6 +72,7 @@ def approx_sign() -> Quantizer:
     return sign_ste("approx")
 
 
+@factory
 def swish_sign(*, beta: float = 5.0) -> Quantizer:
     """Plain sign with the derivative of SignSwish.
 
@@ -87,6 +92,7 @@ def swish_sign(*, beta: float = 5.0) -> Quantizer:
     return _with_slope(lambda w: surrogates.swish_slope(w, beta))
 
 
+@factory
 def magnitude_aware() -> Quantizer:
     """Magnitude-aware sign: a mean |w| per output channel, held constant.
 
@@ -99,6 +105,7 @@ def magnitude_aware() -> Quantizer:
     return binary_ste(per="channel")
 
 
+@factory
 def xnor(*, per: str = "channel") -> Quantizer:
     """XNOR-Net's binary weights, the scale differentiated too.
 
@@ -115,6 +122,7 @@ def xnor(*, per: str = "channel") -> Quantizer:
     return straight_through(scale_by_mean_abs(sign_ste("clip"), per=per))
 
 
+@factory
 def binaryconnect() -> Quantizer:
     """BinaryConnect: sign, the gradient passed on, the latent weights kept in [-1, 1].
 

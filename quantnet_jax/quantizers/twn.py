@@ -4,9 +4,10 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
+from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
 
 
+@factory
 def twn(*, threshold: float = 0.7) -> Quantizer:
     """TWN: weights below a threshold become zero, the others +a or -a.
 

@@ -9,7 +9,13 @@ from quantnet_jax.core.combine import (
     uniform_levels,
 )
 from quantnet_jax.core.qtensor import QTensor, encode
-from quantnet_jax.core.quantizer import PerTensor, Quantizer, no_params, no_penalty
+from quantnet_jax.core.quantizer import (
+    PerTensor,
+    Quantizer,
+    factory,
+    no_params,
+    no_penalty,
+)
 from quantnet_jax.core.surrogates import clip_slope, identity_slope, sign, with_slope
 from quantnet_jax.quantizers.ste import sign_ste
 
@@ -22,6 +28,7 @@ def check_width(bits: int) -> None:
         raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")
 
 
+@factory
 def dorefa(*, bits: int = 1) -> Quantizer:
     """DoReFa-Net's weights, 1 to 8 bits.
 
@@ -50,6 +57,7 @@ def dorefa(*, bits: int = 1) -> Quantizer:
     return straight_through(Quantizer(no_params, soft, hard, no_penalty))
 
 
+@factory
 def lsq(*, bits: int = 2) -> Quantizer:
     """LSQ: uniform levels whose step is learned, 1 to 8 bits.
 
@@ -97,6 +105,7 @@ def lsq(*, bits: int = 2) -> Quantizer:
     return straight_through(Quantizer(init, backward, hard, no_penalty))
 
 
+@factory
 def pact(*, bits: int = 2) -> Quantizer:
     """PACT's learned clip, for weights: 2^bits levels from -a to a.
 

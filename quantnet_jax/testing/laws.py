@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.core.combine import per_channel
-from quantnet_jax.core.qtensor import dequantize, is_qtensor, pack, unpack, validate
+from quantnet_jax.core.packing import pack, unpack
+from quantnet_jax.core.qtensor import dequantize, is_qtensor, validate
 from quantnet_jax.core.quantizer import PyTree, Quantizer
 
 FLOAT = {"rtol": 2e-5, "atol": 2e-6}
