@@ -23,11 +23,11 @@ ORDER = (
 ONLY = {
     "data": set(),
     "models": {"core", "activations"},
-    "distributed": set(),
+    "distributed": {"core"},
     "checkpoint": set(),
     "deploy": {"core", "quantizers", "activations", "models"},
-    "zoo": set(),
-    "report": {"logging"},
+    "zoo": {"core"},
+    "report": {"core", "logging"},
 }
 ROOMS = {room: ONLY.get(room, set(ORDER[:number])) for number, room in enumerate(ORDER)}
 
