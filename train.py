@@ -19,6 +19,7 @@ from quantnet_jax.config import flags as command_line
 from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed.preemption import RESUME_ME, Preemption
 from quantnet_jax.logging import records
+from quantnet_jax.logging.progress import summary
 from quantnet_jax.logging.step_log import Diverged
 from quantnet_jax.training import experiment, loop, resume
 
@@ -145,7 +146,7 @@ def finish(
         except ValueError as e:
             failure = f"error: {workdir / 'export'}: {e}"
     if writes:
-        print(records.summary(result))
+        print(summary(result))
         if config.report:
             page = report.write_report([workdir], workdir / "report.html")
             print(f"\nreport: {page}")
@@ -167,7 +168,7 @@ def errors():
         logging.debug("traceback of the error:", exc_info=True)  # --verbosity=1
         sys.exit(f"error: {e}")
     except OSError as e:
-        line = storage.told(e)
+        line = storage.describe(e)
         if not line:
             raise
         sys.exit(

@@ -13,6 +13,7 @@ import numpy as np
 from quantnet_jax import config as config_lib
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.logging import records
+from quantnet_jax.logging.progress import summary
 from quantnet_jax.training import experiment
 from quantnet_jax.training.state import TrainState
 
@@ -38,6 +39,7 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
         "step": number,
         "method": exp.config.quantizer.name,
         "seed": exp.config.seed,
+        "metric": exp.task.primary._asdict(),
         **scores,
         "layers": layers,
     }
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     print(f"{args.workdir}, step {result['step']}")
-    print(records.summary(result))
+    print(summary(result))
     if args.out:
         records.write_json(args.out, result)
     return 0

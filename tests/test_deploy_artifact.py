@@ -22,7 +22,7 @@ from quantnet_jax import deploy, evaluate, export, models, quantizers
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.packed import Packed, float_tree, leaves
-from quantnet_jax.logging import records
+from quantnet_jax.logging.progress import summary
 from quantnet_jax.models.layers import BatchNorm
 from quantnet_jax.training import experiment
 
@@ -218,7 +218,7 @@ def test_run_ends_with_the_accuracy_of_what_ships(finished):
     assert result["packed"] == result["exported"] == result["hard"]
     files = {x.name for x in (workdir / "export").iterdir()}
     assert files == {"model.safetensors", "model.stablehlo"}
-    rows = [line.split() for line in records.summary(result).splitlines()]
+    rows = [line.split() for line in summary(result).splitlines()]
     shown = f"{100 * result['hard']:.2f}%"
     assert ["packed", shown] in rows and ["exported", shown] in rows
     page = (workdir / "report.html").read_text()

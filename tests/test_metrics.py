@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 
 from quantnet_jax.logging import meter, records
+from quantnet_jax.logging.progress import Progress, summary
+from quantnet_jax.logging.scores import PLAIN, show, unit_of
+
+PERCENT = unit_of({"name": "accuracy", "unit": "%"})
+PSNR = {"name": "psnr", "unit": " dB", "higher_is_better": True}
 
 
 def refuse(token):
@@ -98,9 +103,9 @@ def test_other_processes_write_nothing(tmp_path):
     with records.Writer(tmp_path / "run", active=False) as writer:
         write_steps(writer, 1, 4)
         writer.flush()
-    with records.Progress(4, stream=stream, active=False) as progress:
+    with Progress(4, stream=stream, active=False) as progress:
         progress.update(1, {"loss": 1.0})
-        progress.say("hello")
+        progress.write("hello")
     assert not (tmp_path / "run").exists()
     assert stream.getvalue() == ""
 
@@ -154,11 +159,11 @@ def test_write_json_is_strict_and_atomic(tmp_path):
 
 def test_progress_prints_one_line_per_record_without_a_terminal():
     stream = io.StringIO()
-    with records.Progress(200, stream=stream, start=50) as progress:
+    with Progress(200, unit=PERCENT, stream=stream, start=50) as progress:
         for step in range(51, 101):
             progress.update(step, {"loss": 0.5} if step % 25 == 0 else None)
-        progress.update(100, {"soft": 0.91, "hard": 0.905})
-        progress.say("saved")
+        progress.update(100, {"soft": 0.91, "hard": 0.905, "gap": 0.005})
+        progress.write("saved")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 4 and lines[-1] == "saved"
     assert lines[0].startswith("step 75/200 | loss 0.5 | ")
@@ -168,31 +173,53 @@ def test_progress_prints_one_line_per_record_without_a_terminal():
 
 def test_progress_is_a_bar_on_a_terminal():
     stream = Terminal()
-    with records.Progress(10, stream=stream, start=2) as progress:
-        progress.update(4, {"soft": 0.5, "hard": 0.75})
-        progress.say("a line")
+    with Progress(10, unit=unit_of(PSNR), stream=stream, start=2) as progress:
+        progress.update(4, {"soft": 30.5, "hard": 30.75, "gap": -0.25})
+        progress.write("a line")
         progress.update(10)
     text = stream.getvalue()
     assert "\r" in text and "10/10" in text and "a line\n" in text
-    assert "soft 50.00% hard 75.00% gap -25.00pt" in text
+    assert "soft 30.50 dB hard 30.75 dB gap -0.25 dB" in text
 
 
-def test_numbers_for_people():
-    assert records.format_metric("loss", 1.23456) == "1.235"
-    assert records.format_metric("loss", math.nan) == "nan"
-    assert records.format_metric("hard", None) == "-"
-    assert records.format_metric("hard_bn", 1) == "100.00%"
-    times = [records.duration(s) for s in (0.4, 59.6, 187, 7500)]
-    assert times == ["0s", "1m00s", "3m07s", "2h05m"]
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("loss", 1.23456, "1.235"), ("loss", math.nan, "nan"), ("hard", None, "-"),
+        ("hard_bn", 1, "100.00%"), ("gap", 0.0, "+0.00pt"), ("epoch", 3.0, "3"),
+        ("soft", -math.inf, "-inf"), ("note", "text", "text"),
+    ],
+)  # fmt: skip
+def test_numbers_for_people(name, value, text):
+    assert show(name, value, PERCENT) == text
 
 
-def test_table_aligns_and_checks_its_rows():
-    text = records.table([["soft", 91.5], ["hard + BN", None]], ["what", "%"])
-    assert text == (
-        "what          %\n---------  ----\nsoft       91.5\nhard + BN     -"
-    )
-    with pytest.raises(ValueError, match="has 1 cells, expected 2"):
-        records.table([["soft"]], ["what", "%"])
+def test_units_follow_the_metric():
+    error = unit_of({"name": "error", "unit": "%", "higher_is_better": False})
+    assert error.gap(0.1, 0.25) == 0.15 and PERCENT.gap(0.75, 0.5) == 0.25
+    assert PLAIN == unit_of(None) == unit_of({})
+    assert (PLAIN.value(31.23456), PLAIN.difference(-0.1)) == ("31.23", "-0.1")
+
+
+@pytest.mark.parametrize("metric", [PSNR, {**PSNR, "higher_is_better": False}, None])
+def test_summary_shows_any_metric(metric):
+    result = {"method": "quantnet", "examples": 50, "layers": {}, "gap": 0.25}
+    result |= {"float": 32.125, "soft": 31.5, "hard": 31.25, "psnr_soft": 9.0}
+    unit, name = (" dB", " psnr") if metric else ("", "")
+    if metric:
+        result["metric"] = metric
+    gap = "hard - soft" if metric and not metric["higher_is_better"] else "soft - hard"
+    digits = ("32.12", "31.50", "31.25") if metric else ("32.12", "31.5", "31.25")
+    rows = [
+        (f"quantnet{name}", "50 examples"),
+        *(
+            (k, x + unit)
+            for k, x in zip(("float", "soft", "hard"), digits, strict=True)
+        ),
+        (gap, f"+0.25{unit}"),
+    ]
+    lines = summary(result).strip().splitlines()
+    assert [tuple(re.split("  +", x)) for x in lines if "---" not in x] == rows
 
 
 def test_meter_counts_no_compilation(monkeypatch):

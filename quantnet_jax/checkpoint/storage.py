@@ -1,4 +1,4 @@
-"""Errors of the disk in one line that says which folder, why, and what is safe."""
+"""Storage errors in one line, locks and free space of a workdir."""
 
 import contextlib
 import errno
@@ -9,11 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-SLACK = 1.1, 1 << 18
-"""A checkpoint takes so many times the bytes of its arrays, and so many bytes more."""
+ESTIMATE = 1.1, 1 << 18
+"""Size estimate of a checkpoint: factor * array bytes + constant."""
 
-
-CAUSES = (
+CAUSES = (  # errors of the disk, not of the program
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.ESTALE),
 )
@@ -25,7 +24,7 @@ class StorageError(OSError):
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names `path` in the errors of what is written inside of the block.
+    """Names `path` in the errors of the block.
 
     Raises:
       StorageError: instead of any other OSError.
@@ -41,10 +40,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder and tries to write into it.
+    """Creates a folder and tries to write into it.
 
     Raises:
-      StorageError: it cannot be made, or not be written to.
+      StorageError: it cannot be created or written to.
     """
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
@@ -53,17 +52,17 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
 
 
 def claim(folder: str | os.PathLike[str]) -> IO[bytes]:
-    """Makes a folder and holds it for this process, until the file is closed.
+    """Creates a folder and locks it for this process, until the file is closed.
 
-    The system gives it free when the process dies, however it does. Where there are no
-    such locks (Windows, some file systems) nothing is held.
+    The OS releases the lock when the process exits. Where there are no such locks
+    (Windows, some file systems) nothing is locked.
 
     Raises:
-      StorageError: it cannot be made, or not be written to.
-      ValueError: another process holds it.
+      StorageError: it cannot be created or written to.
+      ValueError: another process holds the lock.
     """
     with writing(folder):
-        with contextlib.suppress(FileExistsError):  # a file, as which `open` tells it
+        with contextlib.suppress(FileExistsError):  # a file: `open` reports it
             os.makedirs(folder)
         file = open(os.path.join(folder, ".lock"), "ab")  # noqa: SIM115
     try:
@@ -83,16 +82,16 @@ def claim(folder: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def check_room(folder: str | os.PathLike[str], size: int) -> None:
-    """Refuses to begin what would not end: a checkpoint for which there is no room.
+    """Raises if free disk space is insufficient for a checkpoint.
 
     Args:
-      folder: it is written to.
+      folder: of the checkpoint.
       size: bytes of its arrays.
 
     Raises:
-      StorageError: less than that is free.
+      StorageError: see above.
     """
-    needed = SLACK[0] * size + SLACK[1]
+    needed = ESTIMATE[0] * size + ESTIMATE[1]
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
@@ -101,8 +100,8 @@ def check_room(folder: str | os.PathLike[str], size: int) -> None:
         )
 
 
-def told(error: OSError) -> str:
-    """One line for an error of the disk, '' for any other."""
+def describe(error: OSError) -> str:
+    """One line for a storage error, '' for any other."""
     if isinstance(error, StorageError):
         return str(error)
     if error.errno not in CAUSES:
@@ -112,7 +111,7 @@ def told(error: OSError) -> str:
 
 @contextlib.contextmanager
 def without_warning(text: str) -> Iterator[None]:
-    """Keeps Orbax from logging, in the block, what is meant so."""
+    """Suppresses an expected Orbax warning."""
     logger = logging.getLogger("absl")
 
     def unlike(record: logging.LogRecord) -> bool:

@@ -11,18 +11,18 @@ from quantnet_jax.checkpoint.storage import writing
 
 
 class Events:
-    """Writes events in the thread that calls, which gets the error of a full disk.
+    """Writes events in the calling thread, which so gets the error of a full disk.
 
-    The writer that tensorboardX offers has a thread of its own. Where that one dies of
-    an error, the next calls wait for it for ever.
+    (The writer of tensorboardX has its own thread; once that dies of an error, later
+    calls hang.)
 
     Args:
-      folder: for a file of events; created.
-      resume_step: of a resumed run: events above it are hidden by TensorBoard, all
-        those of earlier files without it.
+      folder: of the events file; created.
+      resume_step: of a resumed run; TensorBoard hides earlier events above it. None
+        hides all earlier events.
 
     Raises:
-      ImportError: there is no tensorboardX.
+      ImportError: tensorboardX is not installed.
       StorageError: here and below: the file cannot be written.
     """
 
@@ -30,11 +30,12 @@ class Events:
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
-        self._summary, self._event = summary, event_pb2.Event
+        proto: Any = event_pb2  # its classes are made at run time
+        self._summary, self._event = summary, proto.Event
         self._folder = folder
         # TensorBoard hides events at or above the step of such an event.
         purge = 0 if resume_step is None else resume_step + 1
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = proto.SessionLog(status=proto.SessionLog.START)
         with writing(folder):
             os.makedirs(folder, exist_ok=True)
             self._writer = event_file_writer.EventsWriter(
@@ -43,7 +44,7 @@ class Events:
             self._writer.write_event(self._event(step=purge, session_log=start))
 
     def write(self, kind: str, step: int, record: Mapping[str, Any]) -> None:
-        """Writes the numbers of a record, as of `metrics.Writer.write`."""
+        """Writes the numbers of a record; see `records.Writer.write`."""
         found = []
         for name, value in record.items():
             if isinstance(value, int | float) and name != "step":
@@ -76,7 +77,7 @@ class Events:
         )
 
     def flush(self) -> None:
-        """Hands everything written so far to the operating system."""
+        """Flushes to the operating system."""
         with writing(self._folder):
             self._writer.flush()
 

@@ -1,4 +1,4 @@
-"""Where the time of training goes: step time, waiting for data, memory, a trace."""
+"""Step time, time waiting for data, device memory, and profiler traces."""
 
 import contextlib
 import time
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Clock of the steps of a record; what is done after one is not counted."""
+    """Times steps between log records, excluding evaluation and checkpointing."""
 
     def __init__(self):
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new record now."""
+        """Starts a new record now."""
         self._began, self._waited = time.monotonic(), 0.0
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; the time until each is there counts as waiting."""
+        """Yields the batches; the time until each arrives counts as waiting."""
         iterator = iter(batches)
         while True:
             began = time.monotonic()
@@ -37,9 +37,9 @@ class Meter:
             yield batch
 
     def compiled(self, fn: Callable[..., T]) -> Callable[..., T]:
-        """The same function; calls that compile it are not counted.
+        """Wraps `fn`; calls that compile it are not counted.
 
-        They are the first ones with arrays of some shape in the last argument.
+        These are the first calls for each shape of the arrays in the last argument.
         """
         called = set()
 
@@ -47,7 +47,7 @@ class Meter:
             shapes = tuple(np.shape(x) for x in jax.tree.leaves(args[-1]))
             began = time.monotonic()
             result = fn(*args)
-            if shapes not in called:  # what the devices compute goes on behind it
+            if shapes not in called:  # its steps run asynchronously, and are counted
                 self._began += time.monotonic() - began
             called.add(shapes)
             return result
@@ -59,9 +59,9 @@ class Meter:
 
         Returns:
           'step_time' (seconds), 'examples_per_second', 'data_wait' (fraction of the
-          time in which this process waited for its batches) and, where the devices
-          tell it, 'device_memory' (bytes, the peak of the fullest local device; on
-          CPUs that of this process).
+          time in which this process waited for its batches) and, where devices report
+          it, 'device_memory' (bytes, the peak of the fullest local device; on CPUs
+          that of this process).
         """
         took = max(time.monotonic() - self._began, 1e-9)
         record = {
@@ -83,7 +83,7 @@ def tracing(folder: Path | None, *, skip: int = 10, steps: int = 10):
     Args:
       folder: None for no trace.
       skip: steps before the trace, in which programs are compiled.
-      steps: of the trace.
+      steps: length of the trace.
     """
     first = begun = None
     done = folder is None
@@ -94,7 +94,7 @@ def tracing(folder: Path | None, *, skip: int = 10, steps: int = 10):
         if done or step < first + skip:
             return
         if begun is None:
-            jax.block_until_ready(result)  # of the steps before nothing is traced
+            jax.block_until_ready(result)  # earlier steps stay out of the trace
             jax.profiler.start_trace(str(folder))
             begun = step
         elif step >= begun + steps:

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, device, commit; for `result.json`."""
+"""Provenance of a result: versions, device, commit."""
 
 import importlib.metadata
 import pathlib
@@ -15,11 +15,7 @@ def provenance() -> dict:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         versions[package] = importlib.metadata.version(package)
-    return {
-        "versions": versions,
-        "device": describe_devices(),
-        "commit": _commit(),
-    }
+    return {"versions": versions, "device": describe_devices(), "commit": _commit()}
 
 
 def _commit() -> str | None:

@@ -10,20 +10,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from quantnet_jax.checkpoint.storage import writing
+from quantnet_jax.core.files import write_atomic
 from quantnet_jax.logging.events import Events
-from quantnet_jax.logging.progress import (
-    ACCURACIES,
-    Progress,
-    duration,
-    format_metric,
-    summary,
-    table,
-)
-
-__all__ = [
-    "ACCURACIES", "METRICS_FILE", "Progress", "Writer", "duration", "format_metric",
-    "jsonable", "summary", "table", "write_json",
-]  # fmt: skip
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -34,7 +22,7 @@ def jsonable(value: Any) -> Any:
     Floats are written with all digits, so they read back equal.
 
     Raises:
-      ValueError: a type that JSON has no word for.
+      ValueError: a type that JSON cannot represent.
     """
     if value is None or isinstance(value, bool | str | int):
         return value
@@ -59,17 +47,9 @@ def jsonable(value: Any) -> Any:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes `value` as strict JSON; a reader sees the old file or the new one."""
-    _replace(path, json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
-
-
-def _replace(path: str | os.PathLike[str], text: str) -> None:
-    temporary = f"{os.fspath(path)}.tmp"
+    text = json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
     with writing(path):
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomic(path, text)
 
 
 class Writer:
@@ -78,7 +58,7 @@ class Writer:
     Args:
       workdir: folder of the run; created.
       tensorboard: also write events to `workdir/tensorboard` by tensorboardX.
-      resume_step: None starts an empty file. A step k keeps the lines up to k: a
+      resume_step: None starts an empty file. Step k retains the lines up to k: a
         resumed run then writes the same file as an uninterrupted one, provided the
         lines of step k were written before the checkpoint of step k was saved.
       active: False on processes other than 0, which write nothing.
@@ -98,8 +78,8 @@ class Writer:
             return
         os.makedirs(workdir, exist_ok=True)
         self.path = os.path.join(workdir, METRICS_FILE)
-        kept = "" if resume_step is None else _lines_until(self.path, resume_step)
-        _replace(self.path, kept)
+        with writing(self.path):
+            write_atomic(self.path, _lines_until(self.path, resume_step))
         self._file = open(self.path, "a", buffering=1, encoding="utf-8")
         if tensorboard:
             with contextlib.suppress(ImportError):
@@ -129,7 +109,7 @@ class Writer:
             self._events.write(kind, int(step), line)
 
     def flush(self) -> None:
-        """Hands everything written so far to the operating system."""
+        """Flushes to the operating system."""
         if self._file is not None:
             with writing(self.path):
                 self._file.flush()
@@ -146,23 +126,21 @@ class Writer:
         self._file = self._events = None
 
 
-def _lines_until(path: str, step: int) -> str:
-    """Returns the lines of `path` up to `step`, without a line cut off by a crash."""
-    if not os.path.exists(path):
+def _lines_until(path: str, step: int | None) -> str:
+    """Lines of `path` up to `step` (None: no line), without one cut off by a crash."""
+    if step is None or not os.path.exists(path):
         return ""
-    kept = []
+    retained = []
     with open(path, encoding="utf-8") as file:
         lines = file.readlines()
     for number, line in enumerate(lines, 1):
         try:
-            keep = json.loads(line)["step"] <= step and line.endswith("\n")
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                retained.append(line)
         except (ValueError, KeyError, TypeError) as error:
             if number < len(lines):
                 raise ValueError(
                     f"{path!r} line {number} is not a record ({line[:40]!r}); remove"
                     " the line, or use another workdir"
                 ) from error
-            keep = False
-        if keep:
-            kept.append(line)
-    return "".join(kept)
+    return "".join(retained)

@@ -1,4 +1,4 @@
-"""The metrics of the training steps: read late, checked, averaged, written."""
+"""Asynchronous logging of training metrics: checked and averaged on the host."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ class Diverged(ArithmeticError):
     Args:
       step: the first such step.
       loss: of that step.
-      name, value: which number, and what it is.
+      name, value: of the number.
     """
 
     def __init__(self, step: int, loss: float, name: str, value: float):
@@ -32,7 +32,7 @@ class StepLog:
       writer: of the run.
       meter: its clock.
       batch_size: examples of a step.
-      seen: metrics of steps before this process that no record holds yet.
+      rows: metrics of earlier steps that no record holds yet (a resumed run).
     """
 
     def __init__(
@@ -40,31 +40,31 @@ class StepLog:
         writer: Writer,
         meter: Meter,
         batch_size: int,
-        seen: list[dict[str, float]],
+        rows: list[dict[str, float]],
     ):
         self._writer, self._meter, self._batch_size = writer, meter, batch_size
-        self._waiting: list[tuple[int, dict[str, Any]]] = []
+        self._on_devices: list[tuple[int, dict[str, Any]]] = []
         self._steps = 0
-        self.seen = list(seen)
+        self.rows = list(rows)
 
     def add(self, step: int, count: int, values: dict[str, Any]) -> None:
-        """Takes the metrics of the `count` steps that end with `step`."""
-        self._waiting.append((step - count + 1, values))
+        """Adds the metrics of the `count` steps that end with `step`."""
+        self._on_devices.append((step - count + 1, values))
         self._steps += count
 
     def fetch(self) -> None:
-        """Reads what waits on the devices into `seen`.
+        """Moves metrics from the devices into `rows`.
 
         Raises:
           Diverged: a number is not finite.
         """
-        waiting, self._waiting = self._waiting, []
+        waiting, self._on_devices = self._on_devices, []
         for first, values in jax.device_get(waiting):
-            rows = {name: np.atleast_1d(value) for name, value in values.items()}
-            for i in range(len(rows["loss"])):
-                row = {name: float(value[i]) for name, value in rows.items()}
+            columns = {name: np.atleast_1d(value) for name, value in values.items()}
+            for i in range(len(columns["loss"])):
+                row = {name: float(column[i]) for name, column in columns.items()}
                 check_finite(first + i, row["loss"], row)
-                self.seen.append(row)
+                self.rows.append(row)
 
     def record(self, step: int, **more: float) -> dict[str, float]:
         """Writes the mean over the steps since the last record, `more`, and times.
@@ -73,11 +73,11 @@ class StepLog:
           Diverged: a number is not finite.
         """
         self.fetch()
-        row = {k: sum(r[k] for r in self.seen) / len(self.seen) for k in self.seen[0]}
+        row = {k: sum(r[k] for r in self.rows) / len(self.rows) for k in self.rows[0]}
         row |= more | self._meter.read(self._steps, self._batch_size)
         self._writer.write("train", step, row)
         self._steps = 0
-        self.seen.clear()
+        self.rows.clear()
         return row
 
 

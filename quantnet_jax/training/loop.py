@@ -12,7 +12,9 @@ from quantnet_jax.distributed.preemption import Preemption
 from quantnet_jax.evaluation import gap
 from quantnet_jax.logging import records
 from quantnet_jax.logging.meter import Meter, tracing
+from quantnet_jax.logging.progress import Progress
 from quantnet_jax.logging.provenance import provenance
+from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.logging.step_log import Diverged, StepLog, check_finite
 from quantnet_jax.training import dispatch, resume
 from quantnet_jax.training.experiment import Experiment
@@ -87,13 +89,14 @@ def run(
                 active=writes,
             )
         )
+        unit = unit_of(exp.task.primary._asdict())
         progress = held.enter_context(
-            records.Progress(exp.steps, start=step, active=writes)
+            Progress(exp.steps, unit=unit, start=step, active=writes)
         )
         tick = held.enter_context(tracing(workdir / "profile" if profile else None))
         log = StepLog(writer, meter, config.batch_size, start.seen)
         if start.note:
-            progress.say(start.note)
+            progress.write(start.note)
 
         def save(scores=None):
             """Starts a checkpoint of the state, which must be finite."""
@@ -106,7 +109,7 @@ def run(
             writer.flush()
             spent = start.seconds + time.monotonic() - began
             extra = resume.extra(
-                config, exp.feed.train_size, step, seconds=spent, seen=log.seen
+                config, exp.feed.train_size, step, seconds=spent, seen=log.rows
             )
             # Codes for the next flip rate; of an evaluated state they are known.
             checkpoints.save(step, state, scores, extra, None if scores else codes)
@@ -143,7 +146,7 @@ def run(
             progress.update(step, shown)
             if stop:
                 saved = f"received SIGTERM: checkpoint saved at step {step}"
-                progress.say(f"{saved}; rerun to resume")
+                progress.write(f"{saved}; rerun to resume")
                 return Outcome(state, step, scores, layers, spent, True)
             if shown:
                 meter.restart()
