@@ -58,9 +58,7 @@ def measure(args) -> dict:
             row = sent(experiment.build(config), (size, size, 3))
             print(f"{name}, {place}: {row['bytes']} ({row['over_expected']:.4f})")
             networks[name][place] = row
-    about = "bytes that one training step sends between devices"
-    devices = len(jax.devices())
-    return {"benchmark": about, "devices_compiled_for": devices, "networks": networks}
+    return {"devices_compiled_for": len(jax.devices()), "networks": networks}
 
 
 def settings(config, classes: int):
@@ -87,14 +85,10 @@ def sent(exp: experiment.Experiment, image: tuple[int, ...]) -> dict:
     reduced = volume(found).get("all-reduce", {"bytes": 0})["bytes"]
     expected = expected_bytes(exp.state.params, exp.state.batch_stats)
     state = jax.tree.leaves((exp.state.params, exp.state.opt_state))
-    names = [x.split("[")[0] for one in found for x in one.arrays]
     return {
         "bytes": volume(found),
-        "scalars": sum(x.endswith("[]") for one in found for x in one.arrays),
-        "types": {name: names.count(name) for name in sorted(set(names))},
         "expected": expected,
         "over_expected": reduced / sum(expected.values()),
-        "model_gradients": expected_bytes(exp.state.params["model"], {})["gradients"],
         "state_on_a_device": sum(x.addressable_shards[0].data.nbytes for x in state),
         "state": sum(x.nbytes for x in state),
     }

@@ -4,12 +4,11 @@
 
 Both decode the same images to the same boxes. `pillow` decodes the whole image, cuts
 and resizes it; `ours` is `data.jpeg.decode_train`. Rates are images by second of
-processor time, so that others on the machine disturb little, with one thread; two
-threads are compared with one by wall time. (Records of TensorFlow in
-results/decode.jsonl were measured by an earlier version of this script.)
+processor time, so that others on the machine disturb little, with one thread. (Records
+of TensorFlow and of two threads in results/decode.jsonl were measured by an earlier
+version of this script.)
 """
 
-import concurrent.futures
 import importlib.metadata
 import io
 import math
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image, features
 
 from benchmarks import timing
-from quantnet_jax.data import jpeg, region, turbo
+from quantnet_jax.data import jpeg
 
 PACKAGES = ("pillow", "simplejpeg", "cykooz-resizer", "turbojpeg")
 
@@ -59,13 +58,9 @@ def measure(args) -> dict:
     for name, rate in rates.items():
         print(f"{name:10s}{rate:8.0f} images by second and core")
     return {
-        "benchmark": "JPEGs decoded to random crops by second of processor time",
         "images_per_second_per_core": rates,
         "ours_over": {"pillow": found["pillow"]["over_float_paired"]},
-        "threads": threads(contents, args),
         "distance_to_pillow": distance(contents, args.size),
-        "fast_path": sum(turbo.header(x) is not None for x in contents),
-        "cut": sum(region.size(x) is not None for x in contents),
         "images": count,
         "bytes": sum(map(len, contents)),
         "size": args.size,
@@ -106,25 +101,6 @@ def plain(content: bytes, size: int, position: int) -> np.ndarray:
 def ours(content: bytes, size: int, position: int) -> np.ndarray:
     """The same crop by our decoder."""
     return jpeg.decode_train(content, size, seed=0, position=position)
-
-
-def threads(contents: list[bytes], args) -> dict:
-    """Ours with two threads over one, by wall time."""
-
-    def call(pool, count):
-        def run():
-            shares = [contents[first::count] for first in range(count)]
-            decode = lambda share: [ours(x, args.size, i) for i, x in enumerate(share)]
-            list(pool.map(decode, shares))
-
-        return run
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        calls = {str(n): call(pool, n) for n in (1, 2)}
-        seconds = timing.interleaved(calls, args.repeats, warm_up=1)
-    rates = {n: len(contents) / statistics.median(x) for n, x in seconds.items()}
-    paired = timing.summary(seconds, "2")["1"]["over_float_paired"]
-    return {"images_per_second": rates, "two_over_one": paired}
 
 
 def distance(contents: list[bytes], size: int) -> dict[str, float]:

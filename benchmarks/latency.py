@@ -89,7 +89,6 @@ def measure(args) -> dict:
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     about = [(run.pop("rows"), run.pop("versions")) for run in runs][0]
     return {
-        "benchmark": "seconds from a uint8 batch in memory to its logits in memory",
         "network": args.network,
         "pause": PAUSE,
         "tolerance": TOLERANCE,

@@ -49,7 +49,6 @@ def measure(args) -> dict:
         rows[name] = along_training(config, args.directions, args.images)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     return {
-        "benchmark": "cosine of the gradient used and the smoothed loss' gradient",
         "network": "small, width 8, bundled images (2,000), batch 64",
         "epochs": args.epochs,
         "directions": args.directions,

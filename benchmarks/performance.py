@@ -36,8 +36,9 @@ CHUNK = 50
 EPOCHS = (10, 30)
 """Of the two short runs; both are evaluated every 10 epochs."""
 CLASSES = 100
-WIDTH = 64  # of the sub-network by default
-# (network, pixels, batch, width of the sub-network): one of them grows at a time.
+WIDTH = 64
+POINT = ("model", "pixels", "batch", "width")
+# Width: of the sub-network. One of them grows at a time.
 GRID = (
     *((name, 32, 128, WIDTH) for name in ("resnet20", "resnet56", "resnet110")),
     *((name, 224, 128, WIDTH) for name in ("resnet18", "resnet50")),
@@ -61,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args) -> dict:
     """The record of one of the three."""
     if args.count:
-        about = "operations and bytes of one training step, as lowered"
-        return {"benchmark": about, "rows": [counted(*point) for point in GRID]}
+        return {"rows": [counted(*point) for point in GRID]}
     if args.compile:
         return {"rows": [timed(*point, repeats=0) for point in COMPILED]}
     if hosts.backend() == "cpu":
@@ -89,15 +89,12 @@ def settings(method: str, model: str, pixels: int, batch: int, width: int) -> An
     return c
 
 
-def timed(
-    model: str, pixels: int, batch: int, width: int, *, repeats: int, chunk: int = CHUNK
-) -> dict[str, Any]:
+def timed(*point: Any, repeats: int, chunk: int = CHUNK) -> dict[str, Any]:
     """Memory and operations of float and QuantNet; seconds of a step with `repeats`."""
-    row: dict[str, Any] = {"model": model, "pixels": pixels}
-    row |= {"batch": batch, "width": width}
+    row: dict[str, Any] = dict(zip(POINT, point, strict=True))
     count, calls = chunk if repeats else 1, {}
     for method in METHODS:
-        c = settings(method, model, pixels, batch, width)
+        c = settings(method, *point)
         if repeats:  # CPUs would convert to float32 and back
             c.dtype, c.steps_per_call, c.log_every = "bfloat16", chunk, chunk
         exp = experiment.build(c, jax.devices()[:1])
@@ -125,12 +122,11 @@ def dispatch(compiled, state, *rest):
     return call
 
 
-def counted(model: str, pixels: int, batch: int, width: int) -> dict[str, Any]:
+def counted(*point: Any) -> dict[str, Any]:
     """FLOPs and bytes of a step as XLA counts them before it optimizes."""
-    row: dict[str, Any] = {"model": model, "pixels": pixels}
-    row |= {"batch": batch, "width": width}
+    row: dict[str, Any] = dict(zip(POINT, point, strict=True))
     for method in METHODS:
-        c = settings(method, model, pixels, batch, width)
+        c = settings(method, *point)
         exp = experiment.build(c, jax.devices()[:1])
         (batches,) = exp.train_batches(0, [1])
         lowered = exp.train_step.lower(exp.state, exp.train_data, batches)
@@ -140,7 +136,7 @@ def counted(model: str, pixels: int, batch: int, width: int) -> dict[str, Any]:
             "bytes": found["bytes accessed"],
             "state_bytes": sum(x.nbytes for x in jax.tree.leaves(exp.state)),
         }
-    row["floor_bytes"] = floor_bytes(model, pixels, batch)
+    row["floor_bytes"] = floor_bytes(*point[:3])
     print(records.jsonable(row), flush=True)
     return row
 

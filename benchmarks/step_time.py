@@ -49,8 +49,7 @@ def measure(args) -> dict:
     rows = timing.summary(timing.interleaved(runs, args.repeats), FLOAT)
     for name, row in rows.items():
         print(f"{name:40s}{1e3 * row['median']:8.1f} ms{row['over_float_paired']:6.2f}")
-    about |= {"methods": rows, "devices_used": args.devices}
-    return {"benchmark": "seconds of one training step", **about}
+    return about | {"methods": rows, "devices_used": args.devices}
 
 
 def settings(method: str, args):

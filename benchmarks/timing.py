@@ -63,6 +63,7 @@ def main(
     about = provenance()
     about["versions"] |= found.pop("versions", {})
     record = {
+        "benchmark": name,
         **found,
         "repeats": args.repeats,
         "command": command,

@@ -3,16 +3,9 @@
 from configs import cifar100_resnet20
 from sweeps import common, gap_table
 
-
-def base():
-    c = cifar100_resnet20.get_config()
-    c.recalibration_batches = 20
-    return c
-
-
 STUDY = gap_table.STUDY._replace(
     title="CIFAR-100, ResNet-20 of width 16, batch 128",
-    base=base,
+    base=common.single(cifar100_resnet20.get_config),
     initializations=common.scratch(100.0),
     search=0.2,
     validation_size=5000,

@@ -26,31 +26,13 @@ TRAIN, TEST = 10_000, 2_000
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """An idx file of unsigned bytes.
-
-    Args:
-      array: uint8, any rank below 256.
-
-    Returns:
-      The file's content.
-
-    Example:
-      >>> idx_bytes(np.array([7, 9], np.uint8)).hex()
-      '00000801000000020709'
-    """
+    """The content of an idx file of unsigned bytes."""
     shape = np.array(array.shape, ">u4").tobytes()
     return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
 
 
 def archive_bytes(dataset: Dataset) -> bytes:
-    """The tar.xz of a grey set: four idx files, no time stamp, no owner.
-
-    Args:
-      dataset: images uint8 [N, H, W, 1].
-
-    Returns:
-      The archive's content.
-    """
+    """The tar.xz of images [N, H, W, 1]: four idx files, no time stamp, no owner."""
     members = {
         "train-images-idx3-ubyte": dataset.train_image[..., 0],
         "train-labels-idx1-ubyte": dataset.train_label.astype(np.uint8),
@@ -68,12 +50,7 @@ def archive_bytes(dataset: Dataset) -> bytes:
 
 
 def main(folder: str, output: str | Path = BUNDLED_FILE) -> None:
-    """Writes the bundled file and prints its size and md5.
-
-    Args:
-      folder: holds the original files.
-      output: where to write.
-    """
+    """Writes the bundled file and prints its size and md5."""
     part = subset(load("fashion_mnist", folder), train=TRAIN, test=TEST)
     content = archive_bytes(part)
     Path(output).write_bytes(content)

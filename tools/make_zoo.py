@@ -24,7 +24,6 @@ from quantnet_jax.logging import records
 
 LARGEST = 100_000
 """Bytes of an artifact at most: what a repository can carry."""
-PATHS = ("data.folder", "init_from", "teacher")
 KEPT = (
     *("method", "seed", "steps", "seconds", "soft", "hard", "hard_bn", "packed"),
     *("exported", "examples", "versions", "device", "commit"),
@@ -156,12 +155,7 @@ def add(
 
 def portable(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without paths and without options of unused quantizers."""
-    for path in PATHS:
-        *sections, key = path.split(".")
-        node = config
-        for section in sections:
-            node = node[section]
-        node[key] = ""
+    config["data"]["folder"] = config["init_from"] = config["teacher"] = ""
     for section in ("quantizer", "activation", "task"):
         used = config[section]["name"]
         kept = {k: v for k, v in config[section].items() if k in ("name", used)}
