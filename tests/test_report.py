@@ -15,6 +15,7 @@ import pytest
 from quantnet_jax import report
 from quantnet_jax.report.__main__ import main
 
+METRIC = {"name": "accuracy", "unit": "%", "higher_is_better": True}
 EVIL = "<script>document.documentElement.dataset.evil='1'</script>"
 
 
@@ -36,7 +37,7 @@ def make_run(folder, *, method="quantnet", seed=0, hard=0.9, finished=True, **pa
             lines.append(
                 {"step": step, "kind": "eval", "epoch": step / 10, "soft": score + 0.02,
                  "hard": score, "hard_bn": score + 0.01, "flips": 0.1,
-                 "sharpness": step}
+                 "sharpness": step, "metric": METRIC}
             )  # fmt: skip
             for name in ("block0/conv1/kernel", "head/kernel"):
                 layers[name] = {
@@ -58,6 +59,7 @@ def make_run(folder, *, method="quantnet", seed=0, hard=0.9, finished=True, **pa
             "soft": hard + 0.02, "hard": hard, "hard_bn": hard + 0.01,
             "examples": 2000, "versions": {"jax": "0.10.2"}, "device": "cpu",
             "commit": "0123456789abcdef", "layers": layers,
+            "metric": METRIC,
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result | parts.get("more", {})))
     return folder
@@ -133,7 +135,7 @@ def test_one_run_shows_its_numbers(tmp_path):
     accuracy = plots["Test accuracy, %"]
     assert set(accuracy) == {"Soft", "Hard", "Hard + BN"}
     assert accuracy["Hard"] == [[1, 70], [2, 80], [3, 90]]
-    assert plots["Gap: soft − hard, points"]["run-a"] == [[1, 2], [2, 2], [3, 2]]
+    assert plots["Gap: soft − hard, pt"]["run-a"] == [[1, 2], [2, 2], [3, 2]]
     assert len(plots["Train loss"]["run-a"]) == 30
     assert plots["Sharpness"]["run-a"] == [[1, 10], [2, 20], [3, 30]]
     (table,) = page.tables
@@ -146,6 +148,48 @@ def test_one_run_shows_its_numbers(tmp_path):
         "5.0 %",
     ]
     assert len(table) == 3
+
+
+@pytest.mark.parametrize(
+    ("metric", "gap", "shown"),
+    [
+        (
+            {"name": "psnr", "unit": " dB", "higher_is_better": True},
+            0.5,
+            ["Float 31.00 dB", "Hard 29.75 dB", "Gap soft − hard +0.50 dB",
+             "Float − hard +1.25 dB", "Test psnr, dB", "Gap: soft − hard, dB"],
+        ),
+        (
+            {"name": "error", "unit": "%", "higher_is_better": False},
+            None,
+            ["Hard 2975.00 %", "Gap hard − soft −50.00 pt", "Hard − float −125.00 pt",
+             "Test error, %", "Gap: hard − soft, pt"],
+        ),
+        (
+            None,  # recorded before runs named their metric
+            None,
+            ["Float 31", "Hard 29.75", "Gap soft − hard +0.5", "Test score"],
+        ),
+    ],
+)  # fmt: skip
+def test_scores_have_the_unit_of_the_metric(tmp_path, metric, gap, shown):
+    more = {"float": 31.0, "soft": 30.25, "hard": 29.75, "metric": metric, "gap": gap}
+    folders = [make_run(tmp_path / name, more=more) for name in ("a", "b")]
+    for lines in (folder / "metrics.jsonl" for folder in folders):
+        new = json.dumps(metric)
+        lines.write_text(lines.read_text().replace(json.dumps(METRIC), new))
+    page = write(folders[:1], tmp_path)
+    for text in shown:
+        assert text in page.words(), text
+    assert metric or "%" not in page.words().split("Layers")[0].split("flipped")[0]
+    words = write(folders, tmp_path).words()
+    name = metric["name"] if metric else "score"
+    assert f"Hard {name}" in words and ("29.75 dB" in words) == ("psnr" in words)
+    mixed = write([folders[0], make_run(tmp_path / "c")], tmp_path)
+    first = [row[0] for row in mixed.tables[0][1:]]
+    labels = [f"quantnet · metric {x}" for x in (metric and metric["name"], "accuracy")]
+    assert first == [x.replace("None", "") for x in labels]
+    assert "90.00 %" in mixed.words()
 
 
 def test_the_page_loads_nothing(tmp_path):

@@ -54,12 +54,13 @@ class Unit(NamedTuple):
         """A value with its suffix, '-' for None."""
         return _finite(value) or self.number(value) + self.suffix
 
+    def signed(self, difference: float) -> str:
+        """A difference of two values with its sign, without a suffix."""
+        return ("-" if difference < 0 else "+") + self.number(abs(difference))
+
     def difference(self, value: Any) -> str:
-        """A difference of two values, with sign and suffix; '-' for None."""
-        if text := _finite(value):
-            return text
-        sign = "-" if math.copysign(1, value) < 0 else "+"
-        return sign + self.number(abs(value)) + self.points
+        """A difference with sign and suffix, '-' for None."""
+        return _finite(value) or self.signed(value) + self.points
 
     def gap(self, better: float, worse: float) -> float:
         """By how much the second value is worse than the first."""
@@ -77,14 +78,14 @@ def unit_of(metric: Mapping[str, Any] | None) -> Unit:
         of fractions, any other is a suffix.
     """
     metric = metric or {}
-    suffix = metric.get("unit") or ""
+    suffix = str(metric.get("unit") or "")
     percent = suffix == "%"
     return Unit(
-        name=metric.get("name") or "",
+        name=str(metric.get("name") or ""),
         suffix=suffix,
         points="pt" if percent else suffix,
         factor=100.0 if percent else 1.0,
-        higher_is_better=metric.get("higher_is_better", True),
+        higher_is_better=bool(metric.get("higher_is_better", True)),
     )
 
 

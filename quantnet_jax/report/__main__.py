@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from quantnet_jax.report.load import write_report
+from quantnet_jax.report import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Pictures of a report: SVG line charts, histograms over time."""
+"""Charts of a report: SVG line charts, histograms over time."""
 
 import base64
 import html
@@ -11,14 +11,10 @@ from typing import Any
 
 import numpy as np
 
-SCORES = {
-    "float": "Float",
-    "soft": "Soft",
-    "hard": "Hard",
-    "packed": "Packed",
-    "exported": "Exported",
-    "hard_bn": "Hard + BN",
-}
+from quantnet_jax.logging.scores import SCORES, Unit
+from quantnet_jax.report.load import Run, common_unit, finite, gap
+
+LABELS = {key: label[0].upper() + label[1:] for key, label in SCORES.items()}
 _COLOURS = 8  # --c0 .. --c7 in the style sheet
 _DASHES = ("", "6 4", "2 3", "9 3 2 3")
 
@@ -33,10 +29,6 @@ def _json(value: Any) -> str:
 
 def short(value: float) -> str:
     return f"{value:.3g}".replace("-", "−") if value else "0"
-
-
-def finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
@@ -129,13 +121,24 @@ def _curve(records: list[dict], key: str, x: str, factor: float = 1.0) -> list[l
     return out
 
 
-def _with_gap(records: list[dict]) -> list[dict]:
+def _with_gap(records: list[dict], unit: Unit) -> list[dict]:
     return [
-        r | {"gap": r["soft"] - r["hard"]}
-        if finite(r.get("soft")) and finite(r.get("hard"))
-        else r
+        r if (value := gap(r.get, unit)) is None else r | {"gap": value}
         for r in records
     ]
+
+
+def spaced(suffix: str) -> str:
+    """A suffix of a number, with one space before it; '' for none."""
+    return f" {suffix.strip()}" if suffix else ""
+
+
+def _title(text: str, suffix: str) -> str:
+    return f"{text}, {suffix.strip()}" if suffix else text
+
+
+def gap_label(unit: Unit) -> str:
+    return "soft − hard" if unit.higher_is_better else "hard − soft"
 
 
 def _legend(entries: list[tuple[str, str, str, str]]) -> str:
@@ -148,53 +151,56 @@ def _legend(entries: list[tuple[str, str, str, str]]) -> str:
     )
 
 
-def curves(runs: Sequence[Any]) -> str:
+def curves(runs: Sequence[Run]) -> str:
     everything = [
         r for run in runs for kind in ("train", "eval") for r in run.records[kind]
     ]
     x = "epoch" if any(finite(r.get("epoch")) for r in everything) else "step"
-    styles = _run_styles(runs)
+    styles, unit = _run_styles(runs), common_unit(runs)
+    score, suffix = unit.name or "score", spaced(unit.suffix)
 
-    def chart(title, kind, key, factor=1.0, unit="", **options):
+    def chart(title, kind, key, factor=1.0, suffix="", **options):
         series = [
             {"key": f"run{i}", "name": run.name, "colour": colour, "dash": dash,
-             "points": _curve(_with_gap(run.records[kind]), key, x, factor)}
+             "points": _curve(_with_gap(run.records[kind], unit), key, x, factor)}
             for i, (run, (colour, dash)) in enumerate(zip(runs, styles, strict=True))
         ]  # fmt: skip
-        return _chart(title, series, unit=unit, xlabel=x, **options)
+        title = _title(title, suffix)
+        return _chart(title, series, unit=spaced(suffix), xlabel=x, **options)
 
     low = 230 if len(runs) > 1 else 150
-    gap = chart(
-        "Gap: soft − hard, points", "eval", "gap", 100, " pt", zero=True,
+    gaps = chart(
+        f"Gap: {gap_label(unit)}", "eval", "gap", unit.factor, unit.points, zero=True,
         height=low,
     )  # fmt: skip
     others = [
         chart("Train loss", "train", "loss", height=low),
         chart("Sharpness", "eval", "sharpness", height=low),
-        chart("Codes flipped, %", "eval", "flips", 100, " %", height=low),
+        chart("Codes flipped", "eval", "flips", 100, "%", height=low),
     ]
     if len(runs) > 1:
         legend = [
             (f"run{i}", run.name, *style)
             for i, (run, style) in enumerate(zip(runs, styles, strict=True))
         ]
-        accuracies = [
-            chart(f"{label} accuracy, %", "eval", key, 100, " %")
-            for key, label in SCORES.items()
+        scores = [
+            chart(f"{label} {score}", "eval", key, unit.factor, unit.suffix)
+            for key, label in LABELS.items()
         ]
-        cards = [c for c in (*accuracies, gap, *others) if c]
+        cards = [c for c in (*scores, gaps, *others) if c]
         top = f'<div class="legend">{_legend(legend)}</div>'
     else:
         keys = [("soft", "--c0"), ("hard", "--c1"), ("hard_bn", "--c2")]
         series = [
-            {"key": k, "name": SCORES[k], "colour": c, "dash": "",
-             "points": _curve(runs[0].records["eval"], k, x, 100)}
+            {"key": k, "name": LABELS[k], "colour": c, "dash": "",
+             "points": _curve(runs[0].records["eval"], k, x, unit.factor)}
             for k, c in keys
         ]  # fmt: skip
         legend = [(s["key"], s["name"], s["colour"], "") for s in series if s["points"]]
-        main = _chart("Test accuracy, %", series, unit=" %", xlabel=x, height=285)
+        title = _title(f"Test {score}", unit.suffix)
+        main = _chart(title, series, unit=suffix, xlabel=x, height=285)
         legend_row = f'<div class="legend">{_legend(legend)}</div>'
-        main = main and main.replace("</h3>", "</h3>" + legend_row) + gap
+        main = main and main.replace("</h3>", "</h3>" + legend_row) + gaps
         cards = [c for c in (main, "".join(others)) if c]
         top = ""
     if not cards:
@@ -203,7 +209,7 @@ def curves(runs: Sequence[Any]) -> str:
     return f'{top}<div class="grid">{body}</div><small>Horizontal axis: {x}.</small>'
 
 
-def _run_styles(runs: Sequence[Any]) -> list[tuple[str, str]]:
+def _run_styles(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """One colour per method and one dash per seed; one colour per run if all agree."""
     methods = list(dict.fromkeys(r.info("method") for r in runs))
     if len(methods) in (1, len(runs)):
@@ -221,7 +227,7 @@ def _run_styles(runs: Sequence[Any]) -> list[tuple[str, str]]:
     return styles
 
 
-def heat_map(path: str, run: Any) -> str:
+def heat_map(path: str, run: Run) -> str:
     """Returns the histograms of one layer as an image: columns are evaluations."""
     records = run.records["layers"]
     epochs = {r["step"]: r["epoch"] for r in run.records["eval"] if "epoch" in r}

@@ -1,13 +1,16 @@
-"""Reads run folders and writes one HTML page about them."""
+"""Reads run folders, and averages the runs of each method."""
 
 import json
+import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from quantnet_jax.report import charts
-from quantnet_jax.report import page as report_page
+from quantnet_jax.logging.records import METRICS_FILE
+from quantnet_jax.logging.scores import PLAIN, SCORES, Unit, unit_of
+
+_SECTIONS = {"method": "quantizer"}
 
 
 class Run(NamedTuple):
@@ -29,19 +32,46 @@ class Run(NamedTuple):
         return ""
 
     def score(self, key: str) -> float | None:
-        """Returns the final figure `key`, or that of the last evaluation."""
-        value = self.result.get(key)
-        if value is None and self.records["eval"]:
-            value = self.records["eval"][-1].get(key)
+        """Returns the final value of `key`, or that of the last evaluation."""
+        value = self._latest(key)
         return float(value) if isinstance(value, int | float) else None
 
     def gap(self) -> float | None:
-        """Returns soft minus hard accuracy as a fraction."""
-        soft, hard = self.score("soft"), self.score("hard")
-        return None if soft is None or hard is None else soft - hard
+        """Returns by how much the hard weights are worse than the soft ones."""
+        return gap(self._latest, self.unit)
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the primary metric; a plain number if not recorded."""
+        for record in (self.result, *reversed(self.records["eval"])):
+            if isinstance(metric := record.get("metric"), Mapping):
+                return unit_of(metric)
+        return PLAIN
+
+    def _latest(self, key: str) -> Any:
+        value = self.result.get(key)
+        if value is None and self.records["eval"]:
+            value = self.records["eval"][-1].get(key)
+        return value
 
 
-_SECTIONS = {"method": "quantizer"}
+def gap(get: Callable[[str], Any], unit: Unit) -> float | None:
+    """The recorded gap, or that of the recorded soft and hard scores."""
+    recorded, soft, hard = map(get, ("gap", "soft", "hard"))
+    if finite(recorded):
+        return recorded
+    return unit.gap(soft, hard) if finite(soft) and finite(hard) else None
+
+
+def finite(value: Any) -> bool:
+    """Whether a value that was read from a file is a number to show."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def common_unit(runs: Sequence[Run]) -> Unit:
+    """The unit of all runs that have scores, `PLAIN` if they differ."""
+    units = {run.unit for run in runs if any(run.score(k) is not None for k in SCORES)}
+    return units.pop() if len(units) == 1 else PLAIN
 
 
 def load_run(workdir: str | os.PathLike[str]) -> Run:
@@ -54,10 +84,10 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
     folder = os.path.abspath(workdir)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"workdir {os.fspath(workdir)!r} is not a folder")
-    path = os.path.join(folder, "metrics.jsonl")
+    path = os.path.join(folder, METRICS_FILE)
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"workdir {os.fspath(workdir)!r} has no metrics.jsonl; give the --workdir"
+            f"workdir {os.fspath(workdir)!r} has no {METRICS_FILE}; give the --workdir"
             " of a training run"
         )
     records: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "layers": []}
@@ -72,8 +102,8 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
     records["layers"] = [
         r for r in records["layers"] if isinstance(r.get("layers"), dict)
     ]
-    for kept in records.values():
-        kept.sort(key=lambda record: record["step"])
+    for lines in records.values():
+        lines.sort(key=lambda record: record["step"])
     return Run(
         name=os.path.basename(folder),
         config=_read_object(os.path.join(folder, "config.json")),
@@ -96,7 +126,7 @@ def _read_object(path: str) -> dict[str, Any]:
 
 
 class Group(NamedTuple):
-    """Finished runs of one method; scores are (mean, sample deviation) fractions."""
+    """Finished runs of one method; scores are (mean, sample standard deviation)."""
 
     label: str
     runs: int
@@ -106,13 +136,13 @@ class Group(NamedTuple):
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Returns mean and deviation over the finished runs of each method.
 
-    Runs that differ in data, model or steps are not averaged: what differs among the
-    given runs becomes part of the label.
+    Runs that differ in metric, data, model or steps are not averaged: what differs
+    among the given runs becomes part of the label.
     """
     finished = [run for run in runs if run.result]
     mixed = [
         key
-        for key in ("data", "model", "steps")
+        for key in ("metric", "data", "model", "steps")
         if len({run.info(key) for run in finished}) > 1
     ]
     members: dict[str, list[Run]] = {}
@@ -123,7 +153,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for label, group in members.items():
         scores = {}
-        for key in (*charts.SCORES, "gap"):
+        for key in (*SCORES, "gap"):
             values = [r.gap() if key == "gap" else r.score(key) for r in group]
             known = [v for v in values if v is not None]
             if known:
@@ -131,37 +161,3 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
                 scores[key] = (statistics.fmean(known), spread)
         groups.append(Group(label, len(group), scores))
     return groups
-
-
-def write_report(
-    workdirs: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str] | None = None,
-) -> str:
-    """Writes one self-contained page about the runs and returns its path.
-
-    Args:
-      workdirs: folders of runs, in progress or finished.
-      out: the page; by default `report.html` in the first folder.
-
-    Raises:
-      FileNotFoundError: a folder or its metrics.jsonl is missing.
-      ValueError: no folder is given, or a file in it is not JSON.
-    """
-    if not workdirs:
-        raise ValueError("workdirs is empty; give at least one run folder")
-    runs = [load_run(workdir) for workdir in workdirs]
-    path = os.fspath(out if out else os.path.join(workdirs[0], "report.html"))
-    page = report_page.render(_with_distinct_names(runs, workdirs), group_runs(runs))
-    temporary = path + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.replace(temporary, path)
-    return path
-
-
-def _with_distinct_names(runs: Sequence[Run], workdirs: Sequence[Any]) -> list[Run]:
-    names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else run._replace(name=os.fspath(folder))
-        for run, folder in zip(runs, workdirs, strict=True)
-    ]

@@ -3,21 +3,38 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from quantnet_jax.logging.scores import Unit
 from quantnet_jax.report.assets import SCRIPT, STYLE
-from quantnet_jax.report.charts import SCORES, curves, escape, finite, heat_map, short
+from quantnet_jax.report.charts import (
+    LABELS,
+    curves,
+    escape,
+    gap_label,
+    heat_map,
+    short,
+    spaced,
+)
+from quantnet_jax.report.load import Group, Run, common_unit, finite
 
 
-def _percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+def _number(unit: Unit, value: float) -> str:
+    return unit.number(value).replace("-", "−")
 
 
-def _points(value: float | None) -> str:
-    if not value:
-        return "–" if value is None else "0.00 pt"  # exactly zero has no sign
-    return f"{100 * value:+.2f} pt".replace("-", "−")
+def _value(unit: Unit, value: float | None) -> str:
+    return "–" if value is None else _number(unit, value) + spaced(unit.suffix)
+
+
+def _signed(unit: Unit, value: float) -> str:
+    """A difference; exactly zero has no sign."""
+    return (unit.signed(value) if value else unit.number(0.0)).replace("-", "−")
+
+
+def _difference(unit: Unit, value: float | None) -> str:
+    return "–" if value is None else _signed(unit, value) + spaced(unit.points)
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -30,15 +47,15 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _bar(value: Any, largest: float, text: str) -> str:
+def _bar(value: Any, largest: float, show: Callable[[float], str]) -> str:
     if not finite(value):
         return "–"
     share = 100 * value / largest if largest > 0 else 0
     bar = f'<span class="bar"><span style="width:{share:.1f}%"></span></span>'
-    return escape(text) + bar
+    return escape(show(value)) + bar
 
 
-def _layers(run: Any) -> str:
+def _layers(run: Run) -> str:
     """Returns the per-layer table and the histograms over time of one run."""
     records = run.records["layers"]
     layers = records[-1]["layers"] if records else run.result.get("layers") or {}
@@ -52,9 +69,9 @@ def _layers(run: Any) -> str:
         rows.append(
             [
                 escape(path), escape(shape), escape(v.get("bits", "–")),
-                _bar(v.get("distance"), largest, short(v.get("distance") or 0.0)),
+                _bar(v.get("distance"), largest, short),
                 *(
-                    _bar(v.get(k), 1.0, _percent(v[k], 1) if finite(v.get(k)) else "")
+                    _bar(v.get(k), 1.0, lambda share: f"{100 * share:.1f} %")
                     for k in ("undecided", "flips")
                 ),
             ]
@@ -74,14 +91,14 @@ def _layers(run: Any) -> str:
     )
 
 
-def _status(run: Any) -> str:
+def _status(run: Run) -> str:
     steps = [r["step"] for kind in run.records.values() for r in kind]
     if run.result:
         return f"finished, {run.info('steps') or max(steps, default=0)} steps"
     return f"in progress, step {max(steps, default=0)}"
 
 
-def _chips(run: Any) -> str:
+def _chips(run: Run) -> str:
     pairs = [(k, run.info(k)) for k in ("method", "data", "model", "seed", "device")]
     pairs += [("commit", run.info("commit")[:10]), ("status", _status(run))]
     if finite(run.result.get("seconds")):
@@ -93,41 +110,39 @@ def _chips(run: Any) -> str:
     )
 
 
-def _cards(run: Any) -> str:
-    cards = []
-    for key, label in SCORES.items():
-        value = run.score(key)
+def _cards(run: Run) -> str:
+    unit, cards = run.unit, []
+    for key, label in LABELS.items():
+        if (value := run.score(key)) is not None:
+            kind = "key" if key == "hard" else ""
+            cards.append((label, _number(unit, value), unit.suffix, kind))
+    full, hard = run.score("float"), run.score("hard")
+    lost = None if full is None or hard is None else unit.gap(full, hard)
+    of_float = gap_label(unit).replace("soft", "float")
+    for label, value in (
+        (f"Gap {gap_label(unit)}", run.gap()),
+        (of_float[0].upper() + of_float[1:], lost),
+    ):
         if value is not None:
-            number = f"{100 * value:.2f}"
-            cards.append(
-                (label, f"{number}<em> %</em>", "key" if key == "hard" else "")
-            )
-    for label, value in (("Gap soft − hard", run.gap()), ("Float − hard", _loss(run))):
-        if value is not None:
-            number = _points(value).removesuffix(" pt")
-            cards.append((label, f"{number}<em> pt</em>", ""))
+            cards.append((label, _signed(unit, value), unit.points, ""))
     return "".join(
         f'<div class="card {kind}"><span class="dim">{escape(label)}</span>'
-        f"<b>{text}</b></div>"
-        for label, text, kind in cards
+        f"<b>{number}<em>{escape(spaced(suffix))}</em></b></div>"
+        for label, number, suffix, kind in cards
     )
 
 
-def _loss(run: Any) -> float | None:
-    full, hard = run.score("float"), run.score("hard")
-    return None if full is None or hard is None else full - hard
-
-
-def _comparison(runs: Sequence[Any], groups: Sequence[Any]) -> str:
-    shown = [k for k in SCORES if any(r.score(k) is not None for r in runs)]
-    labels = [SCORES[k] for k in shown] + ["Gap"]
+def _comparison(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+    unit = common_unit(runs)
+    shown = [k for k in LABELS if any(r.score(k) is not None for r in runs)]
+    labels = [LABELS[k] for k in shown] + ["Gap"]
 
     def cell(score):
         if score is None:
             return "–"
         mean, spread = score
-        text = f"{100 * mean:.2f}".replace("-", "−")
-        return text + (f" ± {100 * spread:.2f}" if spread is not None else "")
+        text = _number(unit, mean)
+        return text + (f" ± {unit.number(spread)}" if spread is not None else "")
 
     means = [
         [
@@ -140,26 +155,29 @@ def _comparison(runs: Sequence[Any], groups: Sequence[Any]) -> str:
     rows = [
         [
             *map(escape, (r.name, r.info("method") or "–", r.info("seed") or "–")),
-            *(_percent(r.score(k)) for k in shown),
-            _points(r.gap()),
+            *(escape(_value(r.unit, r.score(k))) for k in shown),
+            escape(_difference(r.unit, r.gap())),
             escape(_status(r)),
         ]
         for r in runs
     ]
     out = ""
     if means:
-        out += "<h2>Methods: mean ± standard deviation over runs, %</h2>"
+        metric = f"{unit.name} {unit.suffix.strip()}".strip()
+        title = "Methods: mean ± standard deviation over runs"
+        title += f", {metric}" if metric else ""
+        out += f"<h2>{escape(title)}</h2>"
         out += _table(["method", "runs", *labels], means)
     headers = ["run", "method", "seed", *labels, "status"]
     return out + "<h2>Runs</h2>" + _table(headers, rows)
 
 
-def render(runs: Sequence[Any], groups: Sequence[Any]) -> str:
+def render(runs: Sequence[Run], groups: Sequence[Group]) -> str:
     """Returns the page.
 
     Args:
-      runs: `report.Run`s, at least one.
-      groups: `report.Group`s of the finished ones; shown with two runs or more.
+      runs: at least one.
+      groups: of the finished ones; shown with two runs or more.
     """
     single = len(runs) == 1
     title = runs[0].name if single else f"{len(runs)} runs"
@@ -172,8 +190,9 @@ def render(runs: Sequence[Any], groups: Sequence[Any]) -> str:
     examples = next(filter(None, (r.info("examples") for r in runs)), "")
     count = f" of {escape(examples)} test examples" if examples else ""
     body.append(
-        f"<p><small>Accuracies{count} are those of the last evaluation, never the best"
-        " one. Gap = soft − hard in percentage points.</small></p>"
+        f"<p><small>Scores{count} are those of the last evaluation, never the best one."
+        f" Gap = {gap_label(common_unit(runs))}: positive where hard is worse."
+        "</small></p>"
     )
     body.append("<h2>Curves</h2>" + curves(runs))
     body.append("<h2>Layers</h2>")
