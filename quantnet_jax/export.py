@@ -28,6 +28,7 @@ from quantnet_jax.deploy.artifact import FLOATS
 from quantnet_jax.deploy.export import WINDOW
 from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance
+from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.tasks import Source, Task
 from quantnet_jax.training import parts
 from quantnet_jax.training.experiment import Experiment
@@ -176,10 +177,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     print(f"{result['folder']}, step {result['step']}, {result['examples']} images")
-    unit = result["metric"]["unit"]
+    unit = unit_of(result["metric"])
     for name in ("hard", "packed", "exported"):
-        value = 100 * result[name] if unit == "%" else result[name]
-        print(f"{name:10s}{value:7.2f}{unit}")
+        print(f"{name:10s}{unit.value(result[name]):>8s}")
     print(
         f"payload {result['payload']:,} bytes, model.safetensors {result['file']:,}; "
         f"{result['differ']} predictions differ from hard evaluation"

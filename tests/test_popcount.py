@@ -89,15 +89,15 @@ def check(product, reference, x, qt, **options):
     """Sums and scaled sums of a product equal those of the float one bit for bit."""
 
     @jax.jit  # one compilation for all
-    def run(x, qt):
-        words, scale = popcount.pack_kernel(qt.codes), qt.scale.reshape(-1)
+    def run(x, qt, words):
+        scale = qt.scale.reshape(-1)
         sums = product(x, words, **options)
         scaled = product(x, words, scale=scale, **options)
         ones = QTensor(qt.codes, qt.levels, jnp.ones((), jnp.float32))
         expected = (reference(signs(x), w, **options) for w in (ones, qt))
         return (sums, scaled), tuple(expected)
 
-    (sums, scaled), expected = run(x, qt)
+    (sums, scaled), expected = run(x, qt, popcount.pack_kernel(qt.codes))
     assert sums.dtype == jnp.int32 and scaled.dtype == jnp.float32
     np.testing.assert_array_equal(sums, expected[0])
     np.testing.assert_array_equal(scaled, expected[1])

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from quantnet_jax.core.files import write_atomic
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
 from quantnet_jax.deploy.packed import Packed, Words, leaves
 
@@ -86,20 +87,9 @@ def write(
     metadata = {"quantnet_jax": text, "sha256": digest(text, tensors)}
     # Not by the library's own writer, whose files only their owner can read.
     content = save(tensors, metadata)
-    write_bytes(path, content)
+    write_atomic(path, content)
     payload = sum(x.nbytes for x in tensors.values())
     return {"payload": payload, "file": len(content)}
-
-
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:

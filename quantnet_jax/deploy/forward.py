@@ -104,8 +104,11 @@ def with_words(params: PyTree, paths: Sequence[str]) -> PyTree:
         path = jax.tree_util.keystr(key, simple=True, separator="/")
         if not is_packed(leaf) or _layer(path) not in paths:
             return leaf
+        codes = np.unpackbits(np.asarray(leaf.codes), bitorder="little")
+        codes = codes[: math.prod(leaf.shape)].reshape(leaf.shape)
+        words = jnp.asarray(popcount.pack_kernel(codes))
         scale = np.broadcast_to(np.asarray(leaf.scale).reshape(-1), leaf.shape[-1:])
-        return Words(jnp.asarray(_words(leaf)), jnp.asarray(scale), leaf.shape)
+        return Words(words, jnp.asarray(scale), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_packed)
 
@@ -113,16 +116,6 @@ def with_words(params: PyTree, paths: Sequence[str]) -> PyTree:
 def _layer(path: str) -> str:
     """Path of the layer that a kernel belongs to."""
     return path.removesuffix("/kernel")
-
-
-def _words(leaf: Packed) -> np.ndarray:
-    """`popcount.pack_kernel` in NumPy: nothing is compiled for each shape."""
-    size, (*_, inputs, _) = math.prod(leaf.shape), leaf.shape
-    bits = np.unpackbits(np.asarray(leaf.codes), count=size, bitorder="little")
-    bits = np.swapaxes(bits.reshape(leaf.shape), -1, -2)
-    bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -inputs % popcount.BITS)])
-    words = np.packbits(bits, axis=-1, bitorder="little").view("<u4")
-    return np.swapaxes(words, -1, -2).astype(np.uint32, order="C")
 
 
 def _is_binary(leaf: Any) -> bool:

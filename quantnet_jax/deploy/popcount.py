@@ -1,4 +1,4 @@
-"""Products of signs: XOR and bit counts on 32-bit words in the place of +-1 floats.
+"""XNOR-popcount convolution and matmul: products of signs as bit counts.
 
 A word holds the signs of 32 channels, bit 1 for +1. Two words that differ in d bits
 have the product 32 - 2 d, so that a layer with binary weights and binary activations
@@ -36,11 +36,16 @@ def pack_signs(x: jax.Array) -> jax.Array:
       >>> pack_signs(jnp.asarray([1.0, -2.0, 0.0, -0.5])).tolist()
       [5]
     """
-    return _pack(x >= 0)
+    bits = jnp.pad(x >= 0, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BITS)])
+    bits = bits.reshape(*bits.shape[:-1], -1, BITS).astype(jnp.uint32)
+    place = jnp.arange(BITS, dtype=jnp.uint32).reshape((1,) * (bits.ndim - 1) + (-1,))
+    return jnp.sum(bits << place, axis=-1, dtype=jnp.uint32)
 
 
-def pack_kernel(codes: jax.Array) -> jax.Array:
+def pack_kernel(codes: jax.Array | np.ndarray) -> np.ndarray:
     """Binary codes in words along the input channels, the last axis but one.
+
+    In NumPy, so that nothing is compiled for each shape; not for use inside jit.
 
     Args:
       codes: uint8[..., Cin, Cout], 1 for +1 and 0 for -1: the codes of a QTensor with
@@ -51,13 +56,16 @@ def pack_kernel(codes: jax.Array) -> jax.Array:
       those of `pack_signs`, and cancel.
 
     Example:
-      >>> pack_kernel(jnp.asarray([[1], [0], [1]], jnp.uint8)).tolist()
+      >>> pack_kernel(np.asarray([[1], [0], [1]], np.uint8)).tolist()
       [[5]]
     """
-    return jnp.swapaxes(_pack(jnp.swapaxes(codes, -1, -2) != 0), -1, -2)
+    bits = np.swapaxes(np.asarray(codes) != 0, -1, -2)
+    bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, -bits.shape[-1] % BITS)])
+    words = np.packbits(np.ascontiguousarray(bits), axis=-1, bitorder="little")
+    return np.swapaxes(words.view("<u4"), -1, -2).astype(np.uint32, order="C")
 
 
-def pack_qtensor(qt: QTensor) -> tuple[jax.Array, jax.Array]:
+def pack_qtensor(qt: QTensor) -> tuple[np.ndarray, jax.Array]:
     """Words and scales of binary weights. Not for use inside jit (it reads values).
 
     Args:
@@ -161,8 +169,8 @@ def binary_dense(
       ValueError: if shapes or dtypes do not fit.
 
     Example:
-      >>> words = pack_kernel(jnp.asarray([[1], [0], [1]], jnp.uint8))
-      >>> binary_dense(jnp.asarray([[0.5, 3.0, 0.0]]), words).tolist()
+      >>> words = pack_kernel(np.asarray([[1], [0], [1]], np.uint8))
+      >>> binary_dense(jnp.asarray([[0.5, 3.0, 0.0]]), jnp.asarray(words)).tolist()
       [[1]]
     """
     _check(x, words, scale, 2)
@@ -172,15 +180,6 @@ def binary_dense(
         scale=scale,
     )
     return y.reshape(*x.shape[:-1], words.shape[-1])
-
-
-def _pack(bits: jax.Array) -> jax.Array:
-    """bool (..., C) -> uint32 (..., ceil(C / 32))."""
-    extra = -bits.shape[-1] % BITS
-    bits = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, extra)])
-    bits = bits.reshape(*bits.shape[:-1], -1, BITS).astype(jnp.uint32)
-    place = jnp.arange(BITS, dtype=jnp.uint32).reshape((1,) * (bits.ndim - 1) + (-1,))
-    return jnp.sum(bits << place, axis=-1, dtype=jnp.uint32)
 
 
 def _inside(size: int, kernel: int, step: int, pads: Sequence[int]) -> np.ndarray:

@@ -69,8 +69,8 @@ def finite(value: Any) -> bool:
 
 
 def common_unit(runs: Sequence[Run]) -> Unit:
-    """The unit of all runs that were evaluated, `PLAIN` if they differ."""
-    units = {run.unit for run in runs if run.result or run.records["eval"]}
+    """The unit of all runs that have scores, `PLAIN` if they differ."""
+    units = {run.unit for run in runs if any(run.score(k) is not None for k in SCORES)}
     return units.pop() if len(units) == 1 else PLAIN
 
 

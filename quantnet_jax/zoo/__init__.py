@@ -1,6 +1,6 @@
 """Trained networks that ship with the package: `quantnet_jax.load("zoo:NAME")`.
 
-`index.json` says of each one how it was trained and what it scored; the files beside it
+`index.json` records how each one was trained and evaluated; the files beside it
 are artifacts as `python -m quantnet_jax.export` writes them.
 """
 
@@ -8,6 +8,8 @@ import difflib
 import json
 import pathlib
 from typing import Any
+
+from quantnet_jax.core.text import table
 
 PREFIX = "zoo:"
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -45,19 +47,14 @@ def path(name: str) -> pathlib.Path:
     return FOLDER / known[name]["file"]
 
 
-def table() -> list[str]:
-    """Lines of text: name, method, network, data, accuracy, size."""
-    rows = [("name", "method", "bits", "network", "data", "accuracy", "bytes")]
-    for name, entry in entries().items():
-        rows.append(
-            (
-                *(name, entry["method"], str(entry["bits"]), entry["network"]),
-                *(entry["data"], f"{100 * entry['accuracy']:.2f}%"),
-                f"{entry['bytes']:,}",
-            )
+def listing() -> str:
+    """A table: name, method, bits, network, data, accuracy, size."""
+    headers = ("name", "method", "bits", "network", "data", "accuracy", "bytes")
+    rows = [
+        (
+            *(name, entry["method"], entry["bits"], entry["network"], entry["data"]),
+            *(f"{100 * entry['accuracy']:.2f}%", f"{entry['bytes']:,}"),
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        for name, entry in entries().items()
     ]
+    return table(rows, headers, left=5)

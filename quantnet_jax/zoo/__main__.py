@@ -12,11 +12,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m quantnet_jax.zoo", description=str(__doc__).split(":")[0]
     )
-    parser.add_argument("--json", action="store_true", help="all that is known of them")
+    parser.add_argument("--json", action="store_true", help="the whole index")
     if parser.parse_args(argv).json:
         print(json.dumps(zoo.entries(), indent=2))
     else:
-        print("\n".join(zoo.table()))
+        print(zoo.listing())
         print('\nload one with quantnet_jax.load("zoo:NAME")')
     return 0
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from quantnet_jax.deploy.artifact import write_bytes
+from quantnet_jax.core.files import write_atomic
 from quantnet_jax.deploy.onnx import check as onnx_check
 from quantnet_jax.deploy.packed import float_tree
 from quantnet_jax.deploy.predictor import Predictor
@@ -83,7 +83,7 @@ def write(
     checked = None
     if importlib.util.find_spec("onnxruntime") is not None:
         checked = onnx_check.check(content, predictor, batches, tolerance)
-    write_bytes(path, content)
+    write_atomic(path, content)
     return {
         "file": str(path),
         "bytes": len(content),

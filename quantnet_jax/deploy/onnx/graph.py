@@ -63,18 +63,12 @@ def convert(function: Callable, shape: Sequence[int], *, name: str) -> onnx.Mode
     (out,) = graph.run(traced, [Value("images", images.shape)])
     name_of_output = graph.name_of(graph.channels_last(out))
     graph.nodes.append(helper.make_node("Identity", [name_of_output], ["outputs"]))
-    info = helper.make_tensor_value_info
-    proto = helper.make_graph(
-        graph.nodes,
-        name,
-        [info("images", onnx.TensorProto.UINT8, ["N", *shape])],
-        [
-            info(
-                "outputs", onnx.TensorProto.FLOAT, ["N", *traced.out_avals[0].shape[1:]]
-            )
-        ],
-        graph.initializers,
+    info = lambda name, kind, shape: helper.make_tensor_value_info(
+        name, getattr(onnx.TensorProto, kind), ["N", *shape]
     )
+    inputs = [info("images", "UINT8", shape)]
+    outputs = [info("outputs", "FLOAT", traced.out_avals[0].shape[1:])]
+    proto = helper.make_graph(graph.nodes, name, inputs, outputs, graph.initializers)
     model = helper.make_model(
         proto,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -122,9 +116,8 @@ class Graph:
                 out = eqn.primitive.bind(*args, **eqn.params)
                 return list(out) if eqn.primitive.multiple_results else [out]
             if primitive == "broadcast_in_dim":
-                return [
-                    _repeat_later(args[0], eqn.params["broadcast_dimensions"], shape)
-                ]
+                axes = eqn.params["broadcast_dimensions"]
+                return [_repeat_later(args[0], axes, shape)]
         if primitive in SAME_NAME:
             return [self.elementwise(primitive, args, shape)]
         handler = getattr(self, f"_{primitive}", None)
@@ -134,9 +127,7 @@ class Graph:
             )
         return [handler(args, eqn.params, tuple(shape))]
 
-    def add(
-        self, operator: str, inputs: Sequence[Any], shape, first=False, **attributes
-    ):
+    def add(self, operator: str, inputs, shape, first=False, **attributes) -> Value:
         """The `Value` of a new node."""
         name = f"{operator.lower()}_{len(self.nodes)}"
         names = [self.name_of(x) for x in inputs]
@@ -239,19 +230,17 @@ class Graph:
             pads=_pads(params["padding"][1:3]),
         )
 
-    def _reduce_sum(self, args, params, shape, operator="ReduceSum") -> Value:
+    def _reduce_sum(self, args, params, shape) -> Value:
         x, axes = args[0], tuple(params["axes"])
         if axes == (1, 2) and x.channels_first:
             axes = (2, 3)
         else:
             x = self.channels_last(x)
-        return self.add(operator, [x, np.asarray(axes, np.int64)], shape, keepdims=0)
+        return self.add("ReduceSum", [x, np.asarray(axes, np.int64)], shape, keepdims=0)
 
     def _dot_general(self, args, params, shape) -> Value:
-        ranks = [
-            len(np.shape(x) if not isinstance(x, Value) else x.shape) for x in args
-        ]
         contract, batch = params["dimension_numbers"]
+        ranks = [len(x.shape) for x in args]
         if ranks != [2, 2] or [*map(tuple, contract)] != [(1,), (0,)] or any(batch):
             raise ValueError("a product is not one of two matrices")
         return self.add("MatMul", args, shape)
@@ -278,6 +267,10 @@ class Graph:
         return self.add(
             "Slice", [x, starts, ends, axes, steps], shape, x.channels_first
         )
+
+    def _transpose(self, args, params, shape) -> Value:
+        x, order = self.channels_last(args[0]), params["permutation"]
+        return self.add("Transpose", [x], shape, perm=order)
 
     def _reshape(self, args, params, shape) -> Value:
         sizes = np.asarray([-1 if size == BATCH else size for size in shape], np.int64)
