@@ -115,9 +115,7 @@ def _read(library: Any, content: bytes) -> _Decoder | None:
 
 def size(content: bytes) -> tuple[int, int] | None:
     """(Width, height) of a JPEG that `decode` takes; else, or without library, None."""
-    library = _library()
-    decoder = None if library is None else _read(library, content)
-    if decoder is None:
+    if (library := _library()) is None or (decoder := _read(library, content)) is None:
         return None
     get = functools.partial(library.tj3Get, decoder.handle)
     return get(_WIDTH), get(_HEIGHT)
@@ -137,9 +135,7 @@ def decode(
       uint8 [bottom - top, right - left, 3], valid until the thread decodes again; None
       where there is no library, or it does not take the image or fails.
     """
-    library = _library()
-    decoder = None if library is None else _read(library, content)
-    if decoder is None:
+    if (library := _library()) is None or (decoder := _read(library, content)) is None:
         return None
     handle, get = decoder.handle, library.tj3Get
     left, top, right, bottom = near

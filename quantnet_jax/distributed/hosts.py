@@ -49,7 +49,8 @@ def keep_programs() -> None:
     programs of before, whose choice of algorithms may else differ. Programs for CPUs
     are not kept: they are fast to make, and bound to the features of one machine.
     """
-    if jax.config.jax_compilation_cache_dir or backend() == "cpu":
+    named = jax.config.jax_compilation_cache_dir  # pyright: ignore
+    if named or backend() == "cpu":
         return
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(home) / "quantnet_jax"

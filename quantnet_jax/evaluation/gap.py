@@ -123,7 +123,7 @@ def score(
     sums = jax.tree.map(lambda *x: sum(map(float, x)), *jax.device_get(waiting))
     examples, sign = sums["examples"], 1 if primary.higher_is_better else -1
     of_tree = {name: values[primary.name] for name, values in sums["trees"].items()}
-    result = {name: value / examples for name, value in of_tree.items()}
+    result: dict[str, float] = {k: v / examples for k, v in of_tree.items()}
     for name in ("soft", "hard"):
         others = {k: v for k, v in sums["trees"][name].items() if k != primary.name}
         result |= {f"{k}_{name}": v / examples for k, v in others.items()}
@@ -131,7 +131,8 @@ def score(
     for name, gap in (("hard", "gap"), ("hard_bn", "gap_bn")):
         if name in of_tree:
             result[gap] = sign * (of_tree["soft"] - of_tree[name]) / examples
-    return result | {"examples": int(examples)}
+    result["examples"] = int(examples)
+    return result
 
 
 def evaluate_tree(

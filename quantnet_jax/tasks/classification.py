@@ -62,8 +62,8 @@ def describe_classes(
       ValueError: `info` has not one name for each logit.
     """
     names = info.get("classes")
-    fits = isinstance(names, list | tuple) and len(names) == len(logits)
-    if not fits or not all(isinstance(name, str) for name in names):
+    types = [str] * len(logits)
+    if not isinstance(names, list | tuple) or [*map(type, names)] != types:
         raise ValueError(
             f"info['classes'] is {names!r:.80}, expected {len(logits)} names"
         )

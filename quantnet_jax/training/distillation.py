@@ -113,7 +113,7 @@ def _check(teacher: Config, config: Config, feed: Feed, runner: Runner):
     if teacher.data.to_dict() == config.data.to_dict():
         return
     other = make_feed(teacher, runner)
-    pairs = [("images of shape", other.shape, feed.shape)]
+    pairs: list[tuple[str, Any, Any]] = [("images of shape", other.shape, feed.shape)]
     for name in sorted({*other.info, *feed.info}):
         was, now = (list(x.info.get(name, ())) for x in (other, feed))
         pairs.append((f"{name} in number", len(was), len(now)))

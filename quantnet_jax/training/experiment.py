@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -97,7 +97,11 @@ class Experiment:
             "test": functools.partial(prepare, seed=0, train=False),
         }
 
-    def train_batches(self, first: int, counts=itertools.repeat(1)) -> Iterator:  # noqa: B008
+    def train_batches(
+        self,
+        first: int,
+        counts: Iterable[int] = itertools.repeat(1),  # noqa: B008
+    ) -> Iterator:
         """Sharded batches from a step on; see `feed.dispatches`."""
         return dispatches(self.feed, self.runner, first, counts)
 

@@ -121,7 +121,7 @@ def run(
             step += count
             log.add(step, count, step_metrics)
             tick(step, state)
-            shown = None
+            shown: dict[str, Any] = {}
             if step % config.log_every == 0 or step in evaluations:
                 rate = float(exp.learning_rate(step - 1))
                 row = {"epoch": step / exp.epoch_steps, "lr": rate}
