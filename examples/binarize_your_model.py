@@ -3,9 +3,9 @@
     python examples/binarize_your_model.py
     python examples/binarize_your_model.py --framework=nnx --epochs=4
 
-The model is ordinary Flax. QuantNet sees its parameters alone: training runs it on soft
-weights, deployment on hard ones, through the same `apply`. State that a model keeps
-beside its parameters (BatchNorm's, say) would go in and out of `apply` as usual.
+The model is ordinary Flax. QuantNet works on its parameters alone: training runs it on
+soft weights, deployment on hard ones, through the same `apply`. Other state of a model
+(such as BatchNorm's) goes in and out of `apply` as usual.
 
 Bundled images, 5 epochs, a minute or two on two CPU cores: soft about 89.5 and 89.2
 (linen and nnx), hard about 89.2 and 89.1; one seed each, results/examples.jsonl.
@@ -66,7 +66,6 @@ sys.path.insert(0, str(ROOT))  # where the package is not installed
 
 import quantnet_jax as qn  # noqa: E402
 from quantnet_jax import data  # noqa: E402
-from quantnet_jax.core.schedules import exponential  # noqa: E402
 from quantnet_jax.core.tree import flatten  # noqa: E402
 from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
@@ -91,18 +90,18 @@ def as_nnx(key, images):
 FRAMEWORKS = {"linen": linen, "nnx": as_nnx}
 
 
-def train(apply, params, images, labels, *, epochs, batch_size, rate, seed):
+def train(apply, params, images, labels, *, epochs, batch_size, learning_rate, seed):
     """Trains weights and sub-networks together.
 
     Returns:
       (quantizer of the tree, parameters, sub-networks, steps, mean loss of each epoch).
     """
     steps = epochs * (len(images) // batch_size)
-    sharpness = exponential(0.3, 10.0, 0.9 * steps)
+    sharpness = qn.schedules.exponential(0.3, 10.0, 0.9 * steps)
     rules = [qn.Rule(QUANTIZED, qn.quantnet(sharpness=sharpness))]
     q = qn.quantize_tree(rules, params)
     both = (params, jax.jit(q.init)(jax.random.key(seed), params))
-    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     @jax.jit
     def train_step(both, opt_state, step, images, labels):
@@ -133,7 +132,7 @@ def train(apply, params, images, labels, *, epochs, batch_size, rate, seed):
 
 
 def accuracy(apply, params, images, labels, size=500):
-    """Fraction of images that the network classifies right; `apply` is jitted."""
+    """Fraction of correctly classified images; `apply` is jitted."""
     parts = np.split(images, range(size, len(images), size))
     logits = np.concatenate([apply(params, part) for part in parts])
     return float(np.mean(logits.argmax(-1) == labels))
@@ -147,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--train-size", type=int, default=10_000, help="images")
     parser.add_argument("--test-size", type=int, default=2_000, help="images")
     parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="JSON file to write the result to")
     args = parser.parse_args(argv)
@@ -170,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict:
         dataset.train_label,
         epochs=args.epochs,
         batch_size=args.batch_size,
-        rate=args.rate,
+        learning_rate=args.learning_rate,
         seed=args.seed,
     )
 

@@ -112,7 +112,7 @@ def make_spec(
     floats: str = "float32",
     origin: dict[str, Any] | None = None,
 ) -> deploy.NetworkSpec:
-    """What a configuration ships, beside the weights.
+    """The spec of the network of a configuration.
 
     Args:
       config: of the run.

@@ -69,9 +69,9 @@ def read(
                 gray = np.asarray(image).astype(np.int64) >> 8
                 image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
             image = image.convert(MODES[channels])
-    except Exception as e:  # decoders do not say which ones
+    except Exception as e:  # decoders document no list of them
         raise ValueError(
-            f"{os.fspath(path)} is no image, or damaged: {deploy.describe(e)}"
+            f"{os.fspath(path)} is not an image, or damaged: {deploy.describe(e)}"
         ) from None
     note = ""
     if image.size != (width, height):

@@ -122,12 +122,12 @@ def test_what_cannot_be_read_is_told_in_one_line(model, picture, tmp_path, capsy
     damaged = tmp_path / "model"
     damaged.write_bytes(model.read_bytes()[:-1])
     for words, told in (
-        ([model, text], "text.png is no image"),
-        ([model, cut], "cut.png is no image"),
+        ([model, text], "text.png is not an image"),
+        ([model, cut], "cut.png is not an image"),
         ([model, tmp_path / "no.png"], "no.png not found"),
         ([model, tmp_path], "not found"),
-        ([damaged, path], "model is no safetensors file"),
-        ([path, path], "a.png is no safetensors file"),
+        ([damaged, path], "model is not a safetensors file"),
+        ([path, path], "a.png is not a safetensors file"),
         ([tmp_path / "no", path], "no not found"),
         ([model, path, "--top=0"], "--top=0"),
         ([model, path, "--popcount=on"], "no convolution has float32 signs"),

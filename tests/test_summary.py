@@ -275,9 +275,9 @@ def test_summary_of_a_file_whose_layers_count_bits(tmp_path, capsys):
     assert command.main([f"--artifact={file}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["payload"] == written["payload"]
     counting = deploy.load(file, popcount=True)  # no file holds what it runs
-    with pytest.raises(ValueError, match="conv1/kernel: words .*popcount=False"):
+    with pytest.raises(ValueError, match="conv1/kernel: packed words .*popcount=False"):
         summarize_network(counting.params, counting.spec)
-    with pytest.raises(ValueError, match="conv1/kernel: words .*popcount=False"):
+    with pytest.raises(ValueError, match="conv1/kernel: packed words .*popcount=False"):
         deploy.save(tmp_path / "again.safetensors", counting.params, spec)
 
 

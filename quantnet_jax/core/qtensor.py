@@ -59,14 +59,14 @@ class QTensor:
     def nbytes(self) -> int:
         """Bytes of the packed form: packed codes, levels and scale, as in a file.
 
-        In memory a code takes a whole byte.
+        In memory each code takes a byte.
         """
         tables = math.prod(self.levels.shape) + math.prod(self.scale.shape)
         return -(-self.size * self.bits // 8) + 4 * tables
 
 
 def code_bits(levels: int) -> int:
-    """Bits needed to tell `levels` values apart (2 -> 1, 3 -> 2, 16 -> 4)."""
+    """Bits that distinguish `levels` values (2 -> 1, 3 -> 2, 16 -> 4)."""
     return max(1, math.ceil(math.log2(levels)))
 
 
@@ -108,7 +108,7 @@ def lookup(qt: QTensor) -> jax.Array:
 
 
 def validate(qt: QTensor, name: str = "tensor") -> QTensor:
-    """Returns `qt` if it keeps the invariants of `QTensor`.
+    """Returns `qt` if it satisfies the invariants of `QTensor`.
 
     Checks shapes and dtypes always, and that codes are below the number of levels and
     that floats are finite. Not for use inside jit (it reads values).

@@ -15,7 +15,7 @@ The laws that every member obeys (`quantnet_jax.testing.check_quantizer` checks 
     `project`: of the projected weights).
  6. jit equals eager; another step or key does not retrace.
  7. `init` works under `jax.eval_shape`.
- 8. `hard` is deterministic, and unpacking its packed codes gives them back.
+ 8. `hard` is deterministic, and unpacking inverts packing of its codes.
  9. Members without parameters: hard(dequantize(hard(w))) == hard(w).
 10. The penalty is a finite, non-negative float32 scalar.
 11. `per_channel(q)` equals a Python loop over the channels.
@@ -59,8 +59,8 @@ class Quantizer(NamedTuple):
         parameters are trained through the weights' update (MetaQuant).
       project: None, or `(qparams, w, *, step) -> (qparams, w)`, applied after each
         update of the optimizer: a projection of the weights (ProxQuant), or a change of
-        parameters without a gradient (LQ-Nets). Keeps what `hard` gives for `w`, or
-        brings it nearer to `w`.
+        parameters without a gradient (LQ-Nets). `hard` of the result is that of `w`,
+        or nearer to `w`.
     """
 
     init: Callable[..., PyTree]
@@ -96,8 +96,8 @@ class PerTensor:
     """Marks the part of `qparams` that stays each tensor's own under sharing.
 
     A rule with `share='model'` or `'kernel'` gives all its tensors one set of
-    `qparams`; what is wrapped in `PerTensor` (a scale per output channel, say) is
-    kept once per tensor all the same.
+    `qparams`; parts wrapped in `PerTensor` (such as a scale per output channel)
+    exist once per tensor.
 
     Attributes:
       value: any pytree of float32 arrays.
@@ -184,9 +184,9 @@ def identity() -> Quantizer:
 
 
 def prepared(q: Quantizer, prepare: Callable) -> Quantizer:
-    """`q` with `prepare(qparams)` in the place of its parameters, wherever it is used.
+    """`q` with `prepare(qparams)` in place of its parameters, wherever it is used.
 
-    `init` is left as it is; what `project` moves is moved from the prepared values.
+    `init` is unchanged; `project` starts from the prepared values.
     """
 
     def wrapped(fn: Callable) -> Callable:

@@ -4,8 +4,8 @@ A safetensors file. A quantized tensor at PATH is stored as 'PATH:codes' (packed
 'PATH:levels' and 'PATH:scale', a float one as 'PATH'. The header's metadata hold two
 strings: 'quantnet_jax', a JSON object (see `write`), and 'sha256' over that object and
 all tensors. Reading executes nothing, checks the hash before it looks at a tensor, and
-takes memory in proportion to the file. The hash finds damage, not malice: whoever makes
-a file makes its hash, so everything in it is checked as well.
+needs memory in proportion to the file. The hash detects damage, not malice: everything
+else in the file is checked as well.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ PARTS = ("codes", "levels", "scale")
 FILE_KEYS = ("format", "quantized", "float")
 """Keys of the JSON object that `write` adds."""
 LARGEST_SPEC = 4_000_000
-"""Characters of the JSON object that are read at most."""
+"""Maximum length of the JSON object in characters."""
 DEEPEST = 32
-"""Names in the path of a tensor at most."""
+"""Maximum number of names in the path of a tensor."""
 LONGEST = 500
-"""Characters of an error message about a file's content at most."""
-NO_FILE = "words of a layer that counts bits are in no file; load with popcount=False"
+"""Maximum length of an error message about the content of a file."""
+NO_FILE = "packed words of bit counts cannot be saved; load with popcount=False"
 """The error of a leaf that is `Words`."""
 
 PyTree = Any
@@ -109,22 +109,22 @@ def read(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as e:  # the library does not say which ones
+    except Exception as e:  # the library documents no list of them
         raise ValueError(
-            f"{path} is no safetensors file, or damaged: {describe(e)}"
+            f"{path} is not a safetensors file, or damaged: {describe(e)}"
         ) from None
     text = metadata.get("quantnet_jax")
     if text is None or "sha256" not in metadata:
-        raise ValueError(f"{path} is no artifact of quantnet_jax: metadata are missing")
+        raise ValueError(f"{path} is not an artifact of quantnet_jax: no metadata")
     if len(text) > LARGEST_SPEC or digest(text, tensors) != metadata["sha256"]:
-        raise ValueError(f"{path} is damaged: its content does not fit its SHA-256")
+        raise ValueError(f"{path} is damaged: SHA-256 mismatch")
     try:
         spec = json.loads(text, parse_constant=_refuse)
         if not isinstance(spec, dict) or spec.get("format") != FORMAT:
             found = spec.get("format") if isinstance(spec, dict) else spec
             raise ValueError(f"format {found!r:.80}, expected {FORMAT}")
         return _tree(tensors, spec), spec
-    except Exception as e:  # whatever numbers of others lead to
+    except Exception as e:  # a hostile file can raise anything
         raise ValueError(f"{path}: {describe(e)}") from None
 
 
@@ -134,12 +134,12 @@ def digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         total.update(f"\n{name}\n{x.dtype}{x.shape}\n".encode())
-        total.update(x.tobytes())  # row by row, however they lie in memory
+        total.update(x.tobytes())  # in row-major order
     return total.hexdigest()
 
 
 def describe(e: Exception) -> str:
-    """One printable line about an exception that the content of a file caused."""
+    """One printable line for an exception caused by the content of a file."""
     text = " ".join(str(e).split())[:LONGEST]
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     plain = isinstance(e, ValueError | SafetensorError) and shown
@@ -152,13 +152,13 @@ def is_count(x: Any, largest: int = 2**31 - 1) -> bool:
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _parts(name: str, leaf: Packed) -> dict[str, np.ndarray]:
-    """What the file holds of a quantized tensor; checked, so that `read` accepts it."""
+    """The arrays of a quantized tensor, checked as `read` does."""
     parts = {
-        # The writer wants rows in order; `order` keeps scalars scalar.
+        # The writer needs row-major arrays; `order` keeps scalars scalar.
         "codes": np.asarray(leaf.codes, order="C"),
         "levels": _as_float(f"{name}:levels", leaf.levels, "float32"),
         "scale": _as_float(f"{name}:scale", leaf.scale, "float32"),
@@ -172,7 +172,7 @@ def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
         whole = not jnp.issubdtype(kind, jax.dtypes.extended)
         whole = whole and not jnp.issubdtype(kind, jnp.complexfloating)
         if not whole or (np.asarray(leaf) != np.asarray(leaf, np.float32)).any():
-            raise ValueError(f"{name}: float32 cannot hold these numbers of {kind}")
+            raise ValueError(f"{name}: float32 cannot represent these {kind} values")
     x = np.asarray(leaf, np.float32)
     with np.errstate(over="ignore"):
         y = x.astype(dtype, order="C")
@@ -182,7 +182,7 @@ def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
 
 
 def _tree(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> PyTree:
-    """Checks the tensors against the spec and puts them at their places."""
+    """Checks the tensors against the spec and builds the tree."""
     rest, tree = dict(tensors), {}
     quantized, dtype = spec.get("quantized"), spec.get("float")
     if not isinstance(quantized, dict):
@@ -219,7 +219,7 @@ def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
         if x is None or x.dtype.name != wanted:
             found = "missing" if x is None else x.dtype
             raise ValueError(f"{name}:{part} is {found}, expected {wanted}")
-    # The bytes that are there bound what unpacking takes.
+    # The size of the file bounds the memory of unpacking.
     expected = -(-math.prod(shape) * bits // 8)
     if parts["codes"].shape != (expected,):
         raise ValueError(
@@ -231,7 +231,7 @@ def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
             f"{name}:levels of shape {parts['levels'].shape} do not fit {bits} bits"
         )
     codes: Any = np.broadcast_to(np.uint8(0), shape)
-    if size < 2**bits:  # only then can a code lie beyond the table
+    if size < 2**bits:  # else every code is in the table
         codes = _codes(parts["codes"], bits, shape)
     validate(QTensor(codes, parts["levels"], parts["scale"]), name)
     arrays = {part: jnp.asarray(x) for part, x in parts.items()}
@@ -246,14 +246,14 @@ def _codes(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
 
 
 def _put(tree: dict, name: str, leaf: Any) -> None:
-    """Puts a leaf at a '/'-joined path; two leaves cannot share a place."""
+    """Inserts a leaf at a '/'-joined path."""
     *folders, last = name.split("/")
     if len(folders) >= DEEPEST:
         raise ValueError(f"{name[:80]!r}... has more than {DEEPEST} parts")
     for folder in folders:
         tree = tree.setdefault(folder, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"{name!r} lies below another tensor")
+            raise ValueError(f"{name!r} is below another tensor")
     if last in tree:
-        raise ValueError(f"{name!r} is there twice")
+        raise ValueError(f"{name!r} appears twice")
     tree[last] = leaf

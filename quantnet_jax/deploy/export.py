@@ -41,8 +41,8 @@ def export_tree(
 ) -> dict[str, Any]:
     """Writes 'model.safetensors' and 'model.stablehlo', and verifies both.
 
-    Files are written to a folder beside and moved once they are verified: whatever
-    fails, those of an earlier export stay.
+    Files are written to a temporary folder and moved once they are verified; if
+    anything fails, those of an earlier export stay.
 
     Args:
       tree: parameters of `spec.network()` (BatchNorm folded, see
@@ -120,8 +120,7 @@ def to_stablehlo(predictor: Predictor) -> bytes:
 
     The packed weights are constants in it; the batch size is symbolic. Whoever loads it
     needs jax alone, within its window (`WINDOW`, by the compatibility guarantees of
-    `jax.export`). A predictor that counts bits gives a program that does, on every
-    device.
+    `jax.export`). The program of a predictor that counts bits does so on every device.
     """
     run = jax.jit(lambda images: predictor.apply(predictor.params, images))
     shape = (*jax.export.symbolic_shape("batch"), *predictor.spec.shape)

@@ -1,6 +1,6 @@
-"""Runs a network whose weights stay packed: each layer unpacks its own, or counts bits.
+"""Forward pass with packed weights: each layer unpacks its own, or counts bits.
 
-Convolutions are replaced from outside: the networks know nothing of packed weights.
+Convolutions are intercepted, so the networks do not depend on packed weights.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from quantnet_jax.models.layers import replace_convolutions
 
 PyTree = Any
 CACHE = 2**24
-"""Bytes of unpacked weights up to which it does not matter when they are unpacked."""
+"""Bytes of unpacked weights that fit a cache; larger ones are unpacked on demand."""
 
 
 def apply(model: Any, params: PyTree, x: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ def gives_signs(quantizer: Quantizer) -> bool:
 
 
 def on_cpu(params: PyTree) -> bool:
-    """Whether parameters lie in the memory of a CPU."""
+    """Whether parameters are in the memory of a CPU."""
     arrays = map(jnp.asarray, jax.tree.leaves(params))
     return {device.platform for x in arrays for device in x.devices()} == {"cpu"}
 

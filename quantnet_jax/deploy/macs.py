@@ -1,8 +1,8 @@
 """Counts multiply-accumulates in the trace of any JAX function, parameter by parameter.
 
 A product (convolution or matrix product) belongs to the parameters whose values alone
-make up one of its operands, however many conversions, transposes, scales or masks lie
-in between. Nothing is computed: the trace is of shapes.
+make up one of its operands, through any conversions, transposes, scales and masks.
+Nothing is computed: the trace is of shapes.
 """
 
 import math
@@ -18,7 +18,7 @@ from quantnet_jax.core.tree import flatten
 
 PyTree = Any
 FLOAT = 32
-"""Bits of an operand of which nothing else is known."""
+"""Bits of an operand by default."""
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
 UNCOUNTED = ("ragged_dot", "ragged_dot_general")
@@ -83,7 +83,7 @@ def count(apply: Callable, params: PyTree, example: PyTree) -> list[Use]:
 
     Padding counts as it is computed; of a transposed convolution the inserted zeros do
     not. Products of parameters alone (they do not depend on the example, so they are
-    done once) are left out; of several branches of a condition the dearest counts.
+    done once) are excluded; of the branches of a condition the most expensive counts.
 
     Args:
       apply: any traceable function.
@@ -173,7 +173,7 @@ def _conv(eqn) -> int:
         if spread == 1:
             total *= out[o] * kernel[k]
         else:
-            # Between two inputs lie spread - 1 inserted zeros.
+            # spread - 1 zeros are inserted between two inputs.
             total *= sum(
                 (i * stride + j * dilation - before) % spread == 0
                 for i in range(out[o])
@@ -204,27 +204,27 @@ def _cond(
 ) -> tuple[list[_Source], list[Use]]:
     which, *operands = operands
     walked = [_walk(branch, operands) for branch in branches]
-    dearest = max((uses for _, uses in walked), key=lambda u: sum(x.macs for x in u))
+    largest = max((uses for _, uses in walked), key=lambda u: sum(x.macs for x in u))
     results = [
         _join([which, *same], keep=True)._replace(bits=max(s.bits for s in same))
         for same in zip(*(results for results, _ in walked), strict=True)
     ]
-    return results, dearest + [
+    return results, largest + [
         use._replace(macs=0)
         for _, uses in walked
-        if uses is not dearest
+        if uses is not largest
         for use in uses
         if use.params
     ]
 
 
 def _join(sources: Iterable[_Source], keep: bool = False) -> _Source:
-    """The source of what several make; with `keep` the bits of the activations stay."""
+    """The source of a function of several; `keep` retains the bits of activations."""
     sources = list(sources)
     data = any(s.data for s in sources)
     if not data:
         return _Source(frozenset[str]().union(*(s.params for s in sources)))
-    # Nearly all parameters flow into an activation: they say nothing of it.
+    # Nearly all parameters flow into an activation, so they are dropped.
     bits = max(s.bits for s in sources if s.data) if keep else FLOAT
     return _Source(data=True, bits=bits)
 

@@ -95,7 +95,7 @@ def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> Predictor
     try:
         spec = NetworkSpec.from_json(header)
         return make_predictor(params, spec, popcount=popcount)
-    except Exception as e:  # whatever options of others make a network raise
+    except Exception as e:  # a hostile file can raise anything
         raise ValueError(f"{path}: {artifact.describe(e)}") from None
 
 
@@ -114,7 +114,7 @@ def make_predictor(
       ValueError, TypeError: the parameters or the spec do not fit.
     """
     model = spec.network()
-    # Shapes alone: nothing is computed, however large the network says it is.
+    # Shapes alone: nothing is computed, however large the network is.
     wanted = jax.eval_shape(model.init, jax.random.key(0), spec.input())["params"]
     _check_shapes(params, wanted)
     countable = forward.countable(model, params, spec.shape)
@@ -129,7 +129,7 @@ def make_predictor(
         params = forward.with_words(params, countable)
 
     def apply(params: PyTree, images: jax.Array) -> jax.Array:
-        """Outputs for uint8 images, with packed weights."""
+        """Outputs for uint8 images."""
         return forward.apply(model, params, spec.normalize(images))
 
     return Predictor(apply, params, spec, countable, jax.jit(apply))
@@ -142,7 +142,7 @@ def _check_shapes(params: PyTree, wanted: PyTree) -> None:
         if name not in found:
             raise ValueError(f"{name!r} is missing")
         if name not in expected:
-            raise ValueError(f"{name!r} is no parameter of the network")
+            raise ValueError(f"{name!r} is not a parameter of the network")
         if found[name] != expected[name]:
             raise ValueError(
                 f"{name!r} has shape {found[name]}, the network needs {expected[name]}"

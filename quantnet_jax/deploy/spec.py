@@ -1,4 +1,4 @@
-"""What ships beside the weights: the network, its input, its task, its origin."""
+"""The spec of an exported network: architecture, input, task, origin."""
 
 import dataclasses
 import inspect
@@ -13,7 +13,7 @@ from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy.artifact import FILE_KEYS, FLOATS, is_count
 
 LARGEST_SIDE = 4096
-"""Upper limit of an image's height, width and channels: bounds what an image takes."""
+"""Upper limit of height, width and channels: bounds the memory of an image."""
 LARGEST_OUTPUT = 2**20
 """Upper limit of the channels of the output."""
 LARGEST_CONSTANT = 1e6

@@ -1,4 +1,4 @@
-"""What a network weighs and computes: bits, bytes and multiply-accumulates by layer."""
+"""Bits, bytes and multiply-accumulates of a network, layer by layer."""
 
 import collections
 import dataclasses
@@ -17,19 +17,19 @@ from quantnet_jax.deploy.packed import Words, is_packed, leaves
 from quantnet_jax.deploy.spec import NetworkSpec
 
 PyTree = Any
-NOBODY = "(no parameter)"
+NO_PARAMETER = "(no parameter)"
 """The row of products of two activations, or of an activation and a constant."""
 
 
 class Row(NamedTuple):
-    """A layer: one tensor with two axes or more, and the vectors beside it.
+    """A layer: one tensor with two axes or more, and its vectors.
 
     Attributes:
       path: '/'-joined, of the layer; of the tensor where a layer has several.
       shape: of the tensor.
       bits: of one of its numbers in the file.
-      activation: bits of its inputs; None if it multiplies nothing.
-      output: shape of its (first) result; None if it multiplies nothing.
+      activation: bits of its inputs; None without multiplications.
+      output: shape of its (first) result; None without multiplications.
       weights: numbers of all tensors of the row.
       quantized: those that are stored as codes.
       codes, levels, scales, floats: bytes in the file.
@@ -117,16 +117,15 @@ def summarize(
       apply: the network, `(params, example) -> anything`, a traceable function that
         takes an array in the place of each quantized leaf.
       params: tree of `QTensor`, `Packed`, arrays and `jax.ShapeDtypeStruct`s: what
-        `deploy.write` gets. State that ships too (running statistics, say) belongs in
-        it.
+        `deploy.write` gets, including state that ships (such as running statistics).
       example: input of the network, arrays or shapes, with its batch axis: the products
         are those of the whole batch.
       dtype: of float leaves in the file.
-      float_network: arrays or shapes of all that the float32 network keeps, if that is
-        more than `params`, such as statistics that were folded.
+      float_network: arrays or shapes of the whole float32 network, if it has more than
+        `params`, such as statistics that were folded.
 
     Returns:
-      The summary. Activations count as 32 bits unless `mark_activation` says otherwise.
+      The summary. Activations count as 32 bits unless marked by `mark_activation`.
 
     Raises:
       ValueError: the products cannot be counted, see `macs.count`; or `params` holds
@@ -151,7 +150,7 @@ def summarize(
 
 
 def summarize_network(params: PyTree, spec: NetworkSpec, batch: int = 1) -> Summary:
-    """The summary of a shipped network, from what its artifact holds.
+    """The summary of a shipped network, from the content of its artifact.
 
     It is compared with the network of float weights and activations as it is trained:
     parameters, and running statistics of BatchNorm, all float32.
@@ -217,29 +216,29 @@ def _rows(tensors: Mapping[str, _Tensor], uses: Sequence[macs.Use]) -> tuple[Row
         order |= dict.fromkeys(t.path for t in within)
         if not use.macs:
             continue
-        owner = max(within, key=lambda t: t.size).path if within else NOBODY
+        owner = max(within, key=lambda t: t.size).path if within else NO_PARAMETER
         bits = _weight_bits(within) if within else use.bits[1]
         products.setdefault(owner, []).append((f"{bits}/{use.bits[0]}", use))
     order |= dict.fromkeys(tensors)
     wide = lambda path: tensors[path].quantized or _axes(tensors[path]) > 1
     folder = lambda path: path.rpartition("/")[0]
-    chief = {path for path in tensors if path in products or wide(path)}
-    chiefs = collections.Counter(map(folder, chief))
+    main = {path for path in tensors if path in products or wide(path)}
+    mains = collections.Counter(map(folder, main))
     groups: dict[str, list[_Tensor]] = {}
     for path in order:
-        alone = not folder(path) or (path in chief and chiefs[folder(path)] > 1)
+        alone = not folder(path) or (path in main and mains[folder(path)] > 1)
         groups.setdefault(path if alone else folder(path), []).append(tensors[path])
-    rows = [_row(path, group, chief, products) for path, group in groups.items()]
-    if NOBODY in products:
-        rows.append(_row(NOBODY, [], chief, products))
+    rows = [_row(path, group, main, products) for path, group in groups.items()]
+    if NO_PARAMETER in products:
+        rows.append(_row(NO_PARAMETER, [], main, products))
     return tuple(rows)
 
 
-def _row(path: str, group: list[_Tensor], chief: set[str], products: dict) -> Row:
-    """One row; `group` has at most one tensor of `chief`."""
-    first = max(group, key=lambda t: (t.path in chief, t.size), default=None)
+def _row(path: str, group: list[_Tensor], main: set[str], products: dict) -> Row:
+    """One row; `group` has at most one tensor of `main`."""
+    first = max(group, key=lambda t: (t.path in main, t.size), default=None)
     found: dict[str, int] = {}
-    mine = products.get(first.path if first else NOBODY, [])
+    mine = products.get(first.path if first else NO_PARAMETER, [])
     for precision, use in mine:
         found[precision] = found.get(precision, 0) + use.macs
     total = lambda name: sum(getattr(t, name) for t in group)
@@ -260,7 +259,7 @@ def _row(path: str, group: list[_Tensor], chief: set[str], products: dict) -> Ro
 
 
 def _weight_bits(tensors: Sequence[_Tensor]) -> int:
-    """Bits of what several tensors make; a factor per channel does not count."""
+    """Bits of a product of tensors; a factor per channel does not count."""
     wide = [t for t in tensors if _axes(t) > 1] or tensors
     return max(t.bits if t.quantized else macs.FLOAT for t in wide)
 
@@ -270,7 +269,7 @@ def _axes(t: _Tensor) -> int:
 
 
 def _marked(quantizer: Quantizer) -> Quantizer:
-    """The same quantizer of activations, with results that `macs.count` knows."""
+    """The same activation quantizer, its results marked for `macs.count`."""
 
     def soft(qparams, x, **rest):
         bits = jax.eval_shape(quantizer.hard, qparams, x).bits

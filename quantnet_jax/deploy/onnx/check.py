@@ -111,7 +111,7 @@ def _steps(
         if wrong:
             raise ValueError(
                 f"{what} of {wrong} of {len(found)} images differ in onnxruntime by up "
-                f"to {apart.max():.2g}, though all before is equal; nothing was written"
+                f"to {apart.max():.2g}, given equal inputs; nothing was written"
             )
 
     def compare(images: np.ndarray, tolerance: float) -> None:

@@ -1,8 +1,8 @@
 """From a traced network to an ONNX graph.
 
-Walks the equations of a jaxpr. What depends on weights alone is computed on the spot;
-the rest becomes one ONNX node for one equation. Images stay channels-last up to the
-first convolution and are channels-first from there on, which costs one transposition.
+Walks the equations of a jaxpr. Equations of weights alone are evaluated; each of the
+others becomes one ONNX node. Images are channels-last up to the first convolution and
+channels-first from there on, which costs one transposition.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,7 +164,7 @@ class Graph:
         args, first = self.alike(args)
         if primitive == "max":
             rest = [x for x in args if isinstance(x, Value) or np.any(np.asarray(x))]
-            if len(rest) == 1:  # runtimes join it with the convolution before
+            if len(rest) == 1:  # runtimes fuse it with the convolution
                 return self.add("Relu", rest, shape, first)
         return self.add(SAME_NAME[primitive], args, shape, first)
 
