@@ -9,7 +9,6 @@ import pytest
 
 from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor, dequantize
-from quantnet_jax.core.quantizer import Quantizer, identity
 
 
 def numpy_conv(x, w, strides, padding, groups):
@@ -177,56 +176,3 @@ def test_dense_errors_name_the_shapes(shapes):
     with pytest.raises(ValueError) as error:
         ops.dense(jnp.zeros(shapes[0]), jnp.zeros(shapes[1]))
     assert str(shapes[0]) in str(error.value) and str(shapes[1]) in str(error.value)
-
-
-def spy():
-    """A quantizer whose soft and hard tell which arguments arrived."""
-
-    def soft(qparams, w, *, step, key=None):
-        noise = 0.0 if key is None else jax.random.uniform(key)
-        return w * qparams + step.astype(w.dtype) + noise
-
-    def hard(qparams, w):
-        codes = (w >= 0).astype(jnp.uint8)
-        return QTensor(codes, jnp.asarray([-1.0, 1.0]), jnp.abs(qparams))
-
-    return Quantizer(lambda key, w: jnp.float32(2.0), soft, hard, lambda *a, **k: 0.0)
-
-
-def test_realize_has_three_modes():
-    w, key, two = jnp.asarray(normal(6, (3, 3, 2, 4))), jax.random.key(0), jnp.ones(())
-    two = two * 2
-    q = spy()
-    assert ops.realize(q, two, w, mode="float") is w
-    soft = ops.realize(q, two, w, mode="soft", step=3, key=key)
-    np.testing.assert_allclose(soft, w * 2 + 3 + jax.random.uniform(key), rtol=1e-6)
-    hard = ops.realize(q, two, w, mode="hard")
-    assert isinstance(hard, QTensor)
-    np.testing.assert_array_equal(dequantize(hard), np.where(w >= 0, 2.0, -2.0))
-    with pytest.raises(ValueError, match="`mode` is 'Hard', expected one of float, so"):
-        ops.realize(q, two, w, mode="Hard")
-
-
-@pytest.mark.parametrize("mode", ["float", "soft", "hard"])
-def test_quantized_conv2d_is_conv2d_of_the_realized_weights(mode):
-    x, w = jnp.asarray(normal(7, (2, 6, 6, 4))), jnp.asarray(normal(8, (3, 3, 2, 4)))
-    q, qparams, key = spy(), jnp.ones(()), jax.random.key(1)
-    options = {"strides": 2, "padding": "VALID", "groups": 2}
-    y = ops.quantized_conv2d(q, qparams, x, w, mode=mode, step=5, key=key, **options)
-    if mode == "float":
-        weights = w
-    elif mode == "soft":
-        weights = q.soft(qparams, w, step=jnp.asarray(5), key=key)
-    else:
-        weights = dequantize(q.hard(qparams, w))
-    expected = numpy_conv(x, weights, (2, 2), "VALID", 2)
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5)
-
-
-def test_identity_is_the_float_convolution_in_every_mode():
-    x, w = jnp.asarray(normal(9, (1, 4, 4, 2))), jnp.asarray(normal(10, (3, 3, 2, 4)))
-    modes = [
-        ops.quantized_conv2d(identity(), (), x, w, mode=m)
-        for m in ("float", "soft", "hard")
-    ]
-    assert all(jnp.array_equal(y, modes[0]) for y in modes[1:])

@@ -1,19 +1,17 @@
 """Convolution and dense products as pure functions on float arrays and QTensors."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from quantnet_jax.core.qtensor import QTensor, dequantize, lookup
-from quantnet_jax.core.quantizer import PyTree, Quantizer
 
 Weights = jax.Array | QTensor
 Strides = int | Sequence[int]
 Padding = str | Sequence[Sequence[int]]
-Mode = Literal["float", "soft", "hard"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -53,7 +51,7 @@ def conv2d(
       (1, 2, 2, 8)
     """
     _check_conv(x, w, groups)
-    strides, padding = _window(strides, padding)
+    strides, padding = window(strides, padding)
 
     def product(x: jax.Array, values: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(
@@ -88,7 +86,7 @@ def dense(x: jax.Array, w: Weights, *, precision: Any = None) -> jax.Array:
       >>> dense(jnp.ones((2, 3)), jnp.ones((3, 5))).shape
       (2, 5)
     """
-    _check_floating(x)
+    check_floating(x)
     if x.ndim < 1 or len(w.shape) != 2 or x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"`x` of shape {x.shape} and `w` of shape {w.shape} do not fit; expected "
@@ -99,93 +97,6 @@ def dense(x: jax.Array, w: Weights, *, precision: Any = None) -> jax.Array:
         return jnp.matmul(x, values.astype(x.dtype), precision=precision)
 
     return _times_scale(product, x, w)
-
-
-def realize(
-    quantizer: Quantizer,
-    qparams: PyTree,
-    w: jax.Array,
-    *,
-    mode: Mode,
-    step: int | jax.Array = 0,
-    key: jax.Array | None = None,
-) -> Weights:
-    """The weights that a layer multiplies with; the one place that branches on `mode`.
-
-    Args:
-      quantizer: any member.
-      qparams: what `quantizer.init` returned, or its trained successor.
-      w: float32 latent weights, any shape.
-      mode: 'float' gives `w` itself, 'soft' the array that training differentiates,
-        'hard' the QTensor that is deployed. Static.
-      step: the optimizer's step (used by 'soft').
-      key: randomness of a stochastic quantizer (used by 'soft').
-
-    Returns:
-      A float array of the shape of `w`, or a QTensor.
-
-    Raises:
-      ValueError: if `mode` is unknown.
-    """
-    if mode == "float":
-        return w
-    if mode == "soft":
-        return quantizer.soft(qparams, w, step=jnp.asarray(step), key=key)
-    if mode == "hard":
-        return quantizer.hard(qparams, w)
-    raise ValueError(f"`mode` is {mode!r}, expected one of {', '.join(get_args(Mode))}")
-
-
-def quantized_conv2d(
-    quantizer: Quantizer,
-    qparams: PyTree,
-    x: jax.Array,
-    w: jax.Array,
-    *,
-    mode: Mode,
-    step: int | jax.Array = 0,
-    key: jax.Array | None = None,
-    strides: Strides = (1, 1),
-    padding: Padding = "SAME",
-    groups: int = 1,
-    precision: Any = None,
-) -> jax.Array:
-    """`conv2d` with the weights of `realize`: a quantized layer for hand-written nets.
-
-    Args:
-      quantizer: any member.
-      qparams: its parameters for this kernel.
-      x: floating (N, H, W, Cin).
-      w: float32 latent weights (kh, kw, Cin / groups, Cout).
-      mode: 'float', 'soft' or 'hard'; see `realize`. Static.
-      step: the optimizer's step.
-      key: randomness of a stochastic quantizer.
-      strides: as in `conv2d`.
-      padding: as in `conv2d`.
-      groups: as in `conv2d`.
-      precision: as in `conv2d`.
-
-    Returns:
-      (N, H', W', Cout) in the dtype of `x`.
-
-    Raises:
-      ValueError: if `mode` is unknown or the shapes do not fit.
-
-    Example:
-      >>> from quantnet_jax.core.quantizer import identity
-      >>> x, w = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2))
-      >>> quantized_conv2d(identity(), (), x, w, mode="hard").shape
-      (1, 4, 4, 2)
-    """
-    weights = realize(quantizer, qparams, w, mode=mode, step=step, key=key)
-    return conv2d(
-        x,
-        weights,
-        strides=strides,
-        padding=padding,
-        groups=groups,
-        precision=precision,
-    )
 
 
 def _times_scale(product: Any, x: jax.Array, w: Weights) -> jax.Array:
@@ -200,13 +111,14 @@ def _times_scale(product: Any, x: jax.Array, w: Weights) -> jax.Array:
     return (y.astype(scale.dtype) * scale).astype(y.dtype)
 
 
-def _check_floating(x: jax.Array) -> None:
+def check_floating(x: jax.Array) -> None:
+    """Raises a ValueError unless `x` is floating."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"`x` has dtype {x.dtype}, expected a floating one")
 
 
 def _check_conv(x: jax.Array, w: Weights, groups: int) -> None:
-    _check_floating(x)
+    check_floating(x)
     if x.ndim != 4 or len(w.shape) != 4:
         raise ValueError(
             f"`x` of shape {x.shape} and `w` of shape {w.shape}: expected rank 4 each, "
@@ -221,27 +133,28 @@ def _check_conv(x: jax.Array, w: Weights, groups: int) -> None:
         )
 
 
-def _window(
+def window(
     strides: Strides, padding: Padding
-) -> tuple[tuple[int, ...], str | list[tuple[int, int]]]:
-    """Strides as a pair; padding as a valid word or as two pairs."""
+) -> tuple[tuple[int, int], str | list[tuple[int, int]]]:
+    """Strides as a pair; padding as 'SAME', 'VALID' or two pairs.
+
+    Raises:
+      ValueError: if they are not what `conv2d` takes.
+    """
     pair = (strides,) * 2 if isinstance(strides, int) else tuple(strides)
     if len(pair) != 2 or any(s < 1 for s in pair):
         raise ValueError(
             f"`strides` is {strides!r}, expected a positive integer or two of them"
         )
-    if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
-            raise ValueError(
-                f"`padding` is {padding!r}, expected 'SAME', 'VALID' or "
-                "((top, bottom), (left, right))"
-            )
-        return pair, padding
-    try:
-        pads = [(int(before), int(after)) for before, after in padding]
-    except (TypeError, ValueError):
-        pads = []
-    if len(pads) != 2 or min(map(min, pads)) < 0:
+    pads = padding
+    if not isinstance(padding, str):
+        try:
+            pads = [(int(before), int(after)) for before, after in padding]
+        except (TypeError, ValueError):
+            pads = ""
+        if len(pads) != 2 or min(map(min, pads)) < 0:
+            pads = ""
+    if isinstance(pads, str) and pads not in ("SAME", "VALID"):
         raise ValueError(
             f"`padding` is {padding!r}, expected 'SAME', 'VALID' or "
             "((top, bottom), (left, right))"

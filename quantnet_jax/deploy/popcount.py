@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from quantnet_jax.core.ops import Padding, check_floating, window
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy import popcount_xla
-
-Padding = str | Sequence[Sequence[int]]
 
 BITS = 32
 
@@ -215,8 +214,7 @@ def _check(x: jax.Array, words: jax.Array, scale: jax.Array | None, rank: int) -
             f"`x` of shape {x.shape} and `words` of shape {words.shape} do not fit; "
             f"expected {expected}"
         )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"`x` has dtype {x.dtype}, expected a floating one")
+    check_floating(x)
     if words.dtype != jnp.uint32:
         raise ValueError(f"`words` have dtype {words.dtype}, expected uint32")
     if scale is not None and scale.shape != words.shape[-1:]:
@@ -227,27 +225,11 @@ def _check(x: jax.Array, words: jax.Array, scale: jax.Array | None, rank: int) -
 
 def _window(shape, kernel, strides, padding: Padding):
     """Strides and padding as two pairs of integers, and of pairs of them."""
-    steps = (strides,) * 2 if isinstance(strides, int) else tuple(strides)
-    if len(steps) != 2 or any(s < 1 for s in steps):
-        raise ValueError(
-            f"`strides` is {strides!r}, expected a positive integer or two of them"
-        )
-    pads = []
-    if isinstance(padding, str):
-        if padding in ("SAME", "VALID"):
-            pads = lax.padtype_to_pads(shape, kernel, steps, padding)
-    else:
-        try:
-            pads = [(int(before), int(after)) for before, after in padding]
-        except (TypeError, ValueError):
-            pads = []
-    if len(pads) != 2 or min(map(min, pads)) < 0:
-        raise ValueError(
-            f"`padding` is {padding!r}, expected 'SAME', 'VALID' or "
-            "((top, bottom), (left, right))"
-        )
-    for size, window, pad in zip(shape, kernel, pads, strict=True):
-        if size + sum(pad) < window:
+    steps, pads = window(strides, padding)
+    if isinstance(pads, str):
+        pads = lax.padtype_to_pads(shape, kernel, steps, pads)
+    for size, taps, pad in zip(shape, kernel, pads, strict=True):
+        if size + sum(pad) < taps:
             raise ValueError(
                 f"a kernel of {kernel} does not fit into {tuple(shape)} pixels with "
                 f"`padding` {padding!r}"
