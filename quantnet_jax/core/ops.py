@@ -146,15 +146,13 @@ def window(
         raise ValueError(
             f"`strides` is {strides!r}, expected a positive integer or two of them"
         )
-    pads = padding
-    if not isinstance(padding, str):
-        try:
-            pads = [(int(before), int(after)) for before, after in padding]
-        except (TypeError, ValueError):
-            pads = ""
-        if len(pads) != 2 or min(map(min, pads)) < 0:
-            pads = ""
-    if isinstance(pads, str) and pads not in ("SAME", "VALID"):
+    if padding in ("SAME", "VALID"):
+        return pair, str(padding)
+    try:
+        pads = [(int(before), int(after)) for before, after in padding]
+    except (TypeError, ValueError):
+        pads = []
+    if len(pads) != 2 or min(map(min, pads)) < 0:
         raise ValueError(
             f"`padding` is {padding!r}, expected 'SAME', 'VALID' or "
             "((top, bottom), (left, right))"
