@@ -98,13 +98,14 @@ def test_spec_goes_through_json():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": (8, 8)}, "shape is .8, 8., expected .height, width, channels."),
-        ({"mean": (0.5, 0.5)}, "mean is .* expected a number for each channel"),
-        ({"std": (0.0,)}, "std is .* expected positive numbers"),
-        ({"outputs": 0}, "outputs is 0, expected 1 to"),
-        ({"floats": "bfloat16"}, "floats is 'bfloat16', expected one of"),
-        ({"activation": "pact"}, "activation is 'pact', expected a name and options"),
-        ({"info": ["coat"]}, "info is .'coat'., expected an object"),
+        ({"shape": (8, 8)}, "shape=.8, 8., expected 3 numbers"),
+        ({"shape": (8, 8, 5000)}, "shape=5000, expected a whole number from 1 to 4096"),
+        ({"mean": (0.5, 0.5)}, "mean=.* expected 1 numbers"),
+        ({"std": (0.0,)}, "std=0.0, expected a number from 1e-06"),
+        ({"outputs": 0}, "outputs=0, expected a whole number from 1"),
+        ({"floats": "bfloat16"}, "floats='bfloat16'; did you mean 'float16'"),
+        ({"activation": "pact"}, "activation='pact', expected a name and options"),
+        ({"info": ["coat"]}, "info=.'coat'., expected an object"),
     ],
 )
 def test_spec_is_checked_where_it_is_made(change, message):

@@ -146,7 +146,7 @@ def describe(e: Exception) -> str:
     return shown if plain else f"{type(e).__name__}: {shown}"
 
 
-def is_count(x: Any, largest: int = 2**31 - 1) -> bool:
+def _is_count(x: Any, largest: int = 2**31 - 1) -> bool:
     """Whether a value of a JSON file is an integer from 1 to `largest`."""
     return isinstance(x, int) and not isinstance(x, bool) and 0 < x <= largest
 
@@ -206,12 +206,12 @@ def _tree(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> PyTree:
 
 def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
     """Everything is checked in NumPy, before JAX sees a number of the file."""
-    if not is_count(bits, 8):
+    if not _is_count(bits, 8):
         raise ValueError(f"{name}: bits are {bits!r:.80}, expected 1 to 8")
     if (
         not isinstance(shape, list)
         or not 1 <= len(shape) <= 8
-        or not all(map(is_count, shape))
+        or not all(map(_is_count, shape))
     ):
         raise ValueError(f"{name}: shape is {shape!r:.80}, expected positive integers")
     for part, x in parts.items():

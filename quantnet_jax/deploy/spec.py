@@ -1,7 +1,6 @@
 """The spec of an exported network: architecture, input, task, origin."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,15 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax import models, quantizers
+from quantnet_jax.core.limits import Choice, Flag, Number, Sequence, Text, check, show
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.deploy.artifact import FILE_KEYS, FLOATS, is_count
+from quantnet_jax.deploy.artifact import FILE_KEYS, FLOATS
 
-LARGEST_SIDE = 4096
-"""Upper limit of height, width and channels: bounds the memory of an image."""
-LARGEST_OUTPUT = 2**20
-"""Upper limit of the channels of the output."""
-LARGEST_CONSTANT = 1e6
-"""Upper limit of mean and standard deviation, and of the inverse of the latter."""
+LIMITS = {
+    "outputs": Number(1, 2**20, whole=True),
+    "dtype": Text(),
+    "task": Text(),
+    "floats": Choice(FLOATS),
+    "popcount": Flag(),
+}
+EACH = {
+    "shape": Number(1, 4096, whole=True),
+    "mean": Number(-1e6, 1e6),
+    "std": Number(1e-6, 1e6),
+}
+"""Of every entry; the upper limit of a side bounds the memory of an image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,39 +63,28 @@ class NetworkSpec:
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("model", "activation"):
+        for key, limit in LIMITS.items():
             value = getattr(self, key)
-            named = isinstance(value, Mapping) and isinstance(value.get("name"), str)
-            if not named and (key == "model" or value is not None):
-                raise ValueError(f"{key} is {value!r:.80}, expected a name and options")
-        for key in ("info", "origin"):
-            _require(key, getattr(self, key), Mapping, "an object")
-        for key in ("task", "dtype"):
-            _require(key, getattr(self, key), str, "a string")
-        _require("popcount", self.popcount, bool | None, "true, false or null")
-        if self.floats not in FLOATS:
-            raise ValueError(f"floats is {self.floats!r:.80}, expected one of {FLOATS}")
-        if not is_count(self.outputs, LARGEST_OUTPUT):
-            raise ValueError(
-                f"outputs is {self.outputs!r:.80}, expected 1 to {LARGEST_OUTPUT}"
-            )
-        shape = _sequence(self.shape)
-        if len(shape) != 3 or not all(is_count(x, LARGEST_SIDE) for x in shape):
-            raise ValueError(
-                f"shape is {self.shape!r:.80}, expected [height, width, channels], "
-                f"each from 1 to {LARGEST_SIDE}"
-            )
-        object.__setattr__(self, "shape", shape)
-        for key in ("mean", "std"):
+            if key != "popcount" or value is not None:
+                check(key, value, limit)
+        for key in ("model", "activation", "info", "origin"):
+            value, named = getattr(self, key), key in ("model", "activation")
+            fits = isinstance(value, Mapping)
+            if named and fits:
+                fits = isinstance(value.get("name"), str)
+            if not fits and (key != "activation" or value is not None):
+                expected = "a name and options" if named else "an object"
+                raise ValueError(f"{key}={show(value)}, expected {expected}")
+        for key, limit in EACH.items():
             value = getattr(self, key)
-            numbers = _sequence(value)
-            if len(numbers) != shape[2] or not all(map(_is_real, numbers)):
-                raise ValueError(
-                    f"{key} is {value!r:.80}, expected a number for each channel"
-                )
-            object.__setattr__(self, key, tuple(map(float, numbers)))
-        if min(self.std) * LARGEST_CONSTANT < 1:
-            raise ValueError(f"std is {self.std!r:.80}, expected positive numbers")
+            check(key, value, Sequence())
+            count = 3 if key == "shape" else self.shape[2]
+            if len(value) != count:
+                raise ValueError(f"{key}={show(value)}, expected {count} numbers")
+            for x in value:
+                check(key, x, limit)
+            as_number = int if key == "shape" else float
+            object.__setattr__(self, key, tuple(map(as_number, value)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "NetworkSpec":
@@ -126,26 +122,21 @@ class NetworkSpec:
           ValueError, TypeError: `model` or `activation` has a wrong option.
         """
         options, made = dict(self.model), {}
+        name = options.pop("name")
         if self.activation is not None:
             act = dict(self.activation)
-            name = act.pop("name")
-            made["act_quant"] = wrap(quantizers.create_activation(name, **act))
-            factory = quantizers.ACTIVATIONS[name].factory
-            known = inspect.signature(factory).parameters
-            for key, value in act.items():
-                _check_type(f"activation.{key}", value, known[key].default)
+            kind = act.pop("name")
+            made["act_quant"] = wrap(quantizers.create_activation(kind, **act))
+            quantizers.check_options("activation", kind, act)
         model = models.create(
-            options.pop("name"),
+            name,
             outputs=self.outputs,
             folded=folded,
             dtype=self.dtype,
             **options,
             **made,
         )
-        defaults = {f.name: f.default for f in dataclasses.fields(model)}
-        defaults["act"] = "relu"  # by name in a file, by value in the network
-        for key, value in options.items():
-            _check_type(f"model.{key}", value, defaults[key])
+        models.check_options("model", name, options)
         return model
 
     def input(self, batch: int = 1) -> jax.ShapeDtypeStruct:
@@ -161,25 +152,3 @@ class NetworkSpec:
         x = images.astype(jnp.float32) / 255.0
         x = (x - per_channel(self.mean)) / per_channel(self.std)
         return x.astype(self.dtype)
-
-
-def _sequence(value: Any) -> tuple:
-    return tuple(value) if isinstance(value, list | tuple) else ()
-
-
-def _is_real(x: Any) -> bool:
-    return type(x) in (int, float) and abs(x) <= LARGEST_CONSTANT
-
-
-def _require(key: str, value: Any, kind: Any, expected: str) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{key} is {value!r:.80}, expected {expected}")
-
-
-def _check_type(name: str, value: Any, default: Any) -> None:
-    """Refuses 'no' for False, which would be true, and the like."""
-    whole_float = type(default) is float and type(value) is int
-    if type(value) is not type(default) and not whole_float:
-        raise ValueError(
-            f"{name} is {value!r:.80}, expected a {type(default).__name__}"
-        )
