@@ -66,7 +66,7 @@ def configuration(method: str, epochs: float) -> Any:
     c.data.train_size, c.data.test_size = 2000, 500
     c.epochs = epochs
     c.quantizer.name = method
-    c.quantizer[method] = ConfigDict(quantizers.recipe(method))
+    c.quantizer[method] = ConfigDict(quantizers.options(method))
     study = grid.load("gap_table")  # of a larger network on the same images
     folder = timing.ROOT / results.FOLDER
     found = grid.choice(study, results.of_study("gap_table", study, folder), method)

@@ -51,7 +51,6 @@ from quantnet_jax.quantizers.ste import (
     binary_ste,
     binaryconnect,
     clipped_ste,
-    magnitude_aware,
     swish_sign,
     xnor,
 )
@@ -114,7 +113,6 @@ __all__ = [
     "load",
     "lq_nets",
     "lsq",
-    "magnitude_aware",
     "metaquant",
     "models",
     "ops",

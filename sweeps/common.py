@@ -37,7 +37,7 @@ def configure(
     c.dtype = dtype or c.dtype
     c.weights.learning_rate = run.learning_rate
     c.quantizer.name = row.method
-    section = quantizers.recipe(row.method)
+    section = quantizers.options(row.method)
     if "sharpness" in section:
         section["sharpness"]["start"] *= start.sharpness
     c.quantizer[row.method] = ConfigDict(section)

@@ -1,5 +1,6 @@
 """Tests of quantized activations: laws, closed forms, hooks of the networks, runs."""
 
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 from test_models import NumpyNet, images, paths, randomized
 from tiny import tiny_config, train
+from util import learns
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import models
 from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.models.resnet import BiRealBlock, Bottleneck, ResNet
-from quantnet_jax.quantizers import ACTIVATIONS, create_activation
+from quantnet_jax.quantizers import ACTIVATIONS, create_activation, options
 from quantnet_jax.quantizers.activations import SMALLEST, sign_activation
 from quantnet_jax.testing import ORDER, check_docstring, check_quantizer
 from quantnet_jax.training import experiment, parts
@@ -45,7 +47,7 @@ def test_members_keep_the_laws(name, bits):
         made(name, bits),
         forward=member.forward,
         binary=member.signed,
-        parameter_free=not member.learned,
+        parameter_free=not learns(member.factory()),
         shape=(4, 3, 3, 4),
         # What costs most, and does not depend on the width, once.
         laws=ORDER if bits == 1 else set(ORDER) - {11, 12},
@@ -58,10 +60,11 @@ def test_rows_say_what_is_so(name):
     check_docstring(member.factory)
     q = member.factory(**member.recipe)
     qparams = q.init(jax.random.key(0), x)
-    assert bool(jax.tree.leaves(qparams)) == bool(member.learned)
+    says = "Learned: none" not in " ".join(inspect.getdoc(member.factory).split())
+    assert bool(jax.tree.leaves(qparams)) == says
     assert member.forward == "hard"
     assert (float(q.soft(qparams, x, step=0).min()) < 0) == member.signed
-    assert set(config_lib.base().activation[name]) == set(member.recipe)
+    assert set(config_lib.base().activation[name]) == set(options(name, ACTIVATIONS))
 
 
 # From closed forms: n = 2^bits - 1 steps; a of PACT and n s of LSQ are the clip.
@@ -144,12 +147,12 @@ def test_a_parameter_below_zero_can_come_back(name):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("dorefa", {"bits": 0}, ["`bits` is 0", "1 to 8"]),
-        ("lsq", {"bits": 9}, ["`bits` is 9"]),
-        ("pact", {"bits": 2.5}, ["`bits` is 2.5"]),
-        ("pact", {"start": 0.0}, ["`start` is 0.0", "positive"]),
-        ("lsqq", {}, ["activation quantizer 'lsqq'", "did you mean 'lsq'"]),
-        ("lsq", {"bit": 2}, ["no option 'bit'", "did you mean 'bits'"]),
+        ("dorefa", {"bits": 0}, ["dorefa.bits=0", "1 to 8"]),
+        ("lsq", {"bits": 9}, ["lsq.bits=9"]),
+        ("pact", {"bits": 2.5}, ["pact.bits=2.5"]),
+        ("pact", {"start": 0.0}, ["pact.start=0.0", "from 1e-06"]),
+        ("lsqq", {}, ["quantizer 'lsqq'", "did you mean 'lsq'"]),
+        ("lsq", {"bit": 2}, ["'lsq.bit'", "'bits'"]),
     ],
 )
 def test_bad_options_are_one_line(name, options, words):
@@ -209,7 +212,7 @@ def test_inputs_of_inner_convolutions_take_few_values(name, bits, dtype, options
     params = paths(variables["params"])
     learned = {p for p in params if "_input" in p}
     where = {f"{path}/qparams" for path in inputs}
-    assert learned == (where if ACTIVATIONS[name].learned else set())
+    assert learned == (where if learns(ACTIVATIONS[name].factory()) else set())
     for pattern in models.KERNELS.values():
         claimed = tree.plan([tree.Rule(pattern, q)], variables["params"])
         assert not learned & {path for bucket in claimed for path in bucket.paths}

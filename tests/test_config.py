@@ -212,7 +212,9 @@ def write(workdir, config):
 
 
 def test_round_trip_through_a_file(tmp_path):
-    config = tiny_config(rules=(("head/kernel", "binary_ste", "layer"),))
+    config = tiny_config(
+        rules=({"pattern": "head/kernel", "quantizer": "lsq", "bits": 4},)
+    )
     write(tmp_path, config)
     loaded = config_lib.load(tmp_path)
     assert json.loads(loaded.to_json()) == json.loads(config.to_json())

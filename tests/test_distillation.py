@@ -195,7 +195,7 @@ def test_refuses_what_is_no_float_run(teacher, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     for change, message in (
         ({"quantizer": config["quantizer"] | {"name": "lsq"}}, "quantizer.name='lsq'"),
-        ({"rules": [["head", "lsq", "layer"]]}, "rules="),
+        ({"rules": [{"pattern": "head", "quantizer": "lsq"}]}, "rules="),
         ({"activation": config["activation"] | {"name": "lsq"}}, "activation.name='l"),
         ({"model": {"name": "small", "width": 5}}, "saved as float32.* config builds"),
         ({"model": {"name": "resnet8"}}, "was saved as nothing"),

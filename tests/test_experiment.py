@@ -23,6 +23,10 @@ def refusal(**overrides):
     return message
 
 
+def rule(pattern, quantizer, **options):
+    return {"pattern": pattern, "quantizer": quantizer, **options}
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -48,10 +52,16 @@ def refusal(**overrides):
         ({"share": "everything"}, ["share", "everything", "layer"]),
         ({"layers": "all", "share": "model"}, ["share='model'", "different"]),
         ({"rules": (("head/kernel", "binary"),)}, ["rules", "head/kernel"]),
-        ({"rules": (("head/kernel", "binary", "layer"),)}, ["binary", "binary_ste"]),
-        ({"rules": ((".*bias9", "identity", "layer"),)}, [".*bias9", "head/bias"]),
         (
-            {"rules": (("conv1/kernel", "binary_ste", "layer"),)},
+            {"rules": ({"pattern": "head/kernel", "quantizer": "binary"},)},
+            ["rules[0].quantizer", "binary_ste"],
+        ),
+        (
+            {"rules": ({"pattern": ".*bias9", "quantizer": "identity"},)},
+            [".*bias9", "head/bias"],
+        ),
+        (
+            {"rules": (rule("conv1/kernel", "lsq"),)},
             ["both claim", "conv1/kernel"],
         ),
         ({"weights__schedule": "cos"}, ["weights", "cos", "cosine"]),
@@ -112,7 +122,8 @@ def test_steps_and_epochs():
 def test_rules_decide_what_is_quantized():
     """Mixed precision: the rows of `rules` come beside the rule of `layers`."""
     config = tiny_config(
-        layers="conv1/kernel", rules=(("head/kernel", "binary_ste", "layer"),)
+        layers="conv1/kernel",
+        rules=({"pattern": "head/kernel", "quantizer": "binary_ste"},),
     )
     exp = experiment.build(config, jax.devices()[:1])
     claimed = {path: bucket.shared for bucket in exp.buckets for path in bucket.paths}
@@ -175,3 +186,27 @@ def test_bfloat16_keeps_weights_in_float32():
     state, metrics = exp.train_step(exp.state, exp.train_data, batch)
     for x in jax.tree.leaves((state.params, state.batch_stats, metrics)):
         assert x.dtype == np.float32 and np.isfinite(x).all()
+
+
+def test_a_quantizer_of_ones_own_by_module_and_factory(tmp_path, monkeypatch):
+    """From the command line, without a row in the package; errors in one line."""
+    (tmp_path / "my_signs.py").write_text(
+        "from quantnet_jax import clipped_ste, tanh_sign\n"
+        "def sharp(*, factor=2.0):\n    return tanh_sign(sharpness=3.0 * factor)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(quantizer__name="my_signs:sharp(factor=4.0)")
+    exp = experiment.build(config, jax.devices()[:1])
+    assert repr(exp.buckets[0].quantizer).startswith("tanh_sign(")
+    assert "sharpness=12.0" in repr(exp.buckets[0].quantizer)
+    for name, words in (
+        ("my_signs:blunt", "has no attribute 'blunt'"),
+        ("my_signs:sharp(faktor=1.0)", "factor"),
+        ("my_signs:sharp(3)", "expected a factory"),
+        ("no_such_module:sharp", "No module named"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)) as error:
+            experiment.build(tiny_config(quantizer__name=name), jax.devices()[:1])
+        assert name.partition("(")[0] in str(error.value) and "\n" not in str(
+            error.value
+        )

@@ -102,17 +102,6 @@ def test_xnor(per):
     close(dw, expected)
 
 
-def test_magnitude_aware_is_binary_ste():
-    """The same function under another name, bit for bit."""
-    w, g = weights(), normal(1, SHAPE)
-    found = [
-        results(create(name), (), w, g)[:2]
-        for name in ("magnitude_aware", "binary_ste")
-    ]
-    for a, b in zip(*found, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 # DoReFa, LSQ, PACT, TWN
 
 

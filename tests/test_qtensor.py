@@ -176,7 +176,7 @@ def test_validate_returns_what_is_right(levels, scale):
         ("levels", jnp.zeros(1), r"levels have shape \(1,\)"),
         ("levels", jnp.zeros(257), r"levels have shape \(257,\)"),
         ("levels", jnp.zeros((3, 2)), r"levels have shape \(3, 2\)"),
-        ("levels", jnp.zeros((1, 4, 2)), r"levels have shape \(1, 4, 2\)"),
+        ("levels", jnp.zeros((2, 4, 2)), r"levels have shape \(2, 4, 2\)"),
         ("levels", jnp.asarray([0.0, jnp.inf]), "levels must be finite"),
         ("levels", jnp.zeros(2, jnp.bfloat16), "levels must be .* got bfloat16"),
         ("scale", jnp.asarray(jnp.nan), "scale must be finite"),

@@ -398,17 +398,17 @@ def test_normalization_against_numpy(kind, divisor):
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"bits": 0}, "`bits` is 0"),
-        ({"bits": 5}, "`bits` is 5"),
-        ({"multibit": "x"}, "`multibit` is 'x'"),
-        ({"scale": "x"}, "`scale` is 'x'"),
-        ({"norm": "x"}, "`norm` is 'x'"),
-        ({"unit": "x"}, "`unit` is 'x'"),
-        ({"nonlinearity": "x"}, "`nonlinearity` is 'x'"),
-        ({"width": 0}, "`width`"),
-        ({"depth": 0}, "`depth`"),
-        ({"unit": "conv", "width": 17}, "`width` is 17"),
-        ({"unit": "conv", "window": 2, "width": 1}, "`window` is 2"),
+        ({"bits": 0}, "bits=0"),
+        ({"bits": 5}, "bits=5"),
+        ({"multibit": "x"}, "multibit='x'"),
+        ({"scale": "x"}, "scale='x'"),
+        ({"norm": "x"}, "norm='x'"),
+        ({"unit": "x"}, "unit='x'"),
+        ({"nonlinearity": "x"}, "nonlinearity='x'"),
+        ({"width": 0}, "width=0"),
+        ({"depth": 0}, "depth=0"),
+        ({"unit": "conv", "width": 17}, "width=17"),
+        ({"unit": "conv", "window": 2, "width": 1}, "window=2"),
     ],
 )
 def test_values_out_of_range_are_errors(options, name):

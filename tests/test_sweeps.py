@@ -37,7 +37,7 @@ def test_rows_are_valid(name):
         config_lib.check(c)
         parts.make_rules(c, 100)  # refuses options that a factory lacks
         assert c.data.validation_size == study.validation_size and not c.init_from
-        if section := quantizers.recipe(given.method).get("sharpness"):
+        if section := quantizers.options(given.method).get("sharpness"):
             own = c.quantizer[given.method].sharpness.start
             changed = any(k.endswith("sharpness.start") for k in given.changes)
             factor = study.initializations[0].sharpness
@@ -80,7 +80,7 @@ def test_rows_of_a_study_differ_in_the_method_alone(name):
 def test_the_family_is_covered():
     methods = lambda name: {row.method for row in grid.load(name).rows.values()}
     # The same function as binary_ste; of two bits.
-    assert methods("small") == set(quantizers.MEMBERS) - {"magnitude_aware", "twn"}
+    assert methods("small") == set(quantizers.MEMBERS) - {"twn"}
     assert methods("gap_table") == set(quantizers.MEMBERS)
     for name, member in quantizers.MEMBERS.items():
         for label in member.variants:
@@ -107,7 +107,7 @@ FACTORS = {
 
 
 def test_the_ablation_has_a_row_for_each_factor():
-    tried, recipe = {}, quantizers.recipe("quantnet")
+    tried, recipe = {}, quantizers.options("quantnet")
     for row in rows.ablation().values():
         for key, value in row.changes.items() if row.method == "quantnet" else ():
             factor = key.removeprefix("quantizer.quantnet.").removeprefix("meta.")

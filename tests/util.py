@@ -61,6 +61,12 @@ def learned_tanh():
     )
 
 
+def learns(q):
+    """Whether a quantizer has parameters."""
+    w = jax.ShapeDtypeStruct((3, 3, 2, 2), jnp.float32)
+    return bool(jax.tree.leaves(jax.eval_shape(q.init, jax.random.key(0), w)))
+
+
 def ready_task(classes=4, label_smoothing=0.0):
     """Classification of batches {'image', 'label', 'mask'}, ready as they are."""
     names = [str(number) for number in range(classes)]

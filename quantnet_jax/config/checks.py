@@ -5,7 +5,7 @@ processes. What needs the data, the devices or the network is in `build_check`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantnet_jax import data, models, quantizers, tasks
@@ -18,7 +18,7 @@ from quantnet_jax.core.limits import (
     Sequence,
     Text,
     check,
-    limits_of,
+    check_options,
     nearest,
     show,
     unknown,
@@ -48,6 +48,7 @@ OPTIMIZER: dict[str, Limit] = {
     "weight_decay": NOT_NEGATIVE,
     "clip": NOT_NEGATIVE,
 }
+QUANTIZER = Choice(tuple(quantizers.names()), pattern=quantizers.OWN.pattern)
 LIMITS: dict[str, Limit] = {
     "seed": Number(0, 2**32 - 1, whole=True),
     "epochs": Number(0, 1e9, above=True),
@@ -63,7 +64,7 @@ LIMITS: dict[str, Limit] = {
     "data.max_unreadable": COUNT_OR_0,
     "model.name": Choice(models.names()),
     "dtype": Choice(("float32", "bfloat16", "float16")),
-    "quantizer.name": Choice(tuple(quantizers.names())),
+    "quantizer.name": QUANTIZER,
     "task.name": Choice(tuple(tasks.TASKS)),
     "activation.name": Choice(("", *sorted(quantizers.ACTIVATIONS))),
     "share": Choice(tree.SHARES),
@@ -85,6 +86,20 @@ LIMITS: dict[str, Limit] = {
 """Key -> what it may be; a key that is not here is held to the type of its default."""
 
 
+FACTORIES: dict[str, Callable[[str], Callable]] = {
+    "quantizer": lambda name: quantizers.find(name)[0].factory,
+    "activation": lambda name: quantizers.find(name, quantizers.ACTIVATIONS)[0].factory,
+    "task": tasks.find,
+}
+"""Sections whose options stand under the name of a factory -> what finds it."""
+KNOWN = {
+    "quantizer": quantizers.MEMBERS,
+    "activation": quantizers.ACTIVATIONS,
+    "task": tasks.TASKS,
+}
+"""The names that ship."""
+
+
 def check_config(config: dict, base: dict) -> None:
     """Refuses a configuration with an unknown key, a wrong type or an impossible value.
 
@@ -104,9 +119,8 @@ def check_config(config: dict, base: dict) -> None:
     _check_data(config["data"])
     model = dict(config["model"])
     models.check_options("model", model.pop("name"), model)
-    _check_members("quantizer", config["quantizer"], quantizers.MEMBERS)
-    _check_members("activation", config["activation"], quantizers.ACTIVATIONS)
-    _check_task(config["task"])
+    for section, find in FACTORIES.items():
+        _check_open(section, config[section], find)
     tasks.check_terms(config["terms"], config["teacher"])
     _check_rules(config)
     for section in ("weights", "meta"):
@@ -138,40 +152,25 @@ def _like(default: Any) -> Limit:
     return {**kinds, tuple: Sequence()}[type(default)]
 
 
-def _check_members(section: str, config: dict, members: Mapping) -> None:
-    """Checks the options of every quantizer, used or not: a rule may use any."""
+def _check_open(section: str, config: dict, find: Callable[[str], Callable]) -> None:
+    """Checks the options of every member of a section, used or not.
+
+    Args:
+      section: 'quantizer', 'activation' or 'task'.
+      config: {'name': ..., name: options, ...}.
+      find: `name -> factory`; ValueError for an unknown name.
+    """
     for name, options in config.items():
         if name == "name":
             continue
-        if name not in members:
-            known = ["name", *members]
-            raise ValueError(
-                f"unknown config key {f'{section}.{name}'!r}" + nearest(name, known)
-            )
+        key = f"{section}.{name}"
+        try:
+            factory = find(name)
+        except ValueError:
+            raise ValueError(unknown(key, ["name", *KNOWN[section]])) from None
         if not isinstance(options, dict):
-            raise ValueError(
-                f"config key {f'{section}.{name}'!r}={show(options)}, expected a "
-                "section"
-            )
-        quantizers.check_options(section, name, options)
-
-
-def _check_task(config: dict) -> None:
-    """Checks the options of every task, used or not."""
-    for name, options in config.items():
-        if name == "name":
-            continue
-        if name not in tasks.TASKS:
-            raise ValueError(unknown(f"task.{name}", ["name", *tasks.TASKS]))
-        if not isinstance(options, dict):
-            raise ValueError(
-                f"config key {f'task.{name}'!r}={show(options)}, expected a section"
-            )
-        limits = limits_of(tasks.TASKS[name])
-        for option, value in options.items():
-            if option not in limits:
-                raise ValueError(unknown(f"task.{name}.{option}", limits))
-            check(f"task.{name}.{option}", value, limits[option])
+            raise ValueError(f"config key {key!r}={show(options)}, expected a section")
+        check_options(f"{key}.", factory, options)
 
 
 def _check_data(c: dict) -> None:
@@ -217,15 +216,22 @@ def _check_rules(config: dict) -> None:
     _check_pattern("layers", config["layers"])
     for number, row in enumerate(config["rules"]):
         key = f"rules[{number}]"
-        if not isinstance(row, list | tuple) or len(row) != 3:
+        if not isinstance(row, Mapping) or not {"pattern", "quantizer"} <= row.keys():
             raise ValueError(
-                f"{key}={show(row)}, expected (pattern, quantizer name, share)"
+                f"{key}={show(row)}, expected {{'pattern': ..., 'quantizer': ...}}, "
+                "perhaps with 'share', 'out', 'stack' and options of the quantizer"
             )
-        pattern, name, share = row
-        check(f"{key} pattern", pattern, Text())
-        _check_pattern(f"{key} pattern", pattern)
-        check(f"{key} quantizer", name, LIMITS["quantizer.name"])
-        check(f"{key} share", share, LIMITS["share"])
+        options = dict(row)
+        check(f"{key}.pattern", pattern := options.pop("pattern"), Text())
+        _check_pattern(f"{key}.pattern", pattern)
+        check(f"{key}.quantizer", name := options.pop("quantizer"), QUANTIZER)
+        if "share" in options:
+            check(f"{key}.share", options.pop("share"), LIMITS["share"])
+        for axes in ("out", "stack"):
+            value = options.pop(axes, ())
+            for axis in value if isinstance(value, list | tuple) else (value,):
+                check(f"{key}.{axes}", axis, Number(-32, 31, whole=True))
+        check_options(f"{key}.", quantizers.find(name)[0].factory, options)
 
 
 def _check_pattern(key: str, pattern: str) -> None:

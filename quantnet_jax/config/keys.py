@@ -8,7 +8,8 @@ from ml_collections import ConfigDict, config_dict
 
 from quantnet_jax import quantizers
 from quantnet_jax.config import checks as config_check
-from quantnet_jax.tasks import TASKS, defaults
+from quantnet_jax.core.limits import defaults_of
+from quantnet_jax.tasks import TASKS
 
 Config = Any
 """An `ml_collections.ConfigDict`, whose attributes no type checker can know."""
@@ -47,7 +48,7 @@ def base() -> Config:
     c.task = ConfigDict()
     c.task.name = "classification"
     for name, factory in TASKS.items():
-        c.task[name] = ConfigDict(defaults(factory))
+        c.task[name] = ConfigDict(defaults_of(factory))
     # Further terms of the loss: ({"name": ..., "weight": 1.0, options ...}, ...)
     c.terms = ()
     c.teacher = ""  # workdir of a trained float network, for terms that need one
@@ -61,16 +62,18 @@ def base() -> Config:
     c.quantizer = ConfigDict()
     c.quantizer.name = "quantnet"
     for name in quantizers.names():
-        c.quantizer[name] = ConfigDict(quantizers.recipe(name))
+        c.quantizer[name] = ConfigDict(quantizers.options(name))
     # Of the inputs of the inner convolutions: `name`, '' for float activations, and the
     # options of each quantizer of activations under its name.
     c.activation = ConfigDict()
     c.activation.name = ""
-    for name, member in sorted(quantizers.ACTIVATIONS.items()):
-        c.activation[name] = ConfigDict(dict(member.recipe))
+    for name in sorted(quantizers.ACTIVATIONS):
+        options = quantizers.options(name, quantizers.ACTIVATIONS)
+        c.activation[name] = ConfigDict(options)
     c.layers = "inner"  # 'all', 'inner', 'no_shortcut', or a regular expression
     c.share = "kernel"  # of the sub-network: 'layer', 'shape', 'kernel', 'model'
-    # More rules: ((pattern, quantizer name, share), ...), for mixed precision.
+    # More rules, for mixed precision: ({"pattern": ..., "quantizer": name, perhaps
+    # "share", "out", "stack", and options of the quantizer}, ...)
     c.rules = ()
 
     # Optimizers: of the weights, and of what the quantizer learns -------------------

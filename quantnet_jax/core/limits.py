@@ -5,7 +5,9 @@ computes nothing with JAX: settings are checked before any device is touched.
 """
 
 import difflib
+import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -50,9 +52,10 @@ class Number(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """One of some words."""
+    """One of some words, or anything that fits a regular expression."""
 
     words: tuple[str, ...]
+    pattern: str = "(?!)"
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(repr, self.words))}"
@@ -103,7 +106,10 @@ def check(key: str, value: Any, limit: Limit) -> None:
     if isinstance(limit, Scheduled) and isinstance(value, Mapping):
         return _check_schedule(key, value, limit)
     if isinstance(limit, Choice):
-        if not isinstance(value, str) or value not in limit.words:
+        known = isinstance(value, str) and (
+            value in limit.words or re.fullmatch(limit.pattern, value)
+        )
+        if not known:
             raise ValueError(f"{key}={show(value)}{nearest(value, limit.words)}")
         return
     number = limit.number if isinstance(limit, Scheduled) else limit
@@ -150,14 +156,92 @@ def _check_schedule(key: str, value: Mapping, limit: Scheduled) -> None:
     check(f"{key}.until", value["until"], Number(0, 1, above=True))
 
 
+def checked(
+    factory: Callable | None = None, *, together: Callable[..., str] | None = None
+) -> Callable:
+    """Decorates a factory of keyword arguments, which then refuses impossible ones.
+
+    What an argument may be stands in its annotation, `Annotated[int, Number(1, 4,
+    whole=True)]`; arrays and schedules (callables) pass. A configuration is held to the
+    same limits by `check_options`, without a call of the factory.
+
+    Args:
+      factory: the function; without it a decorator is returned.
+      together: `(**all arguments) -> message`, '' if they fit together; it computes
+        nothing with JAX.
+
+    Example:
+      >>> from typing import Annotated
+      >>> @checked
+      ... def q(*, bits: Annotated[int, Number(1, 4, whole=True)] = 1):
+      ...     return bits
+      >>> q(bits=5)
+      Traceback (most recent call last):
+      ValueError: bits=5, expected a whole number from 1 to 4
+    """
+    if factory is None:
+        return functools.partial(checked, together=together)
+
+    @functools.wraps(factory)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        known = limits_of(wrapped)
+        passed = {k: v for k, v in options.items() if k in known and not passes(v)}
+        check_options("", wrapped, passed)
+        return factory(*args, **options)
+
+    wrapped.together = together  # pyright: ignore[reportAttributeAccessIssue]
+    return wrapped
+
+
+def passes(value: Any) -> bool:
+    """Whether a value of a factory call is no plain data: an array, a schedule."""
+    return callable(value) or hasattr(value, "dtype") or value is None
+
+
+def check_options(prefix: str, factory: Callable, options: Mapping[str, Any]) -> None:
+    """Refuses options that a factory does not have or that are impossible.
+
+    Args:
+      prefix: of the keys in errors, such as 'quantizer.lsq.'.
+      factory: its `Annotated` keyword arguments are the options.
+      options: schedules as plain data.
+
+    Raises:
+      ValueError: one line with the key, the value and what was expected.
+    """
+    limits = limits_of(factory)
+    for name, value in options.items():
+        if name not in limits:
+            owner = prefix.rstrip(".") or factory.__name__
+            none = f"unknown config key {prefix + name!r}; {owner!r} has no options"
+            raise ValueError(unknown(prefix + name, limits) if limits else none)
+        check(prefix + name, value, limits[name])
+    together = getattr(factory, "together", None)
+    if together and (message := together(**defaults_of(factory) | dict(options))):
+        raise ValueError(prefix + message)
+
+
 def limits_of(factory: Callable) -> dict[str, Limit]:
-    """{option: what it may be}, from the `Annotated` keyword arguments of a factory."""
+    """{option: what it may be}, of the keyword arguments of a factory.
+
+    From their `Annotated` types, else from the types of their defaults.
+    """
     hints = typing.get_type_hints(factory, include_extras=True)
-    return {
-        name: typing.get_args(hints[name])[1]
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    found: dict[str, Limit] = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        marks = getattr(hints.get(name), "__metadata__", ())
+        kinds = {bool: Flag(), str: Text(), int: Number(whole=True), tuple: Sequence()}
+        given = [m for m in marks if isinstance(m, Limit)]
+        found[name] = (given or [kinds.get(type(parameter.default), Number())])[0]
+    return found
+
+
+def defaults_of(factory: Callable) -> dict[str, Any]:
+    """{option: default} of a factory."""
+    parameters = inspect.signature(factory).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def unknown(key: str, known: Iterable[str]) -> str:

@@ -22,7 +22,8 @@ class QTensor:
       codes: uint8, the shape of the weights; an index into `levels`. For a binary
         tensor the code is the bit.
       levels: float32[L], the value of each code; or float32[C, L], one table for each
-        of the C output channels (the last axis of the weights).
+        of the C output channels (the last axis of the weights); or one more axis than
+        the weights, whose leading axes broadcast to theirs.
       scale: float32, broadcastable to `codes.shape` (same rank or scalar).
     """
 
@@ -103,6 +104,11 @@ def lookup(qt: QTensor) -> jax.Array:
     """Float32 `levels[codes]`: the values of a QTensor before its scale."""
     if qt.levels.ndim == 1:
         return qt.levels[qt.codes]
+    if qt.levels.ndim > 2 or len(qt.shape) < 2:
+        sizes = qt.levels.shape[:-1]
+        at = jnp.indices(qt.shape, sparse=True)
+        index = [jnp.minimum(i, n - 1) for i, n in zip(at, sizes, strict=True)]
+        return qt.levels[(*index, qt.codes)]
     channels = jnp.arange(qt.shape[-1]).reshape((1,) * (len(qt.shape) - 1) + (-1,))
     return qt.levels[jnp.broadcast_to(channels, qt.shape), qt.codes]
 
@@ -119,10 +125,15 @@ def validate(qt: QTensor, name: str = "tensor") -> QTensor:
     if qt.codes.dtype != jnp.uint8:
         raise ValueError(f"{name}: codes are {qt.codes.dtype}, expected uint8")
     levels = qt.levels.shape
-    if levels[:-1] not in ((), qt.shape[-1:]) or not 2 <= levels[-1] <= 256:
+    general = len(levels) == len(qt.shape) + 1 and all(
+        n in (1, m) for n, m in zip(levels, qt.shape, strict=False)
+    )
+    fits = levels[:-1] in ((), qt.shape[-1:]) or general
+    if not fits or not 2 <= levels[-1] <= 256:
         raise ValueError(
-            f"{name}: levels have shape {levels}, expected (2..256,) or "
-            f"(channels, 2..256) for codes of shape {qt.shape}"
+            f"{name}: levels have shape {levels}, expected (2..256,), "
+            f"(channels, 2..256) or (broadcastable, 2..256) for codes of shape "
+            f"{qt.shape}"
         )
     for field, x in (("levels", qt.levels), ("scale", qt.scale)):
         if x.dtype != jnp.float32 or not bool(jnp.isfinite(x).all()):

@@ -29,11 +29,12 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.core.limits import checked
 from quantnet_jax.core.qtensor import QTensor
 
 PyTree = Any
@@ -106,13 +107,18 @@ class PerTensor:
     value: PyTree
 
 
-Options = ParamSpec("Options")
+def factory(
+    make: Callable | None = None, *, together: Callable[..., str] | None = None
+) -> Callable:
+    """Decorates a factory: its arguments are checked, and its quantizers print short.
 
+    A quantizer prints as the call that made it; without this, as the name of its
+    factory alone. Arguments are refused as their `Annotated` types say, see
+    `quantnet_jax.core.limits.checked`.
 
-def factory(make: Callable[Options, Quantizer]) -> Callable[Options, Quantizer]:
-    """Decorates a factory: its quantizers print as the call that made them.
-
-    Without it a quantizer prints the name of its factory alone.
+    Args:
+      make: the factory; without it a decorator is returned.
+      together: what arguments must fulfil together, see `limits.checked`.
 
     Example:
       >>> @factory
@@ -121,11 +127,13 @@ def factory(make: Callable[Options, Quantizer]) -> Callable[Options, Quantizer]:
       >>> mine(bits=1)
       mine(bits=1)
     """
-    signature = inspect.signature(make)
+    if make is None:
+        return functools.partial(factory, together=together)
+    signature, build = inspect.signature(make), checked(make, together=together)
 
-    @functools.wraps(make)
-    def made(*args: Options.args, **options: Options.kwargs) -> Quantizer:
-        q = make(*args, **options)
+    @functools.wraps(build)
+    def made(*args: Any, **options: Any) -> Quantizer:
+        q = build(*args, **options)
         given = signature.bind(*args, **options)
         given.apply_defaults()
         words = [show(x) for x in given.args]
@@ -166,9 +174,10 @@ def as_schedule(value: ScalarOrSchedule) -> Schedule:
 def identity() -> Quantizer:
     """The float reference: every weight passes through unchanged.
 
-    Forward: w_hat = w, soft and hard alike (`hard` returns the float array: there are
-    no codes to ship). Backward: exact autodiff, dw_hat/dw = 1. `w == 0` stays 0.
-    Learned parameters: none. Reference: none, this is the full-precision baseline.
+    Forward: w_hat = w, soft and hard alike (`hard` returns the float array: there
+      are no codes to ship).
+    Backward: exact autodiff, dw_hat/dw = 1. `w == 0` stays 0.
+    Learned: none. Reference: none, this is the full-precision baseline.
 
     Example:
       >>> q = identity()

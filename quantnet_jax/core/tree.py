@@ -4,14 +4,20 @@
 and hard trees go through the same `model.apply`; the model is never edited.
 """
 
+import contextlib
+import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.core import layout as layouts
+from quantnet_jax.core import paths
+from quantnet_jax.core.layout import Layout
+from quantnet_jax.core.paths import flatten
 from quantnet_jax.core.qtensor import dequantize, is_qtensor
 from quantnet_jax.core.quantizer import PerTensor, PyTree, Quantizer
 
@@ -28,11 +34,18 @@ class Rule(NamedTuple):
       share: 'layer': every tensor has parameters of its own; 'shape': one set for all
         tensors of equal shape; 'kernel': for all of the same spatial size (3x3, 1x1,
         dense); 'model': one set for all. Parts marked `PerTensor` are never shared.
+      out: axis, or axes, that count output units: the last one for Dense and Conv,
+        (-2, -1) for queries, keys and values of attention (in, heads, head_dim), 0 for
+        Embed and equinox, -2 for a transposed kernel.
+      stack: axis, or axes, that count separate tensors, as `nn.scan`, `nn.vmap` and
+        experts add in front.
     """
 
     pattern: str
     quantizer: Quantizer
     share: str = "layer"
+    out: int | tuple[int, ...] = -1
+    stack: int | tuple[int, ...] = ()
 
 
 class Bucket(NamedTuple):
@@ -41,23 +54,19 @@ class Bucket(NamedTuple):
     Attributes:
       quantizer: of the rule.
       paths: of the tensors, sorted.
-      shape: that all of them have.
+      layout: shape and axes that all of them have.
       shared: key of the shared part of their `qparams`, None if nothing is shared.
     """
 
     quantizer: Quantizer
     paths: tuple[str, ...]
-    shape: tuple[int, ...]
+    layout: Layout
     shared: str | None
 
-
-def flatten(params: PyTree) -> dict[str, jax.Array]:
-    """{'/'-joined path: leaf} of a parameter tree; QTensors count as leaves."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_qtensor)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in leaves
-    }
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one tensor as the quantizer sees it."""
+        return self.layout.one
 
 
 def plan(rules: Iterable[Rule], params: PyTree) -> tuple[Bucket, ...]:
@@ -76,14 +85,15 @@ def plan(rules: Iterable[Rule], params: PyTree) -> tuple[Bucket, ...]:
     claims: dict[str, str] = {}
     buckets = []
     for number, rule in enumerate(rules):
-        paths = _claim(rule, leaves, claims)
+        found_paths = _claim(rule, leaves, claims)
         groups: dict[tuple, list[str]] = {}
-        for path in paths:
-            shape = leaves[path].shape
-            groups.setdefault((_share_key(rule, number, shape), shape), []).append(path)
+        for path in found_paths:
+            layout = _layout(rule, path, leaves[path])
+            key = _share_key(rule, number, layout.one), layout
+            groups.setdefault(key, []).append(path)
         found = [
-            Bucket(rule.quantizer, tuple(members), shape, shared)
-            for (shared, shape), members in groups.items()
+            Bucket(rule.quantizer, tuple(members), layout, shared)
+            for (shared, layout), members in groups.items()
         ]
         _check_shared(rule, found)
         buckets += found
@@ -129,42 +139,54 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
         for bucket in buckets:
             keys = keys_of(key, bucket)
             for k, path in zip(keys, bucket.paths, strict=True):
-                full = bucket.quantizer.init(k, leaves[path])
+                full = _init(bucket, k, leaves[path])
                 if bucket.shared is None:
                     qparams[path] = full
                     continue
                 shared, qparams[path] = _split(full)
+                if bucket.layout.stack:  # of the first of the stacked tensors
+                    shared = jax.tree.map(lambda x: x[0], shared)
                 qparams.setdefault(bucket.shared, shared)
         return qparams
 
-    def mapped(fn: Callable, bucket, qparams, leaves, *extra):
+    def mapped(fn: Callable, bucket, qparams, leaves, *extra, out_axes=0):
         """vmap of fn(qparams, w, *extra) over the tensors of a bucket."""
-        w = jnp.stack([leaves[path] for path in bucket.paths])
+        w = _gather(bucket, leaves)
+        joined = jnp.concatenate if bucket.layout.stack else lambda x: jnp.stack(x)
         own = jax.tree.map(
-            lambda *x: jnp.stack(x), *[qparams[path] for path in bucket.paths]
+            lambda *x: joined(x), *[qparams[path] for path in bucket.paths]
         )
         if bucket.shared is None:
-            return jax.vmap(fn)(own, w, *extra)
+            return jax.vmap(fn, out_axes=out_axes)(own, w, *extra)
         shared = qparams[bucket.shared]
-        return jax.vmap(lambda o, *rest: fn(_merge(shared, o), *rest))(own, w, *extra)
+        with_shared = lambda o, *rest: fn(_merge(shared, o), *rest)
+        return jax.vmap(with_shared, out_axes=out_axes)(own, w, *extra)
 
     def soft(qparams, params, *, step, key=None):
         leaves, new = flatten(params), {}
         for bucket in buckets:
             q = bucket.quantizer
             one = lambda p, w, k=None, q=q: q.soft(p, w, step=step, key=k)
-            extra = () if key is None else (keys_of(key, bucket),)
+            extra = () if key is None else (_copies(bucket, keys_of(key, bucket)),)
             out = mapped(one, bucket, qparams, leaves, *extra)
-            new |= {path: out[i] for i, path in enumerate(bucket.paths)}
-        return _replace(params, new)
+            new |= _scatter(bucket, out)
+        return paths.replace(params, new)
 
     def hard(qparams, params):
         leaves, new = flatten(params), {}
         for bucket in buckets:
-            out = mapped(bucket.quantizer.hard, bucket, qparams, leaves)
-            for i, path in enumerate(bucket.paths):
-                new[path] = jax.tree.map(lambda x, i=i: x[i], out)
-        return _replace(params, new)
+            rule = bucket.quantizer.hard
+            made = _scatter(bucket, mapped(rule, bucket, qparams, leaves))
+            if bucket.layout.stack and is_qtensor(next(iter(made.values()))):
+                levels = lambda p, w, rule=rule: rule(p, w).levels
+                with contextlib.suppress(ValueError):  # no table that all have
+                    table = mapped(levels, bucket, qparams, leaves, out_axes=None)
+                    made = {
+                        path: dataclasses.replace(qt, levels=table)
+                        for path, qt in made.items()
+                    }
+            new |= made
+        return paths.replace(params, new)
 
     def penalty(qparams, params, *, step):
         leaves, total = flatten(params), jnp.zeros((), jnp.float32)
@@ -180,10 +202,10 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
             q = bucket.quantizer
             rule = q.gradient or _vjp_of(q)
             one = lambda p, w, g, rule=rule: rule(p, w, g, step=step)
-            g = jnp.stack([flat[path] for path in bucket.paths])
+            g = _gather(bucket, flat)
             out = mapped(one, bucket, qparams, leaves, g)
-            new |= {path: out[i] for i, path in enumerate(bucket.paths)}
-        return _replace(grads, new)
+            new |= _scatter(bucket, out)
+        return paths.replace(grads, new)
 
     def project(qparams, params, *, step):
         leaves, new, own = flatten(params), {}, {}
@@ -196,10 +218,9 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
             if bucket.shared is not None:
                 # What tensors share has no tensor to be moved by.
                 _, moved = _split(moved)
-            for i, path in enumerate(bucket.paths):
-                own[path] = jax.tree.map(lambda x, i=i: x[i], moved)
-                new[path] = out[i]
-        return qparams | own, _replace(params, new)
+            own |= {p: x for p, x in _pieces(bucket, moved)}
+            new |= _scatter(bucket, out)
+        return qparams | own, paths.replace(params, new)
 
     has = lambda field: any(getattr(b.quantizer, field) for b in buckets)
     return Quantizer(
@@ -215,6 +236,71 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
 def dequantize_tree(params: PyTree) -> PyTree:
     """Replaces every QTensor leaf by its float32 values."""
     return jax.tree.map(dequantize, params, is_leaf=is_qtensor)
+
+
+def _layout(rule: Rule, path: str, leaf: jax.Array) -> Layout:
+    try:
+        if rule.out == -1 and rule.stack == () and not leaf.shape:
+            return Layout((), (), ())  # whether a scalar will do, its quantizer says
+        return layouts.make(leaf.shape, rule.out, rule.stack)
+    except ValueError as e:
+        raise ValueError(f"rule {rule.pattern!r}, {path!r}: {e}") from None
+
+
+def _init(bucket: Bucket, key: jax.Array, w: jax.Array) -> PyTree:
+    """`qparams` of one leaf; of stacked tensors with `copies` in front."""
+    layout = bucket.layout
+    if layout.plain or not layout.shape:
+        return bucket.quantizer.init(key, w)
+    rows = layouts.split(w, layout)
+    if not layout.stack:
+        return bucket.quantizer.init(key, rows[0])
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(layout.copies))
+    return jax.vmap(bucket.quantizer.init)(keys, rows)
+
+
+def _gather(bucket: Bucket, leaves: dict[str, jax.Array]) -> jax.Array:
+    """The tensors of a bucket along a new first axis, as its quantizer sees them."""
+    found = [leaves[path] for path in bucket.paths]
+    if bucket.layout.plain or not bucket.layout.shape:
+        return jnp.stack(found)
+    return jnp.concatenate([layouts.split(x, bucket.layout) for x in found])
+
+
+def _copies(bucket: Bucket, keys: jax.Array) -> jax.Array:
+    """A key for each tensor, stacked ones included."""
+    if not bucket.layout.stack:
+        return keys
+    numbers = jnp.arange(bucket.layout.copies)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(lambda key: fold(key, numbers))(keys).reshape(-1)
+
+
+def _pieces(bucket: Bucket, out: PyTree) -> Iterator[tuple[str, PyTree]]:
+    """(path, its part) of a result of all tensors; `copies` in front if stacked."""
+    size, stacked = bucket.layout.copies, bool(bucket.layout.stack)
+    for i, path in enumerate(bucket.paths):
+        at = slice(size * i, size * (i + 1)) if stacked else i
+        yield path, jax.tree.map(lambda x, at=at: x[at], out)
+
+
+def _scatter(bucket: Bucket, out: PyTree) -> dict[str, PyTree]:
+    """{path: array or QTensor like the leaf} of a result of all tensors."""
+    layout, new = bucket.layout, dict(_pieces(bucket, out))
+    if layout.plain or not layout.shape:
+        return new
+    made = {}
+    for path, x in new.items():
+        if not is_qtensor(x):
+            made[path] = layouts.join(x, layout)
+            continue
+        table = x.levels if not layout.stack and x.levels.ndim == 1 else None
+        if not layout.stack:
+            x = jax.tree.map(lambda part: part[None], x)
+        made[path] = layouts.join_qtensor(x, layout)
+        if table is not None:
+            made[path] = dataclasses.replace(made[path], levels=table)
+    return made
 
 
 def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
@@ -316,13 +402,3 @@ def _vjp_of(q: Quantizer) -> Callable:
         return vjp(g)[0]
 
     return rule
-
-
-def _replace(params: PyTree, new: dict[str, jax.Array]) -> PyTree:
-    """`params` with the leaves at the given paths replaced."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: new.get(
-            jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-        ),
-        params,
-    )

@@ -1,29 +1,35 @@
 """From names to quantizers: `create`, `create_activation`, and what they know.
 
 To add a quantizer: write its file with a factory, and add one row to
-`quantnet_jax.quantizers.members`.
+`quantnet_jax.quantizers.members`. One of your own needs neither: 'module:factory' is a
+name, too.
 """
 
-import inspect
+import ast
+import importlib
+import os
+import re
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 from quantnet_jax.core import schedules
-from quantnet_jax.core.limits import nearest
+from quantnet_jax.core.limits import check_options, defaults_of, nearest, passes
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.quantizers.members import ACTIVATIONS, MEMBERS, Member
-from quantnet_jax.quantizers.options import check_options
 
 __all__ = [
     "ACTIVATIONS",
     "MEMBERS",
     "Member",
-    "check_options",
     "create",
     "create_activation",
+    "find",
     "names",
-    "nearest",
-    "recipe",
+    "options",
 ]
+
+OWN = re.compile(r"([\w.]+):(\w+)(?:\((.*)\))?")
 
 
 def names() -> list[str]:
@@ -31,16 +37,53 @@ def names() -> list[str]:
     return sorted(MEMBERS)
 
 
-def recipe(name: str) -> dict:
-    """Options that a run sets by default, schedules as plain data; a fresh copy."""
-    return _copy(MEMBERS[name].recipe)
+def find(
+    name: str, members: Mapping[str, Member] = MEMBERS
+) -> tuple[Member, dict[str, Any]]:
+    """The row of a name, and the options that stand in the name itself.
+
+    Args:
+      name: a key of `members`; or 'module:factory', perhaps with options, as in
+        'my_module:my_quantizer(bits=2)': a factory in a module of your own, which is
+        imported from the current folder or wherever Python finds it.
+      members: `MEMBERS` or `ACTIVATIONS`.
+
+    Raises:
+      ValueError: one line: an unknown name, with the nearest one, or what is wrong with
+        the module.
+    """
+    if name in members:
+        return members[name], {}
+    own = OWN.fullmatch(name)
+    if not own:
+        known = [*sorted(members), "module:factory"]
+        raise ValueError(f"unknown quantizer {name!r}{nearest(name, known)}")
+    module, attribute, arguments = own.groups()
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+        call: Any = ast.parse(f"f({arguments or ''})", mode="eval").body
+        given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        if call.args or None in given or not callable(factory):
+            raise ValueError("expected a factory, and its options as name=value")
+    except Exception as e:  # whatever a module of somebody's own may raise
+        text = " ".join(str(e).split()) or type(e).__name__
+        raise ValueError(f"quantizer {name!r}: {text}") from None
+    return Member(factory, "soft"), given
 
 
-def create(name: str, *, total_steps: int = 1, **options) -> Quantizer:
+def options(name: str, members: Mapping[str, Member] = MEMBERS) -> dict[str, Any]:
+    """The options of a run and their defaults, schedules as plain data; a copy."""
+    member, given = find(name, members)
+    return defaults_of(member.factory) | _copy(member.recipe) | given
+
+
+def create(name: str, *, total_steps: int = 1, **options: Any) -> Quantizer:
     """Makes a quantizer from plain data; the one place where a name becomes functions.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`, or 'module:factory'; see `find`.
       total_steps: optimizer steps of the run, to which schedules are stretched.
       **options: arguments of the factory. A mapping stands for a schedule, see
         `quantnet_jax.core.schedules.from_spec`.
@@ -53,43 +96,32 @@ def create(name: str, *, total_steps: int = 1, **options) -> Quantizer:
       >>> sharpness = dict(schedule="exponential", start=0.3, end=50.0, until=0.9)
       >>> q = create("tanh_sign", total_steps=100, sharpness=sharpness)
     """
-    return _make("quantizer", MEMBERS, name, total_steps, options)
+    return _make(MEMBERS, name, total_steps, options)
 
 
-def create_activation(name: str, **options) -> Quantizer:
+def create_activation(name: str, *, total_steps: int = 1, **options: Any) -> Quantizer:
     """Makes a quantizer of activations; arguments and errors as for `create`.
 
     Example:
       >>> q = create_activation("dorefa", bits=2)
     """
-    return _make("activation quantizer", ACTIVATIONS, name, 1, options)
+    return _make(ACTIVATIONS, name, total_steps, options)
 
 
 def _make(
-    kind: str,
-    members: Mapping[str, Member],
-    name: str,
-    total_steps: int,
-    options: Mapping,
+    members: Mapping[str, Member], name: str, total_steps: int, options: Mapping
 ) -> Quantizer:
-    if name not in members:
-        raise ValueError(f"unknown {kind} {name!r}{nearest(name, sorted(members))}")
-    factory = members[name].factory
-    known = list(inspect.signature(factory).parameters)
-    for key in options:
-        if key not in known:
-            raise ValueError(
-                f"{kind} {name!r} has no option {key!r}{nearest(key, known)}"
-            )
-    made = {}
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            try:
-                value = schedules.from_spec(dict(value), total_steps)
-            except ValueError as e:
-                raise ValueError(f"{kind} {name!r}, option {key!r}: {e}") from None
-        made[key] = value
-    return factory(**made)
+    member, given = find(name, members)
+    given = given | dict(options)
+    plain = {k: v for k, v in given.items() if not passes(v)}
+    check_options(f"{name}.", member.factory, plain)
+    made = {
+        key: schedules.from_spec(value, total_steps)
+        if isinstance(value, Mapping)
+        else value
+        for key, value in given.items()
+    }
+    return member.factory(**made)
 
 
 def _copy(options: Mapping) -> dict:

@@ -7,14 +7,17 @@ function serves training and both evaluations.
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through, uniform_levels
+from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
 from quantnet_jax.core.surrogates import SLOPES, half_up, round_ste, sign, with_slope
+from quantnet_jax.quantizers.options import Bits
 
 SMALLEST = 1e-8
 """What a learned clip or step counts as when it falls below; its gradient is that at
@@ -25,8 +28,11 @@ this value, so that it can grow again."""
 def sign_activation(*, slope: str = "clip") -> Quantizer:
     """The sign of the activations.
 
-    Forward: sign(x), sign(0) = +1. Backward: `slope` in place of the derivative.
-    Learned parameters: none. Reference: Hubara et al., Binarized Neural Networks, arXiv
+    Forward: sign(x), sign(0) = +1.
+    Backward: `slope` in place of the derivative.
+    Learned: none.
+
+    Reference: Hubara et al., Binarized Neural Networks, arXiv
     1602.02830 ('clip'); Liu et al., Bi-Real Net, arXiv 1808.00278 ('approx').
 
     Args:
@@ -56,8 +62,11 @@ def sign_activation(*, slope: str = "clip") -> Quantizer:
 def sign_ste() -> Quantizer:
     """The sign of the activations, through a clipped straight-through.
 
-    Forward: sign(x), sign(0) = +1. Backward: 1 where |x| <= 1, else 0. Learned
-    parameters: none. Reference: Hubara et al., Binarized Neural Networks, arXiv
+    Forward: sign(x), sign(0) = +1.
+    Backward: 1 where |x| <= 1, else 0.
+    Learned: none.
+
+    Reference: Hubara et al., Binarized Neural Networks, arXiv
     1602.02830, section 1.3.
     """
     return sign_activation(slope="clip")
@@ -67,19 +76,26 @@ def sign_ste() -> Quantizer:
 def approx_sign() -> Quantizer:
     """The sign of the activations, with the slope of a piecewise parabola (ApproxSign).
 
-    Forward: sign(x), sign(0) = +1. Backward: 2 - 2|x| where |x| <= 1, else 0. Learned
-    parameters: none. Reference: Liu et al., Bi-Real Net, arXiv 1808.00278, section 3.3.
+    Forward: sign(x), sign(0) = +1.
+    Backward: 2 - 2|x| where |x| <= 1, else 0.
+    Learned: none.
+
+    Reference: Liu et al., Bi-Real Net, arXiv 1808.00278, section
+    3.3.
     """
     return sign_activation(slope="approx")
 
 
 @factory
-def dorefa_activation(*, bits: int = 2) -> Quantizer:
+def dorefa_activation(*, bits: Bits = 2) -> Quantizer:
     """DoReFa: 2^bits evenly spaced values from 0 to 1.
 
-    Forward: round(n clip(x, 0, 1)) / n, n = 2^bits - 1, halves up. Backward: 1 where
-    0 <= x <= 1, else 0. Learned parameters: none. Reference: Zhou et al., DoReFa-Net,
-    arXiv 1606.06160, section 2.4.
+    Forward: round(n clip(x, 0, 1)) / n, n = 2^bits - 1, halves up.
+    Backward: 1 where 0 <= x <= 1, else 0.
+    Learned: none.
+
+    Reference: Zhou et al., DoReFa-Net, arXiv 1606.06160, section
+    2.4.
 
     Args:
       bits: 1 to 8.
@@ -97,13 +113,16 @@ def dorefa_activation(*, bits: int = 2) -> Quantizer:
 
 
 @factory
-def pact_activation(*, bits: int = 2, start: float = 6.0) -> Quantizer:
+def pact_activation(
+    *, bits: Bits = 2, start: Annotated[float, Number(1e-6, 1e6)] = 6.0
+) -> Quantizer:
     """PACT: 2^bits evenly spaced values from 0 to a learned clip a.
 
     Forward: a round(n clip(x / a, 0, 1)) / n, n = 2^bits - 1, halves up.
-    Backward: for x, 1 where 0 <= x <= a, else 0; for a, 1 where x > a, else 0. Learned
-    parameter: a, one per tensor, from `start`. The weight decay of a in the paper is
-    left out. Reference: Choi et al., PACT, arXiv 1805.06085, equations 1 to 3.
+    Backward: for x, 1 where 0 <= x <= a, else 0; for a, 1 where x > a, else 0.
+    Learned: a, one per tensor, from `start`. The weight decay of a in the paper is
+      left out. Reference: Choi et al., PACT, arXiv 1805.06085, equations 1 to 3.
+    Deviations: no weight decay of a.
 
     Args:
       bits: 1 to 8.
@@ -113,8 +132,6 @@ def pact_activation(*, bits: int = 2, start: float = 6.0) -> Quantizer:
       ValueError: for a value that is not in its range.
     """
     n = _steps(bits)
-    if not (start > 0 and math.isfinite(start)):
-        raise ValueError(f"`start` is {start!r}, expected a positive number")
     guarded = with_slope(_guard, jnp.ones_like)
 
     def surrogate(qparams, x, *, step, key=None):
@@ -131,15 +148,17 @@ def pact_activation(*, bits: int = 2, start: float = 6.0) -> Quantizer:
 
 
 @factory
-def lsq_activation(*, bits: int = 2) -> Quantizer:
+def lsq_activation(*, bits: Bits = 2) -> Quantizer:
     """LSQ, unsigned: 2^bits multiples, from 0 on, of a learned step s.
 
     Forward: s round(clip(x / s, 0, Q)), Q = 2^bits - 1, halves up.
-    Backward: for x, 1 where 0 <= x <= Q s, else 0; for s, round(x / s) - x / s there, 0
-    below, Q above, all times 1 / sqrt(N Q), where N is the number of activations of one
-    example (H W C: it does not change with the batch). Learned parameter: s, one per
-    tensor, from 2 mean |x| / sqrt(Q), or 1 if all of x is zero. Reference: Esser et
-    al., Learned Step Size Quantization, arXiv 1902.08153, equations 1 to 3, section 2.
+    Backward: for x, 1 where 0 <= x <= Q s, else 0; for s, round(x / s) - x / s
+      there, 0 below, Q above, all times 1 / sqrt(N Q), where N is the number of
+      activations of one example (H W C: it does not change with the batch).
+    Learned: s, one per tensor, from 2 mean |x| / sqrt(Q), or 1 if all of x is zero.
+
+    Reference: Esser et al., Learned Step Size Quantization, arXiv 1902.08153,
+    equations 1 to 3, section 2.
 
     Args:
       bits: 1 to 8.
@@ -204,7 +223,5 @@ def _guard(x: jax.Array) -> jax.Array:
 
 
 def _steps(bits: int) -> int:
-    """2^bits - 1; ValueError unless 1 <= bits <= 8."""
-    if bits not in range(1, 9):
-        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")
+    """2^bits - 1."""
     return 2**bits - 1

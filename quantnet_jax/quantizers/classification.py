@@ -7,25 +7,29 @@ from quantnet_jax.core.combine import straight_through, uniform_levels
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import Quantizer, factory, no_penalty
 from quantnet_jax.core.surrogates import clip_slope, with_slope
+from quantnet_jax.quantizers.options import Width
 from quantnet_jax.quantizers.subnet import EXACT
 
 gated = with_slope(lambda z: jnp.clip(z, -1.0, 1.0), clip_slope)
 
 
 @factory
-def binarizing_by_classification(*, width: int = 100) -> Quantizer:
+def binarizing_by_classification(*, width: Width = 100) -> Quantizer:
     """Binarizing by classification: the class of a weight, by an MLP, is its sign.
 
-    Forward: u = w - mean per output channel; logits (z0, z1) = B tanh(A u + a) + b; the
-    value is c (z1 >= z0 ? +1 : -1), c = mean |w| of the channel, held constant.
-    Backward: the incoming gradient times c goes to z1, and with the other sign to z0,
-    each where |z| <= 1; from there exactly, to the weights and to the network.
-    Learned parameters: A, a, B, b; meant to be shared by all layers (share='model').
-    They start such that z1 = -z0 is close to u, so that the class is the sign.
+    Forward: u = w - mean per output channel; logits (z0, z1) = B tanh(A u + a) + b;
+      the value is c (z1 >= z0 ? +1 : -1), c = mean |w| of the channel, held
+      constant.
+    Backward: the incoming gradient times c goes to z1, and with the other sign to
+      z0, each where |z| <= 1; from there exactly, to the weights and to the
+      network.
+    Learned: A, a, B, b; meant to be shared by all layers (share='model'). They
+      start such that z1 = -z0 is close to u, so that the class is the sign.
 
     Reference: He et al., Binarizing by Classification, arXiv 2205.07433;
     reconstruction (ours) of the start and of the signs of the gradient (the published
     code copies one gradient to both logits, which moves no border between them).
+    Deviations: start, signs of the gradient.
 
     Args:
       width: hidden units, at least 1.
@@ -33,8 +37,6 @@ def binarizing_by_classification(*, width: int = 100) -> Quantizer:
     Raises:
       ValueError: if `width` is not positive.
     """
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(f"`width` is {width!r}, expected a positive integer")
 
     def init(key, w):
         a = jax.random.normal(key, (1, width), jnp.float32)

@@ -8,25 +8,27 @@ from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import (
     PerTensor,
     Quantizer,
-    ScalarOrSchedule,
     as_schedule,
     factory,
     no_penalty,
 )
 from quantnet_jax.core.surrogates import identity_slope, sign, with_slope
-from quantnet_jax.quantizers.uniform import check_width, rms
+from quantnet_jax.quantizers.options import Bits, Sharpness
+from quantnet_jax.quantizers.uniform import rms
 
 EPS = 1e-12
 sign_of_phi = with_slope(sign, identity_slope)
 
 
 @factory
-def dsq(*, bits: int = 2) -> Quantizer:
+def dsq(*, bits: Bits = 2) -> Quantizer:
     """DSQ with a hard forward pass: rounding, with the slope of its tanh steps.
 
-    Forward: the nearest of the 2^bits evenly spaced levels of [l, u] (the upper one of
-    two). Backward: exact for `dsq_soft` at sharpness 1, its phi replaced by sgn(phi)
-    with slope 1. Learned parameters: as in `dsq_soft`.
+    Forward: the nearest of the 2^bits evenly spaced levels of [l, u] (the upper one
+      of two).
+    Backward: exact for `dsq_soft` at sharpness 1, its phi replaced by sgn(phi) with
+      slope 1.
+    Learned: as in `dsq_soft`.
 
     Reference: Gong et al., DSQ, arXiv 1908.05033, the form with sgn.
 
@@ -37,19 +39,21 @@ def dsq(*, bits: int = 2) -> Quantizer:
 
 
 @factory
-def dsq_soft(*, bits: int = 2, sharpness: ScalarOrSchedule = 1.0) -> Quantizer:
+def dsq_soft(*, bits: Bits = 2, sharpness: Sharpness = 1.0) -> Quantizer:
     """DSQ with a soft forward pass.
 
-    Forward: w is clipped to [l, u], which n = 2^bits - 1 intervals of width D divide.
-    In interval i of centre m_i, phi = s tanh(v k (w - m_i)), k = log(2 / alpha - 1) /
-    D, s such that phi is +-1 at the edges (1 / (1 - alpha) at v = 1), and the value is
-    l + D (i + (phi + 1) / 2). Deployed: sgn(phi) in place of phi. Backward: exact.
-    Soft tends to hard as v = sharpness(step) grows.
-    Learned parameters: alpha in (0, 0.5), starting from 0.2; l and u, starting from
-    the range that suits a normal distribution. One of each per tensor.
+    Forward: w is clipped to [l, u], which n = 2^bits - 1 intervals of width D
+      divide. In interval i of centre m_i, phi = s tanh(v k (w - m_i)), k = log(2 /
+      alpha - 1) / D, s such that phi is +-1 at the edges (1 / (1 - alpha) at v =
+      1), and the value is l + D (i + (phi + 1) / 2). Deployed: sgn(phi) in place of
+      phi.
+    Backward: exact. Soft tends to hard as v = sharpness(step) grows.
+    Learned: alpha in (0, 0.5), starting from 0.2; l and u, starting from the range
+      that suits a normal distribution. One of each per tensor.
 
     Reference: Gong et al., DSQ, arXiv 1908.05033. The sharpness v is ours:
     the paper leaves it to alpha to close the gap.
+    Deviations: the sharpness schedule.
 
     Args:
       bits: 1 to 8.
@@ -59,7 +63,6 @@ def dsq_soft(*, bits: int = 2, sharpness: ScalarOrSchedule = 1.0) -> Quantizer:
 
 
 def _quantizer(bits: int, sharpness, activation) -> Quantizer:
-    check_width(bits)
     n = 2**bits - 1
 
     def init(key, w):

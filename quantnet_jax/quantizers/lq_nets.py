@@ -1,31 +1,38 @@
 """LQ-Nets: levels spanned by a basis that alternation fits to the weights."""
 
 import itertools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through
+from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import PerTensor, Quantizer, factory, no_penalty
+from quantnet_jax.quantizers.options import FewBits
 
 RIDGE = 1e-6
 
 
 @factory
-def lq_nets(*, bits: int = 2, momentum: float = 0.9) -> Quantizer:
+def lq_nets(
+    *, bits: FewBits = 2, momentum: Annotated[float, Number(0, 1, below=True)] = 0.9
+) -> Quantizer:
     """LQ-Nets' weights: per output channel the levels v . e, e in {-1, 1}^bits.
 
     Forward: the nearest level (the upper one of two; at one bit sign(0) = +1).
     Backward: 1. After each update the basis moves, v <- m v + (1 - m) v*, to the
-    least-squares fit v* = (B^T B)^-1 B^T w of the present codes B; it gets no gradient.
-    Neither the fit nor the next choice of codes can raise the squared error.
-    Learned parameters: v, `bits` numbers per output channel, by alternation; at first
-    v_j = 0.6745 r 2^j / 2^(bits-1), r the root mean square of the channel.
+      least-squares fit v* = (B^T B)^-1 B^T w of the present codes B; it gets no
+      gradient. Neither the fit nor the next choice of codes can raise the squared
+      error.
+    Learned: v, `bits` numbers per output channel, by alternation; at first v_j =
+      0.6745 r 2^j / 2^(bits-1), r the root mean square of the channel.
 
     Reference: Zhang et al., LQ-Nets, arXiv 1807.10029. The paper starts
     from the r of its initialization, sqrt(2 / n); where B^T B is singular the basis
     stays (a ridge of 1e-6 towards v, ours).
+    Deviations: start from the weights' own size; a ridge.
 
     Args:
       bits: 1 to 4.
@@ -34,10 +41,6 @@ def lq_nets(*, bits: int = 2, momentum: float = 0.9) -> Quantizer:
     Raises:
       ValueError: for a value outside its range.
     """
-    if bits not in range(1, 5):
-        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 4")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"`momentum` is {momentum!r}, expected a value in [0, 1)")
     signs = jnp.asarray(list(itertools.product((-1.0, 1.0), repeat=bits)), jnp.float32)
 
     def init(key, w):

@@ -1,12 +1,16 @@
-"""MetaQuant: a network that puts out gradients, trained through the weight update."""
+"""MetaQuant: a network that predicts gradients, trained through the weight update."""
+
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.combine import scale_by_mean_abs, straight_through
+from quantnet_jax.core.limits import Choice
 from quantnet_jax.core.quantizer import Quantizer, factory, no_penalty
+from quantnet_jax.quantizers.options import Width
 from quantnet_jax.quantizers.ste import sign_ste
-from quantnet_jax.quantizers.subnet import EXACT, NONLINEARITIES
+from quantnet_jax.quantizers.subnet import EXACT, NONLINEARITIES, Nonlinearity
 from quantnet_jax.quantizers.uniform import tanh_over_max
 
 NETWORKS = ("fcgrad", "multifc", "lstmfc")
@@ -16,27 +20,30 @@ FORWARDS = ("bwn", "dorefa")
 @factory
 def metaquant(
     *,
-    network: str = "fcgrad",
-    forward: str = "bwn",
-    width: int = 100,
-    nonlinearity: str = "linear",
+    network: Annotated[str, Choice(NETWORKS)] = "fcgrad",
+    forward: Annotated[str, Choice(FORWARDS)] = "bwn",
+    width: Width = 100,
+    nonlinearity: Nonlinearity = "linear",
 ) -> Quantizer:
-    """MetaQuant: binary weights whose gradient a learned network puts out.
+    """MetaQuant: binary weights whose gradient a learned network predicts.
 
-    Forward: with x = w ('bwn') or tanh(w) / max |tanh w| ('dorefa'), s sign(x), sign(0)
-    = +1, s = mean |w| of the tensor, held constant ('bwn'), or 1 ('dorefa').
+    Forward: with x = w ('bwn') or tanh(w) / max |tanh w| ('dorefa'), s sign(x),
+      sign(0) = +1, s = mean |w| of the tensor, held constant ('bwn'), or 1
+      ('dorefa').
     Backward: for g = dL/d(s sign(x)) the optimizer of the weights gets dx/dw times
-    M(g, x), number by number: 'fcgrad' FC(g), 'multifc' g FC(x), 'lstmfc' g
-    FC(LSTM(x)). Without biases and nonlinearity FC is one learned factor. The network
-    learns through the weights' update: the next batch's loss is that of w - rate *
-    (gradient), and its gradient goes through the clipped straight-through, s 1[|x| <=
-    1], and that subtraction (`Quantizer.gradient`, `quantnet_jax.training.steps`).
-    Learned parameters: the network, meant to be shared by all layers (share='model').
+      M(g, x), number by number: 'fcgrad' FC(g), 'multifc' g FC(x), 'lstmfc' g
+      FC(LSTM(x)). Without biases and nonlinearity FC is one learned factor. The
+      network learns through the weights' update: the next batch's loss is that of w
+      - rate * (gradient), and its gradient goes through the clipped
+      straight-through, s 1[|x| <= 1], and that subtraction (`Quantizer.gradient`,
+      `quantnet_jax.training.steps`).
+    Learned: the network, meant to be shared by all layers (share='model').
 
     Reference: Chen et al., MetaQuant, NeurIPS 2019; reconstruction (ours)
     of the start: FC is a factor of 1 ('fcgrad': g itself; 'multifc': g x, whose sign is
     that of x, so that weights are slow to cross zero), where the published code starts
     at random. The LSTM sees each weight as a sequence of one, from a zero state.
+    Deviations: start; the LSTM's state.
 
     Args:
       network: 'fcgrad', 'multifc' or 'lstmfc'.
@@ -48,15 +55,6 @@ def metaquant(
     Raises:
       ValueError: for a value that is not in its range.
     """
-    for name, value, known in (
-        ("network", network, NETWORKS),
-        ("forward", forward, FORWARDS),
-        ("nonlinearity", nonlinearity, tuple(NONLINEARITIES)),
-    ):
-        if value not in known:
-            raise ValueError(f"`{name}` is {value!r}, expected one of {known}")
-    if not isinstance(width, int) or width < 1:
-        raise ValueError(f"`width` is {width!r}, expected a positive integer")
     phi = NONLINEARITIES[nonlinearity]
     mapped = tanh_over_max if forward == "dorefa" else lambda w: w
 

@@ -4,25 +4,26 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.quantizer import (
     Quantizer,
-    ScalarOrSchedule,
     as_schedule,
     factory,
     no_params,
     no_penalty,
 )
 from quantnet_jax.core.surrogates import sign
+from quantnet_jax.quantizers.options import Weight
 from quantnet_jax.quantizers.ste import hard_sign
 
 
 @factory
-def proxquant(*, strength: ScalarOrSchedule = 1e-3) -> Quantizer:
+def proxquant(*, strength: Weight = 1e-3) -> Quantizer:
     """ProxQuant's binary weights: a proximal step, no forward map.
 
-    Forward: w itself; deployed as sign(w), sign(0) = +1. Backward: exact, 1. After each
-    update the proximal map of l R(w), R(w) = sum min(|w - 1|, |w + 1|), l =
-    strength(step): w <- sign(w) (1 + sign(|w| - 1) max(||w| - 1| - l, 0)), which brings
-    every weight nearer to its sign by l, or onto it. Soft tends to hard as the strength
-    grows. Learned parameters: none.
+    Forward: w itself; deployed as sign(w), sign(0) = +1.
+    Backward: exact, 1. After each update the proximal map of l R(w), R(w) = sum
+      min(|w - 1|, |w + 1|), l = strength(step): w <- sign(w) (1 + sign(|w| - 1)
+      max(||w| - 1| - l, 0)), which brings every weight nearer to its sign by l, or
+      onto it. Soft tends to hard as the strength grows.
+    Learned: none.
 
     Reference: Bai et al., ProxQuant, arXiv 1810.00861
 

@@ -1,19 +1,21 @@
 """Quantization Networks: a sum of sigmoids that a temperature turns into steps."""
 
 import itertools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import (
     PerTensor,
     Quantizer,
-    ScalarOrSchedule,
     as_schedule,
     factory,
     no_penalty,
 )
+from quantnet_jax.quantizers.options import Sharpness
 
 LEVELS = {
     1: (-1.0, 1.0),
@@ -25,21 +27,24 @@ LEVELS = {
 
 @factory
 def quantization_networks(
-    *, bits: int = 1, sharpness: ScalarOrSchedule = 10.0
+    *,
+    bits: Annotated[int, Number(1, 3, whole=True)] = 1,
+    sharpness: Sharpness = 10.0,
 ) -> Quantizer:
     """Quantization Networks: weights through a sum of sigmoids.
 
     Forward: y = a (sum_i s_i sigmoid(T (b w - c_i)) - o), s_i the gaps between the
-    levels, o half their sum, T = sharpness(step). Deployed: unit steps in place of the
-    sigmoids, a zero argument counting as a step. Backward: exact autodiff. Soft tends
-    to hard as T grows.
-    Learned parameters: a and b, one per tensor, starting from b = 5/4 p / max |w| (p
-    the largest level) and a = 1 / b. The boundaries c_i are fixed at the start: midway
-    between the centres that k-means finds in b w, and 0 for two levels.
+      levels, o half their sum, T = sharpness(step). Deployed: unit steps in place
+      of the sigmoids, a zero argument counting as a step.
+    Backward: exact autodiff. Soft tends to hard as T grows.
+    Learned: a and b, one per tensor, starting from b = 5/4 p / max |w| (p the
+      largest level) and a = 1 / b. The boundaries c_i are fixed at the start:
+      midway between the centres that k-means finds in b w, and 0 for two levels.
 
     Reference: Yang et al., Quantization Networks, arXiv 1911.09464. Left
     out of the published code: the clamp of the sigmoids' arguments, and, for binary
     weights, a backward pass through sigmoids of temperature 1.
+    Deviations: the schedule; exact backward at 1 bit.
 
     Args:
       bits: 1 (-1, 1), 2 (-1, 0, 1) or 3 (0, and plus and minus 1, 2, 4).

@@ -7,6 +7,8 @@ weights; no straight-through estimator; no learned gradient estimator; any bit w
 not the layers.
 """
 
+from typing import Annotated
+
 import jax
 
 from quantnet_jax.core.combine import (
@@ -16,43 +18,56 @@ from quantnet_jax.core.combine import (
     learned_scale,
     scale_by_mean_abs,
 )
-from quantnet_jax.core.quantizer import Quantizer, ScalarOrSchedule, factory
+from quantnet_jax.core.limits import Choice
+from quantnet_jax.core.quantizer import Quantizer, factory
 from quantnet_jax.core.regularizers import orthogonality as orthogonality_distance
-from quantnet_jax.quantizers.sign import RANGES, check_bits, staircase
-from quantnet_jax.quantizers.subnet import normalize, subnet
+from quantnet_jax.quantizers.options import FewBits, Norm, Sharpness, Weight, Width
+from quantnet_jax.quantizers.sign import RANGES, staircase
+from quantnet_jax.quantizers.subnet import (
+    Depth,
+    Nonlinearity,
+    Unit,
+    Window,
+    conflict,
+    normalize,
+    subnet,
+)
 
 SCALES = {"none": lambda q: q, "mean_abs": scale_by_mean_abs, "learned": learned_scale}
 
 
-@factory
+@factory(together=conflict)
 def quantnet(
     *,
-    bits: int = 1,
-    multibit: str = "staircase",
-    unit: str = "slice",
-    width: int = 64,
-    depth: int = 1,
-    nonlinearity: str = "tanh",
+    bits: FewBits = 1,
+    multibit: Annotated[str, Choice(("staircase", "planes"))] = "staircase",
+    unit: Unit = "slice",
+    width: Width = 64,
+    depth: Depth = 1,
+    nonlinearity: Nonlinearity = "tanh",
     skip: bool = True,
-    window: int = 1,
-    norm: str = "rms",
-    sharpness: ScalarOrSchedule = 1.0,
-    penalty: ScalarOrSchedule = 0.0,
-    orthogonality: ScalarOrSchedule = 0.0,
-    scale: str = "none",
+    window: Window = 1,
+    norm: Norm = "rms",
+    sharpness: Sharpness = 1.0,
+    penalty: Weight = 0.0,
+    orthogonality: Weight = 0.0,
+    scale: Annotated[str, Choice(tuple(SCALES))] = "none",
 ) -> Quantizer:
     """QuantNet: encode -> compress -> quantize, differentiable from end to end.
 
-    Forward: u = w normalized per output channel; c = normalize(subnet(u)); soft value
-    tanh(v c), v = sharpness(step), or a staircase of 2^bits - 1 such steps, or `bits`
-    binary planes. Deployed: sign(c) or the nearest level; sign(0) = +1. The sub-network
-    is then dropped. Backward: exact autodiff through all of it, to the weights and to
-    the sub-network; no custom rule anywhere. Soft tends to hard as v grows.
-    Learned parameters: the sub-network (starting as the identity if `skip`), and the
-    scale if 'learned'. Penalty: mean of 1 - b^2 over the steps, times its weight.
+    Forward: u = w normalized per output channel; c = normalize(subnet(u)); soft
+      value tanh(v c), v = sharpness(step), or a staircase of 2^bits - 1 such steps,
+      or `bits` binary planes. Deployed: sign(c) or the nearest level; sign(0) = +1.
+      The sub-network is then dropped.
+    Backward: exact autodiff through all of it, to the weights and to the
+      sub-network; no custom rule anywhere. Soft tends to hard as v grows.
+    Learned: the sub-network (starting as the identity if `skip`), and the scale if
+      'learned'.
+    Penalty: mean of 1 - b^2 over the steps, times its weight.
 
     Reference: Liu et al., QuantNet, arXiv 2009.04626; reconstruction (ours) of the
     sub-network, the normalization, the schedule and the penalty.
+    Deviations: the sub-network, normalization, schedule, penalty.
 
     Args:
       bits: 1 to 4.
@@ -75,13 +90,6 @@ def quantnet(
       >>> q.soft(qparams, w, step=0).shape, q.hard(qparams, w).levels.tolist()
       ((3, 3, 2, 5), [-1.0, 1.0])
     """
-    check_bits(bits)
-    if scale not in SCALES:
-        raise ValueError(f"`scale` is {scale!r}, expected one of {sorted(SCALES)}")
-    if multibit not in ("staircase", "planes"):
-        raise ValueError(
-            f"`multibit` is {multibit!r}, expected 'staircase' or 'planes'"
-        )
     net = subnet(
         unit=unit,
         width=width,

@@ -6,13 +6,13 @@ from quantnet_jax.core.combine import chain, uniform_levels
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import (
     Quantizer,
-    ScalarOrSchedule,
     as_schedule,
     factory,
     no_params,
     no_penalty,
 )
 from quantnet_jax.core.regularizers import binarization_distance
+from quantnet_jax.quantizers.options import Bits, FewBits, Norm, Sharpness, Weight
 from quantnet_jax.quantizers.subnet import normalize
 
 RANGES = {1: 1.0, 2: 1.494, 3: 2.051, 4: 2.514}
@@ -23,7 +23,7 @@ counts."""
 
 @factory
 def staircase(
-    *, bits: int = 1, sharpness: ScalarOrSchedule = 1.0, penalty: ScalarOrSchedule = 0.0
+    *, bits: Bits = 1, sharpness: Sharpness = 1.0, penalty: Weight = 0.0
 ) -> Quantizer:
     """2^bits - 1 tanh steps between evenly spaced levels of [-1, 1].
 
@@ -34,8 +34,6 @@ def staircase(
     v -> 0 it becomes linear in w. Penalty: weight * mean over weights of
     sum_i (1 - tanh^2(n v (w - t_i))), the mean of 1 - b^2 at 1 bit.
     """
-    if bits not in range(1, 9):
-        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")
     n = 2**bits - 1
     sharpness, weight = as_schedule(sharpness), as_schedule(penalty)
 
@@ -60,21 +58,24 @@ def staircase(
 @factory
 def tanh_sign(
     *,
-    bits: int = 1,
-    sharpness: ScalarOrSchedule = 1.0,
-    penalty: ScalarOrSchedule = 0.0,
-    norm: str = "rms",
+    bits: FewBits = 1,
+    sharpness: Sharpness = 1.0,
+    penalty: Weight = 0.0,
+    norm: Norm = "rms",
 ) -> Quantizer:
     """Self-binarizing weights: QuantNet without its sub-network.
 
-    Forward: tanh(v c), c = w normalized per output channel, v = sharpness(step); the
-    staircase of 2^bits - 1 such steps for more bits. Deployed as sign(c), with
-    sign(0) = +1. Backward: exact autodiff. Soft tends to hard as v grows.
-    Learned parameters: none. Penalty: mean of 1 - b^2, times its weight.
+    Forward: tanh(v c), c = w normalized per output channel, v = sharpness(step);
+      the staircase of 2^bits - 1 such steps for more bits. Deployed as sign(c),
+      with sign(0) = +1.
+    Backward: exact autodiff. Soft tends to hard as v grows.
+    Learned: none.
+    Penalty: mean of 1 - b^2, times its weight.
 
     Reference: Lahoud et al., Self-Binarizing Networks, arXiv 1902.00730; the
     normalization and the penalty are ours, so that the one difference from `quantnet`
     is the sub-network.
+    Deviations: normalization, penalty.
 
     Args:
       bits: 1 to 4.
@@ -82,14 +83,7 @@ def tanh_sign(
       penalty: weight of the penalty, non-negative; a number or a schedule.
       norm: 'rms', 'standard' or 'none'.
     """
-    check_bits(bits)
     return chain(
         normalize(norm, divisor=RANGES[bits]),
         staircase(bits=bits, sharpness=sharpness, penalty=penalty),
     )
-
-
-def check_bits(bits: int) -> None:
-    """Raises ValueError unless 1 <= bits <= 4."""
-    if bits not in RANGES:
-        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 4")

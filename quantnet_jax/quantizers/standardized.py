@@ -1,11 +1,13 @@
 """Binary weights of standardized channels: IR-Net, ReCU, AdaBin."""
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.combine import learned_scale, straight_through, uniform_levels
+from quantnet_jax.core.limits import Number, Scheduled
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import (
     Quantizer,
@@ -16,6 +18,7 @@ from quantnet_jax.core.quantizer import (
     no_penalty,
 )
 from quantnet_jax.core.surrogates import ede_slope, sign, with_slope
+from quantnet_jax.quantizers.options import Sharpness
 
 EPS = 1e-12
 
@@ -24,14 +27,15 @@ ede_sign = with_slope(sign, ede_slope)
 
 
 @factory
-def irnet(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
+def irnet(*, t: Sharpness = 1.0) -> Quantizer:
     """IR-Net: Libra parameter binarization and the error decay estimator.
 
-    Forward: with x = (w - mean) / std per output channel, 2^round(log2 mean|x|) times
-    sign(x), sign(0) = +1; the power of two is a shift, and gets no gradient. Backward:
-    2^... k t (1 - tanh^2(t x)), k = max(1/t, 1), then through the standardization.
-    For small t the slope is 1, for large t that of a sharp tanh. Learned parameters:
-    none.
+    Forward: with x = (w - mean) / std per output channel, 2^round(log2 mean|x|)
+      times sign(x), sign(0) = +1; the power of two is a shift, and gets no
+      gradient.
+    Backward: 2^... k t (1 - tanh^2(t x)), k = max(1/t, 1), then through the
+      standardization. For small t the slope is 1, for large t that of a sharp tanh.
+    Learned: none.
 
     Reference: Qin et al., IR-Net, arXiv 1909.10788. The standard
     deviation is that of the population (the published code divides by n - 1).
@@ -61,12 +65,13 @@ def irnet(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
 
 
 @factory
-def adabin(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
+def adabin(*, t: Sharpness = 1.0) -> Quantizer:
     """AdaBin's weights: two levels per output channel, around its mean.
 
-    Forward: b + a sign((w - b) / a), b = mean and a = standard deviation of the output
-    channel. Backward: of all of it, the sign's slope being IR-Net's k t (1 - tanh^2(t
-    x)). Learned parameters: none (b and a are functions of the weights).
+    Forward: b + a sign((w - b) / a), b = mean and a = standard deviation of the
+      output channel.
+    Backward: of all of it, the sign's slope being IR-Net's k t (1 - tanh^2(t x)).
+    Learned: none (b and a are functions of the weights).
 
     Reference: Tu et al., AdaBin, arXiv 2208.08084
 
@@ -88,21 +93,32 @@ def adabin(*, t: ScalarOrSchedule = 1.0) -> Quantizer:
     return straight_through(Quantizer(no_params, soft, hard, no_penalty))
 
 
-@factory
+Quantile = Annotated[float, Number(0.5, 1, below=True)]
+
+
+def _descends(*, lowest: float, highest: float, **others: object) -> str:
+    if lowest <= highest:
+        return ""
+    return f"lowest={lowest}, expected at most highest={highest}"
+
+
+@factory(together=_descends)
 def recu(
     *,
-    progress: ScalarOrSchedule = 0.0,
-    lowest: float = 0.85,
-    highest: float = 0.99,
+    progress: Annotated[ScalarOrSchedule, Scheduled(Number(0, 1))] = 0.0,
+    lowest: Quantile = 0.85,
+    highest: Quantile = 0.99,
 ) -> Quantizer:
     """ReCU: the tails of the weight distribution are clamped, so that they can flip.
 
-    Forward: s sign(x), x = 2 sqrt(2) (w - mean) / std per output channel, sign(0) = +1.
-    Backward: 1 for x where |x| <= Q, else 0, with Q = -mean|x| ln(2 - 2 tau), the tau
-    quantile of the tensor under a Laplace distribution, held constant; then through the
-    standardization. tau rises from `lowest` to `highest` as A e^progress + B.
-    Learned parameters: s, one per output channel, its logarithm, starting from mean |w|
-    (the paper scales the convolution's output, which is the same product).
+    Forward: s sign(x), x = 2 sqrt(2) (w - mean) / std per output channel, sign(0) =
+      +1.
+    Backward: 1 for x where |x| <= Q, else 0, with Q = -mean|x| ln(2 - 2 tau), the
+      tau quantile of the tensor under a Laplace distribution, held constant; then
+      through the standardization. tau rises from `lowest` to `highest` as A
+      e^progress + B.
+    Learned: s, one per output channel, its logarithm, starting from mean |w| (the
+      paper scales the convolution's output, which is the same product).
 
     Reference: Xu et al., ReCU, arXiv 2103.12369.
 
@@ -114,11 +130,6 @@ def recu(
     Raises:
       ValueError: for a tau outside its range.
     """
-    if not 0.5 <= lowest <= highest < 1:
-        raise ValueError(
-            f"`lowest` is {lowest!r} and `highest` {highest!r}, expected 0.5 <= lowest "
-            "<= highest < 1"
-        )
     progress = as_schedule(progress)
     # tau = a e^p + b with tau(0) = lowest, tau(1) = highest.
     a = (highest - lowest) / (math.e - 1)

@@ -1,5 +1,7 @@
 """Binary weights by sign with a stated slope: the straight-through family."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
@@ -9,8 +11,10 @@ from quantnet_jax.core.combine import (
     straight_through,
     uniform_levels,
 )
+from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
+from quantnet_jax.quantizers.options import Per
 
 
 def hard_sign(qparams, w: jax.Array) -> QTensor:
@@ -21,7 +25,7 @@ def hard_sign(qparams, w: jax.Array) -> QTensor:
 
 @factory
 def sign_ste(slope: str = "clip") -> Quantizer:
-    """sign(w), whose derivative is said to be one of `surrogates.SLOPES`.
+    """sign(w), with the derivative defined as one of `surrogates.SLOPES`.
 
     Raises:
       ValueError: if `slope` is unknown.
@@ -34,11 +38,12 @@ def sign_ste(slope: str = "clip") -> Quantizer:
 
 
 @factory
-def binary_ste(*, per: str = "channel") -> Quantizer:
+def binary_ste(*, per: Per = "channel") -> Quantizer:
     """BWN: mean |w| times sign(w), trained through a clipped straight-through.
 
-    Forward: a sign(w), a = mean |w|, sign(0) = +1. Backward: a * 1[|w| <= 1], with a
-    held constant. Soft equals hard exactly. Learned parameters: none.
+    Forward: a sign(w), a = mean |w|, sign(0) = +1.
+    Backward: a * 1[|w| <= 1], with a held constant. Soft equals hard exactly.
+    Learned: none.
 
     Reference: Rastegari et al., XNOR-Net, arXiv 1603.05279 (a is the least-squares
     optimum); the clipping is that of Hubara et al., arXiv 1602.02830.
@@ -53,7 +58,9 @@ def binary_ste(*, per: str = "channel") -> Quantizer:
 def clipped_ste() -> Quantizer:
     """Plain sign with the clipped straight-through gradient.
 
-    Forward: sign(w), sign(0) = +1. Backward: 1[|w| <= 1]. Learned parameters: none.
+    Forward: sign(w), sign(0) = +1.
+    Backward: 1[|w| <= 1].
+    Learned: none.
 
     Reference: Hubara et al., Binarized Neural Networks, arXiv 1602.02830.
     """
@@ -64,8 +71,9 @@ def clipped_ste() -> Quantizer:
 def approx_sign() -> Quantizer:
     """Plain sign with the gradient of a piecewise parabola.
 
-    Forward: sign(w), sign(0) = +1. Backward: max(2 - 2|w|, 0). Learned parameters:
-    none.
+    Forward: sign(w), sign(0) = +1.
+    Backward: max(2 - 2|w|, 0).
+    Learned: none.
 
     Reference: Liu et al., Bi-Real Net, arXiv 1808.00278 (there of activations).
     """
@@ -73,11 +81,13 @@ def approx_sign() -> Quantizer:
 
 
 @factory
-def swish_sign(*, beta: float = 5.0) -> Quantizer:
+def swish_sign(*, beta: Annotated[float, Number(1e-6, 1e6)] = 5.0) -> Quantizer:
     """Plain sign with the derivative of SignSwish.
 
-    Forward: sign(w), sign(0) = +1. Backward: b (2 - b w tanh(b w / 2)) / (1 + cosh(b
-    w)), which is b at 0 and negative beyond |b w| = 2.4. Learned parameters: none.
+    Forward: sign(w), sign(0) = +1.
+    Backward: b (2 - b w tanh(b w / 2)) / (1 + cosh(b w)), which is b at 0 and
+      negative beyond |b w| = 2.4.
+    Learned: none.
 
     Reference: Darabi et al., BNN+, arXiv 1812.11800.
 
@@ -87,31 +97,17 @@ def swish_sign(*, beta: float = 5.0) -> Quantizer:
     Raises:
       ValueError: if `beta` is not positive.
     """
-    if not beta > 0:
-        raise ValueError(f"`beta` is {beta!r}, expected a positive number")
     return _with_slope(lambda w: surrogates.swish_slope(w, beta))
 
 
 @factory
-def magnitude_aware() -> Quantizer:
-    """Magnitude-aware sign: a mean |w| per output channel, held constant.
-
-    Forward: a sign(w), a = mean |w| of the output channel, sign(0) = +1. Backward:
-    a 1[|w| <= 1]. The same function as `binary_ste(per='channel')`, under the name
-    that Bi-Real and larq gave it. Learned parameters: none.
-
-    Reference: Liu et al., Bi-Real Net, arXiv 1808.00278
-    """
-    return binary_ste(per="channel")
-
-
-@factory
-def xnor(*, per: str = "channel") -> Quantizer:
+def xnor(*, per: Per = "channel") -> Quantizer:
     """XNOR-Net's binary weights, the scale differentiated too.
 
-    Forward: a sign(w), a = mean |w|, sign(0) = +1. Backward: a 1[|w| <= 1] for the
-    sign, and sign(w) / n for the scale (n numbers share a): dL/dw_i = a 1[|w_i| <= 1]
-    g_i + sign(w_i) mean_j(g_j sign(w_j)). Learned parameters: none.
+    Forward: a sign(w), a = mean |w|, sign(0) = +1.
+    Backward: a 1[|w| <= 1] for the sign, and sign(w) / n for the scale (n numbers
+      share a): dL/dw_i = a 1[|w_i| <= 1] g_i + sign(w_i) mean_j(g_j sign(w_j)).
+    Learned: none.
 
     Reference: Rastegari et al., XNOR-Net, arXiv 1603.05279; the paper
     prints the diagonal of the second term, 1/n.
@@ -126,8 +122,9 @@ def xnor(*, per: str = "channel") -> Quantizer:
 def binaryconnect() -> Quantizer:
     """BinaryConnect: sign, the gradient passed on, the latent weights kept in [-1, 1].
 
-    Forward: sign(w), sign(0) = +1. Backward: 1. After each update w <- clip(w, -1, 1).
-    Learned parameters: none.
+    Forward: sign(w), sign(0) = +1.
+    Backward: 1. After each update w <- clip(w, -1, 1).
+    Learned: none.
 
     Reference: Courbariaux et al., BinaryConnect, arXiv 1511.00363
     (deterministic).

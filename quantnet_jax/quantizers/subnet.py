@@ -1,14 +1,18 @@
 """QuantNet's differentiable sub-network: encode, nonlinearity, compress.
 
 Reconstruction (ours): the layers of the sub-network of QuantNet (arXiv 2009.04626) are
-not public; that it is differentiable, takes the float weights and puts out the binary
+not public; that it is differentiable, takes the float weights and outputs the binary
 ones is. Everything here is ordinary smooth arithmetic.
 """
+
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.core.limits import Choice, Number, checked
 from quantnet_jax.core.quantizer import Reparam, no_params
+from quantnet_jax.quantizers.options import Width
 
 EXACT = jax.lax.Precision.HIGHEST
 """Float32 products everywhere: accelerators' default would move weights across zero."""
@@ -20,6 +24,20 @@ NONLINEARITIES = {
     "relu": lambda x: jnp.maximum(x, 0.0),
 }
 """Written out, because those of `jax.nn` carry custom derivative rules."""
+Unit = Annotated[str, Choice(UNITS)]
+Depth = Annotated[int, Number(1, 64, whole=True)]
+Nonlinearity = Annotated[str, Choice(tuple(NONLINEARITIES))]
+Window = Annotated[int, Number(1, 31, whole=True)]
+
+
+def conflict(*, unit: str, width: int, window: int, **others: object) -> str:
+    """What is wrong with options of `subnet` that are fine alone; '' for nothing."""
+    if unit == "conv" and width > 16:
+        return (
+            f"width={width}, expected at most 16 with unit='conv', where it multiplies "
+            "the number of input channels"
+        )
+    return "" if window % 2 else f"window={window}, expected an odd number"
 
 
 def normalize(
@@ -54,14 +72,15 @@ def normalize(
     return Reparam(no_params, apply)
 
 
+@checked(together=conflict)
 def subnet(
     *,
-    unit: str = "slice",
-    width: int = 64,
-    depth: int = 1,
-    nonlinearity: str = "tanh",
+    unit: Unit = "slice",
+    width: Width = 64,
+    depth: Depth = 1,
+    nonlinearity: Nonlinearity = "tanh",
     skip: bool = True,
-    window: int = 1,
+    window: Window = 1,
 ) -> Reparam:
     """The sub-network: unit u -> encode to `width` -> nonlinearity -> compress to u.
 
@@ -86,7 +105,6 @@ def subnet(
     Raises:
       ValueError: for a value that is not in its range.
     """
-    _check(unit, width, depth, nonlinearity, window)
     phi = NONLINEARITIES[nonlinearity]
 
     def init(key, w):
@@ -167,27 +185,6 @@ def _convolve(layer: dict, h: jax.Array) -> jax.Array:
         precision=EXACT,
     )
     return out + layer["b"].reshape(1, 1, -1, 1)
-
-
-def _check(unit, width, depth, nonlinearity, window) -> None:
-    if unit not in UNITS:
-        raise ValueError(f"`unit` is {unit!r}, expected one of {UNITS}")
-    if nonlinearity not in NONLINEARITIES:
-        raise ValueError(
-            f"`nonlinearity` is {nonlinearity!r}, expected one of "
-            f"{sorted(NONLINEARITIES)}"
-        )
-    if width < 1 or depth < 1:
-        raise ValueError(
-            f"`width` and `depth` must be at least 1, got {width} and {depth}"
-        )
-    if unit == "conv" and width > 16:
-        raise ValueError(
-            f"`width` is {width}; with unit='conv' it multiplies the number of input "
-            "channels and may be at most 16"
-        )
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"`window` is {window}, expected an odd positive number")
 
 
 def _check_rank(w) -> None:

@@ -1,18 +1,23 @@
 """Ternary weight networks: -a, 0 and a."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through
+from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
 
 
 @factory
-def twn(*, threshold: float = 0.7) -> Quantizer:
+def twn(*, threshold: Annotated[float, Number(0, 1e6)] = 0.7) -> Quantizer:
     """TWN: weights below a threshold become zero, the others +a or -a.
 
-    Forward: with d = threshold * mean |w| of the tensor, a sign(w) where |w| > d, else
-    0; a = mean of |w| over those. Backward: 1. Learned parameters: none.
+    Forward: with d = threshold * mean |w| of the tensor, a sign(w) where |w| > d,
+      else 0; a = mean of |w| over those.
+    Backward: 1.
+    Learned: none.
 
     Reference: Li et al., Ternary Weight Networks, arXiv 1605.04711 (0.7
     approximates the best d for a normal or uniform distribution).
@@ -23,8 +28,6 @@ def twn(*, threshold: float = 0.7) -> Quantizer:
     Raises:
       ValueError: if `threshold` is negative.
     """
-    if not threshold >= 0:
-        raise ValueError(f"`threshold` is {threshold!r}, expected at least 0")
 
     def hard(qparams, w):
         size = jnp.abs(w)

@@ -17,32 +17,28 @@ from quantnet_jax.core.quantizer import (
     no_penalty,
 )
 from quantnet_jax.core.surrogates import clip_slope, identity_slope, sign, with_slope
+from quantnet_jax.quantizers.options import Bits
 from quantnet_jax.quantizers.ste import sign_ste
 
 EPS = 1e-12
 
 
-def check_width(bits: int) -> None:
-    """Raises ValueError unless 1 <= bits <= 8."""
-    if bits not in range(1, 9):
-        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")
-
-
 @factory
-def dorefa(*, bits: int = 1) -> Quantizer:
+def dorefa(*, bits: Bits = 1) -> Quantizer:
     """DoReFa-Net's weights, 1 to 8 bits.
 
-    Forward: one bit: a sign(w), a = mean |w| of the tensor, sign(0) = +1. More bits:
-    with n = 2^bits - 1 and v = tanh(w) / (2 max |tanh w|) + 1/2, the level
-    2 round(n v) / n - 1. Backward: one bit: 1 (not a). More bits: that of 2 v - 1,
-    rounding left out; the maximum is differentiated too. Learned parameters: none.
+    Forward: one bit: a sign(w), a = mean |w| of the tensor, sign(0) = +1. More
+      bits: with n = 2^bits - 1 and v = tanh(w) / (2 max |tanh w|) + 1/2, the level
+      2 round(n v) / n - 1.
+    Backward: one bit: 1 (not a). More bits: that of 2 v - 1, rounding left out; the
+      maximum is differentiated too.
+    Learned: none.
 
     Reference: Zhou et al., DoReFa-Net, arXiv 1606.06160.
 
     Args:
       bits: 1 to 8.
     """
-    check_width(bits)
     if bits == 1:
         scaled = scale_by_mean_abs(sign_ste("identity"), per="tensor")
         return straight_through(scaled, backward=lambda qparams, w, **kwargs: w)
@@ -58,23 +54,24 @@ def dorefa(*, bits: int = 1) -> Quantizer:
 
 
 @factory
-def lsq(*, bits: int = 2) -> Quantizer:
+def lsq(*, bits: Bits = 2) -> Quantizer:
     """LSQ: uniform levels whose step is learned, 1 to 8 bits.
 
-    Forward: s round(clip(w / s, -Qn, Qp)), Qn = 2^(bits-1), Qp = Qn - 1; one bit, where
-    Qp would be 0: s sign(w), sign(0) = +1. Backward: for w 1 where -Qn <= w / s <= Qp
-    (one bit: |w| <= s), else 0; for s round(w / s) - w / s inside, -Qn or Qp outside,
-    times 1 / sqrt(N Qp), N numbers in the tensor (Qp = 1 at one bit).
-    Learned parameters: s, one per tensor, starting from 2 mean |w| / sqrt(Qp) (one
-    bit: mean |w|).
+    Forward: s round(clip(w / s, -Qn, Qp)), Qn = 2^(bits-1), Qp = Qn - 1; one bit,
+      where Qp would be 0: s sign(w), sign(0) = +1.
+    Backward: for w 1 where -Qn <= w / s <= Qp (one bit: |w| <= s), else 0; for s
+      round(w / s) - w / s inside, -Qn or Qp outside, times 1 / sqrt(N Qp), N
+      numbers in the tensor (Qp = 1 at one bit).
+    Learned: s, one per tensor, starting from 2 mean |w| / sqrt(Qp) (one bit: mean
+      |w|).
 
     Reference: Esser et al., LSQ, arXiv 1902.08153; the one-bit form is
     ours.
+    Deviations: the 1-bit form.
 
     Args:
       bits: 1 to 8.
     """
-    check_width(bits)
     lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     if bits == 1:
         levels = uniform_levels(1)
@@ -106,25 +103,26 @@ def lsq(*, bits: int = 2) -> Quantizer:
 
 
 @factory
-def pact(*, bits: int = 2) -> Quantizer:
+def pact(*, bits: Bits = 2) -> Quantizer:
     """PACT's learned clip, for weights: 2^bits levels from -a to a.
 
     Forward: the nearest of the evenly spaced levels of [-a, a]; one bit: a sign(w),
-    sign(0) = +1. Backward: for w 1 where |w| <= a, else 0; for a sign(w) where |w| > a,
-    else 0 (one bit: sign(w) everywhere, the exact derivative of a sign(w)), divided by
-    the square root of the number of weights, so that the step of one number that all
-    weights share is of the size of theirs.
-    Learned parameters: a, one per tensor, starting from 3 standard deviations' worth of
-    weights (3 sqrt(mean w^2); one bit: mean |w|).
+      sign(0) = +1.
+    Backward: for w 1 where |w| <= a, else 0; for a sign(w) where |w| > a, else 0
+      (one bit: sign(w) everywhere, the exact derivative of a sign(w)), divided by
+      the square root of the number of weights, so that the step of one number that
+      all weights share is of the size of theirs.
+    Learned: a, one per tensor, starting from 3 standard deviations' worth of
+      weights (3 sqrt(mean w^2); one bit: mean |w|).
 
     Reference: Choi et al., PACT, arXiv 1805.06085, there for activations;
     the symmetric form, its start and the gradient's scale are ours. The paper's decay
     of a is left out.
+    Deviations: the symmetric form for weights.
 
     Args:
       bits: 1 to 8.
     """
-    check_width(bits)
     levels = uniform_levels(bits)
     one_bit = with_slope(sign, clip_slope)
 

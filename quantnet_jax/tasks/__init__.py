@@ -4,7 +4,6 @@ A task is added by a file with a factory and a row in `TASKS`; terms of the loss
 need more than outputs and targets are in `quantnet_jax.tasks.terms`.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +11,9 @@ from quantnet_jax.core.limits import (
     Choice,
     Number,
     check,
-    limits_of,
+    check_options,
+    nearest,
     show,
-    unknown,
 )
 from quantnet_jax.tasks.base import Metric, Source, Task
 from quantnet_jax.tasks.classification import classification, describe_classes
@@ -29,7 +28,7 @@ __all__ = [
     "Task",
     "check_terms",
     "classification",
-    "defaults",
+    "find",
     "describe_range",
     "reconstruction",
 ]
@@ -56,10 +55,11 @@ def describe_range(outputs: Any, info: Mapping[str, Any], top: int) -> tuple:
     return data, [f"{size} outputs from {low:.4g} to {high:.4g}"]
 
 
-def defaults(factory: Callable) -> dict[str, Any]:
-    """{option: default} of a factory of a task or a term."""
-    parameters = inspect.signature(factory).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+def find(name: str) -> Callable[..., Task]:
+    """The factory of a name; ValueError with the nearest one if it is unknown."""
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}{nearest(name, TASKS)}")
+    return TASKS[name]
 
 
 def check_terms(rows: Any, teacher: str) -> None:
@@ -77,12 +77,9 @@ def check_terms(rows: Any, teacher: str) -> None:
         if not isinstance(row, Mapping):
             raise ValueError(f"{key}={show(row)}, expected a mapping with 'name'")
         check(f"{key}.name", row.get("name"), Choice(tuple(TERMS)))
-        known = {"name": Choice(tuple(TERMS)), "weight": Number(0, 1e6)}
-        known |= limits_of(TERMS[row["name"]])
-        for option, value in row.items():
-            if option not in known:
-                raise ValueError(unknown(f"{key}.{option}", known))
-            check(f"{key}.{option}", value, known[option])
+        check(f"{key}.weight", row.get("weight", 1.0), Number(0, 1e6))
+        given = {k: v for k, v in row.items() if k not in ("name", "weight")}
+        check_options(f"{key}.", TERMS[row["name"]], given)
         if row["name"] in NEED_TEACHER and not teacher:
             raise ValueError(
                 f"{key}.name={row['name']!r} needs teacher=WORKDIR of a float run"

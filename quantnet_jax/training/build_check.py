@@ -152,8 +152,8 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
     """
     _check_network(config, params)
     keys = [f"layers={config.layers!r}"]
-    keys += [f"rules[{i}]={tuple(row)!r}" for i, row in enumerate(config.rules)]
-    names = [config.quantizer.name, *(row[1] for row in config.rules)]
+    keys += [f"rules[{i}]={row['pattern']!r}" for i, row in enumerate(config.rules)]
+    names = [config.quantizer.name, *(row["quantizer"] for row in config.rules)]
     for key, name, rule in zip(keys, names, rules, strict=True):
         with named(key):
             buckets = tree.plan([rule], params)

@@ -66,17 +66,24 @@ def make_task(config: Config, source: Source) -> Task:
 
 def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
-
-    def quantizer(name):
-        options = config.quantizer.get(name, ConfigDict()).to_dict()
+    default = {
+        "pattern": config.layers,
+        "quantizer": config.quantizer.name,
+        "share": config.share,
+    }
+    made = []
+    for row in (default, *config.rules):
+        options = dict(row)
+        name, pattern = options.pop("quantizer"), options.pop("pattern")
+        of_rule = {k: options.pop(k) for k in ("share", "out", "stack") if k in options}
+        section = config.quantizer.get(name, ConfigDict()).to_dict()
         with build_check.named(f"quantizer.{name}"):
-            return quantizers.create(name, total_steps=total_steps, **options)
-
-    rows = [(config.layers, config.quantizer.name, config.share), *config.rules]
-    return [
-        tree.Rule(str(models.KERNELS.get(pattern, pattern)), quantizer(name), share)
-        for pattern, name, share in rows
-    ]
+            quantizer = quantizers.create(
+                name, total_steps=total_steps, **section | options
+            )
+        pattern = str(models.KERNELS.get(pattern, pattern))
+        made.append(tree.Rule(pattern, quantizer, **of_rule))
+    return made
 
 
 def make_rate(section: str, c: Config, total_steps: int) -> Callable:

@@ -16,7 +16,7 @@ def nothing_written(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
-RULE = ("head/kernel", "binary_ste", "layer")
+RULE = {"pattern": "head/kernel", "quantizer": "lsq", "share": "layer"}
 BUNDLED = {"data.name": "bundled", "data.train_size": 0, "data.test_size": 0}
 STREAM = {"data.name": "imagenet2012", "data.train_size": 0, "data.test_size": 0}
 BILEVEL = {"meta.mode": "bilevel"}
@@ -60,16 +60,18 @@ CASES = [
     ("terms[0].name", {"terms": ({"name": "bread"},)}),
     ("terms[0]", {"terms": (3,)}),
     # Rules and layers
-    ("rules[0]", {"rules": (RULE[:2],)}),
-    ("rules[1]", {"rules": (RULE, (*RULE, "x"))}),
-    ("rules[0]", {"rules": (("head/(", *RULE[1:]),)}),
-    ("rules[0]", {"rules": ((RULE[0], "LSQ", RULE[2]),)}),
-    ("rules[0]", {"rules": ((*RULE[:2], "bread"),)}),
-    ("rules[0]", {"rules": ((None, *RULE[1:]),)}),
+    ("rules[0]", {"rules": ({"pattern": "head/kernel"},)}),
+    ("rules[1].bitz", {"rules": (RULE, RULE | {"bitz": 3})}),
+    ("rules[0]", {"rules": (RULE | {"pattern": "head/("},)}),
+    ("rules[0]", {"rules": (RULE | {"quantizer": "LSQ"},)}),
+    ("rules[0]", {"rules": (RULE | {"share": "bread"},)}),
+    ("rules[0]", {"rules": (RULE | {"pattern": None},)}),
     ("rules[0]", {"rules": ("bread",)}),
-    ("rules", {"rules": (("stage9/kernel", *RULE[1:]),)}),
+    ("rules[0].bits", {"rules": (RULE | {"bits": 9},)}),
+    ("rules[0].out", {"rules": (RULE | {"out": "last"},)}),
+    ("rules", {"rules": (RULE | {"pattern": "stage9/kernel"},)}),
     ("rules", {"rules": (RULE, RULE)}),
-    ("rules", {"rules": (("conv1/kernel", *RULE[1:]),)}),
+    ("rules", {"rules": (RULE | {"pattern": "conv1/kernel"},)}),
     ("layers", {"layers": "stage9/kernel"}),
     ("layers", {"layers": "conv1/kerne"}),
     ("layers", {"layers": "*conv"}),

@@ -15,8 +15,15 @@ from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers, tasks
 from quantnet_jax.config import checks
 from quantnet_jax.core import limits
-from quantnet_jax.core.limits import Choice, Flag, Number, Scheduled, Sequence, Text
-from quantnet_jax.quantizers.options import limits_of
+from quantnet_jax.core.limits import (
+    Choice,
+    Flag,
+    Number,
+    Scheduled,
+    Sequence,
+    Text,
+    limits_of,
+)
 from tests.integration.referee import build, config_of, fault, start
 
 INF = float("inf")
@@ -78,10 +85,10 @@ def declared():
     found |= {f"model.{option}": models.OPTIONS[option] for option in small}
     for section, members in MEMBERS.items():
         for name, member in members.items():
-            for option, limit in limits_of(member).items():
+            for option, limit in limits_of(member.factory).items():
                 found[f"{section}.{name}.{option}"] = limit
     for name, factory in tasks.TASKS.items():
-        for option, limit in limits.limits_of(factory).items():
+        for option, limit in limits_of(factory).items():
             found[f"task.{name}.{option}"] = limit
     return found
 
@@ -158,7 +165,7 @@ def test_edges_are_accepted_and_make_quantizers():
             limits.check(key, value, limit)
     for section, members in MEMBERS.items():
         for name, member in members.items():
-            for option, limit in limits_of(member).items():
+            for option, limit in limits_of(member.factory).items():
                 for value in edges(limit):
                     both = {"highest": {"lowest": 0.5}, "lowest": {"highest": 0.9995}}
                     more = both.get(option, {})
