@@ -11,7 +11,7 @@ PY := .venv/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint types clean
+.PHONY: help train test lint types docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test    run all tests (ARGS: options of pytest, WORKERS: processes)"
 	@echo "make lint    check format, lint and types"
 	@echo "make types   check types alone"
+	@echo "make docs    write the API reference and the tables of the pages"
 	@echo "make clean   remove .venv, builds and caches; runs/ stays"
 
 train: .venv/ready
@@ -34,6 +35,10 @@ lint: .venv/ready-dev
 
 types: .venv/ready-dev
 	$(PY) -m pyright --pythonpath $(PY)
+
+docs: .venv/ready
+	$(PY) -m tools.reference
+	$(PY) -m tools.tables
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
