@@ -1,6 +1,7 @@
 """Tests of quantized activations: laws, closed forms, hooks of the networks, runs."""
 
 import inspect
+import sys
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from tiny import tiny_config, train
 from util import learns
 
 from quantnet_jax import config as config_lib
-from quantnet_jax import models
+from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.models.resnet import BiRealBlock, Bottleneck, ResNet
@@ -160,6 +161,16 @@ def test_bad_options_are_one_line(name, options, words):
         create_activation(name, **options)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_names_in_files_import_nothing(tmp_path, monkeypatch):
+    """An exported file names its activation quantizer: it must not run a module."""
+    (tmp_path / "mine_of_a_file.py").write_text("def f(*, x=1):\n    return x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="unknown quantizer 'mine_of_a_file:f'"):
+        create_activation("mine_of_a_file:f")
+    assert "mine_of_a_file" not in sys.modules
+    assert quantizers.find("mine_of_a_file:f")[0].factory() == 1  # of weights
 
 
 def test_a_slope_that_does_not_exist():

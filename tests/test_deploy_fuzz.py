@@ -333,6 +333,7 @@ TEXTS = {
     "an act that is no name": (("model", "act"), ["relu"]),
     "an axis": (("model", "axis_name"), "batch"),
     "unknown activation": (("activation", "name"), "x"),
+    "activation of a module": (("activation", "name"), "this:f(bits=2)"),
     "activation of many bits": (("activation", "bits"), 10**9),
     "activation of true bits": (("activation", "bits"), True),
     "activation of a schedule": (

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax import models, quantizers
-from quantnet_jax.core.limits import Choice, Flag, Number, Sequence, Text, check, show
+from quantnet_jax.core.limits import (
+    Choice,
+    Flag,
+    Number,
+    Sequence,
+    Text,
+    check,
+    check_options,
+    show,
+)
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy.artifact import FILE_KEYS, FLOATS
 
@@ -126,8 +135,9 @@ class NetworkSpec:
         if self.activation is not None:
             act = dict(self.activation)
             kind = act.pop("name")
+            member, _ = quantizers.find(kind, quantizers.ACTIVATIONS)
+            check_options("activation.", member.factory, act)
             made["act_quant"] = wrap(quantizers.create_activation(kind, **act))
-            quantizers.check_options("activation", kind, act)
         model = models.create(
             name,
             outputs=self.outputs,

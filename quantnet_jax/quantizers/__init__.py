@@ -43,10 +43,11 @@ def find(
     """The row of a name, and the options that stand in the name itself.
 
     Args:
-      name: a key of `members`; or 'module:factory', perhaps with options, as in
-        'my_module:my_quantizer(bits=2)': a factory in a module of your own, which is
-        imported from the current folder or wherever Python finds it.
-      members: `MEMBERS` or `ACTIVATIONS`.
+      name: a key of `members`; for weights also 'module:factory', perhaps with options,
+        as in 'my_module:my_quantizer(bits=2)': a factory in a module of your own, which
+        is imported from the current folder or wherever Python finds it.
+      members: `MEMBERS` or `ACTIVATIONS`. The latter are named in files that ship, and
+        a file must not decide what is imported: only keys count.
 
     Raises:
       ValueError: one line: an unknown name, with the nearest one, or what is wrong with
@@ -54,9 +55,9 @@ def find(
     """
     if name in members:
         return members[name], {}
-    own = OWN.fullmatch(name)
+    own = OWN.fullmatch(name) if members is MEMBERS else None
     if not own:
-        known = [*sorted(members), "module:factory"]
+        known = [*sorted(members), *(["module:factory"] if members is MEMBERS else [])]
         raise ValueError(f"unknown quantizer {name!r}{nearest(name, known)}")
     module, attribute, arguments = own.groups()
     if os.getcwd() not in sys.path and "" not in sys.path:
