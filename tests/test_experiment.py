@@ -65,7 +65,7 @@ def rule(pattern, quantizer, **options):
             ["both claim", "conv1/kernel"],
         ),
         ({"weights__schedule": "cos"}, ["weights", "cos", "cosine"]),
-        ({"weights__optimizer": "adamw"}, ["weights", "adamw", "adam"]),
+        ({"weights__optimizer": "adamww"}, ["weights", "adamww", "adamw"]),
         ({"weights__learning_rate": -0.1}, ["weights", "learning_rate=-0.1"]),
         ({"meta__momentum": 1.5}, ["meta", "momentum=1.5"]),
         ({"meta__warmup": 1.0}, ["meta", "warmup=1.0"]),

@@ -40,7 +40,7 @@ OUTSIDE = {
         *("absl", "PIL", "tensorflow_datasets", "grain"),
         *("simplejpeg", "cykooz_resizer"),
     },
-    "config": {"ml_collections", "absl"},
+    "config": {"ml_collections", "absl", "optax"},
     "checkpoint": {"orbax", "absl"},
     "logging": {"tensorboardX", "tqdm", "absl"},
     "evaluation": {"ml_collections"},

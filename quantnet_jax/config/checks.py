@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantnet_jax import data, models, quantizers, tasks
+from quantnet_jax.config import optax_names
 from quantnet_jax.core import tree
 from quantnet_jax.core.limits import (
     Choice,
@@ -25,8 +26,8 @@ from quantnet_jax.core.limits import (
 )
 from quantnet_jax.distributed import runners
 
-OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "cosine", "linear", "steps")
+OPTIMIZERS = ("sgd", "adam", *optax_names.optimizers())
+SCHEDULES = ("constant", "cosine", "linear", "steps", *optax_names.schedules())
 STREAMED = ("imagenet2012",)
 """Sets that are read while training."""
 TFDS = "tfds:"
@@ -47,6 +48,8 @@ OPTIMIZER: dict[str, Limit] = {
     "momentum": SHARE,
     "weight_decay": NOT_NEGATIVE,
     "clip": NOT_NEGATIVE,
+    "options": Sequence(),
+    "schedule_options": Sequence(),
 }
 QUANTIZER = Choice(tuple(quantizers.names()), pattern=quantizers.OWN.pattern)
 LIMITS: dict[str, Limit] = {
@@ -124,7 +127,9 @@ def check_config(config: dict, base: dict) -> None:
     tasks.check_terms(config["terms"], config["teacher"])
     _check_rules(config)
     for section in ("weights", "meta"):
-        _check_milestones(section, config[section])
+        _check_optimizer(section, config[section])
+    for number, row in enumerate(config["optimizers"]):
+        _check_optimizer_row(f"optimizers[{number}]", row, config["weights"])
     _check_together(config)
 
 
@@ -241,6 +246,31 @@ def _check_pattern(key: str, pattern: str) -> None:
         raise ValueError(
             f"{key}={show(pattern)} is no regular expression: {e}"
         ) from None
+
+
+def _check_optimizer_row(key: str, row: Any, defaults: dict) -> None:
+    if not isinstance(row, Mapping) or "pattern" not in row:
+        raise ValueError(
+            f"{key}={show(row)}, expected {{'pattern': ...}} and keys of 'weights'"
+        )
+    check(f"{key}.pattern", row["pattern"], Text())
+    _check_pattern(f"{key}.pattern", row["pattern"])
+    given = {k: v for k, v in row.items() if k != "pattern"}
+    for option, value in given.items():
+        if option not in defaults:
+            raise ValueError(unknown(f"{key}.{option}", defaults))
+        check(f"{key}.{option}", value, OPTIMIZER.get(option) or Sequence())
+    _check_optimizer(key, defaults | given)
+
+
+def _check_optimizer(section: str, c: dict) -> None:
+    for key in ("options", "schedule_options"):
+        for pair in c[key]:
+            if len(pair) != 2 or not isinstance(pair[0], str):
+                raise ValueError(
+                    f"{section}.{key}={show(c[key])}, expected (name, value) pairs"
+                )
+    _check_milestones(section, c)
 
 
 def _check_milestones(section: str, c: dict) -> None:

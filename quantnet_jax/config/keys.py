@@ -79,6 +79,9 @@ def base() -> Config:
     # Optimizers: of the weights, and of what the quantizer learns -------------------
     c.weights = _optimizer("sgd", 0.1, weight_decay=5e-4)
     c.meta = _optimizer("adam", 1e-2, weight_decay=0.0)
+    # More of them, by rules: ({"pattern": over 'model/...' and 'quant/...', keys of
+    # `weights` that differ}, ...); the first that matches a whole path counts.
+    c.optimizers = ()
     c.meta.mode = "joint"  # or 'bilevel'
     c.meta.holdout = 0.25  # bilevel: part of each batch, one of 1/2, 1/3, 1/4, ...
     c.meta.exact = False  # bilevel: differentiate through the look-ahead step
@@ -110,9 +113,11 @@ def base() -> Config:
 
 def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
     c = ConfigDict()
-    c.optimizer = name  # 'sgd' or 'adam'
+    c.optimizer = name  # 'sgd', 'adam' (decoupled weight decay), or one of optax
+    c.options = ()  # of one of optax: (("b2", 0.95), ...)
     c.learning_rate = learning_rate
-    c.schedule = "cosine"  # 'constant', 'cosine', 'linear', 'steps'
+    c.schedule = "cosine"  # 'constant', 'cosine', 'linear', 'steps', or one of optax
+    c.schedule_options = ()  # of one of optax: (("decay_rate", 0.5), ...)
     c.warmup = 0.0  # fraction of training
     c.milestones = (0.5, 0.75)  # of 'steps'
     c.momentum = 0.9

@@ -18,6 +18,8 @@ LARGEST = 3.4e38
 """Of a float32."""
 SCHEDULE = ("end", "schedule", "start", "until")
 SCHEDULES = ("exponential", "linear")
+MOST = 30
+"""Words of a message that lists what is known."""
 
 
 class Number(NamedTuple):
@@ -257,7 +259,9 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(str(word), known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(x or repr(x) for x in known) or 'none'})"
+    words = ", ".join(x or repr(x) for x in known[:MOST]) or "none"
+    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
+    return f"{hint} (known: {words}{more})"
 
 
 def show(value: Any) -> str:

@@ -1,13 +1,16 @@
 """Optimizers: weights and sub-network are two groups of one `optax.partition`."""
 
-from collections.abc import Callable
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.config.checks import OPTIMIZERS, SCHEDULES
+from quantnet_jax.core import paths
 
 
 def learning_rate(
@@ -18,28 +21,25 @@ def learning_rate(
     warmup: float = 0.0,
     milestones: tuple[float, ...] = (0.5, 0.75),
     factor: float = 0.1,
+    options: Iterable[tuple[str, Any]] = (),
 ) -> optax.Schedule:
     """A learning-rate schedule.
 
     Args:
-      peak: rate after the warm-up, not negative.
+      peak: learning rate after the warm-up, not negative.
       total_steps: steps of the whole run.
-      schedule: 'cosine' or 'linear' (to 0 at the end), 'constant', or 'steps' (times
-        `factor` at each milestone).
+      schedule: 'cosine' or 'linear' (to 0 at the end), 'constant', 'steps' (times
+        `factor` at each milestone), or the name of a schedule of optax.
       warmup: fraction of training over which the rate rises from 0, in [0, 1).
-      milestones: for 'steps', rising fractions of training.
+      milestones: for 'steps', ascending fractions of training.
       factor: for 'steps'.
+      options: (name, value) arguments of a schedule of optax; numbers of steps among
+        them are fractions of what is left after the warm-up. Its peak or initial value
+        is `peak`, unless it is given.
 
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: an option that the schedule of optax does not have.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r}, expected one of {SCHEDULES}")
-    if peak < 0 or not 0 <= warmup < 1:
-        raise ValueError(
-            f"learning_rate={peak} and warmup={warmup}, expected a rate of at least 0 "
-            "and a warm-up in [0, 1)"
-        )
     rising = round(warmup * total_steps)
     rest = max(1, total_steps - rising)
     if schedule == "cosine":
@@ -47,21 +47,39 @@ def learning_rate(
     elif schedule == "linear":
         main = optax.linear_schedule(peak, 0.0, rest)
     elif schedule == "steps":
-        if not all(0 < m < 1 for m in milestones) or list(milestones) != sorted(
-            set(milestones)
-        ):
-            raise ValueError(
-                f"milestones={tuple(milestones)}, expected rising fractions in (0, 1)"
-            )
         bounds = {round(m * total_steps) - rising: factor for m in milestones}
         main = optax.piecewise_constant_schedule(peak, bounds)
-    else:
+    elif schedule == "constant":
         main = optax.constant_schedule(peak)
+    else:
+        main = _of_optax(schedule, peak, rest, dict(options))
     if rising:
         warming = optax.linear_schedule(0.0, peak, rising)
         main = optax.join_schedules([warming, main], [rising])
     # Not all of optax's schedules take an integer step under strict promotion.
     return lambda step: main(jnp.asarray(step, jnp.float32))
+
+
+def _of_optax(name: str, peak: float, steps: int, options: dict) -> optax.Schedule:
+    make = getattr(optax, name)
+    known = inspect.signature(make).parameters
+    first = next((k for k in ("peak_value", "init_value", "value") if k in known), "")
+    given = {first: peak} | options if first else options
+    if "decay_steps" in known:
+        given = {"decay_steps": 1.0} | given
+    of_steps = ("steps", "begin")
+    given = {
+        k: round(v * steps) if k.endswith(of_steps) and isinstance(v, float) else v
+        for k, v in given.items()
+    }
+    return _call(make, given, f"schedule={name!r}")
+
+
+def _call(make: Callable, given: dict, key: str) -> Any:
+    try:
+        return make(**given)
+    except TypeError as e:
+        raise ValueError(f"{key}: {e}") from None
 
 
 def optimizer(
@@ -71,43 +89,69 @@ def optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     clip: float = 0.0,
+    options: Iterable[tuple[str, Any]] = (),
 ) -> optax.GradientTransformation:
-    """An optimizer for one of the two groups.
+    """An optimizer for a group of parameters.
 
     Args:
-      name: 'sgd' (Nesterov momentum; decay enters the gradient) or 'adam' (decay apart
-        from the gradient, as in AdamW).
+      name: 'sgd' (Nesterov momentum, coupled weight decay: it enters the gradient),
+        'adam' (decoupled weight decay, as in AdamW), or the name of a transformation of
+        optax: an optimizer with a learning rate (its own weight decay, where it has
+        one, else coupled), or a 'scale_by_...' (decoupled weight decay).
       rate: learning-rate schedule.
-      momentum: of SGD; the first moment's decay of Adam.
-      weight_decay: on tensors of rank 2 and up; scales and biases are spared.
+      momentum: of SGD; the first moment's decay of Adam. Others take theirs in
+        `options`.
+      weight_decay: on tensors of rank 2 and up; scales and biases are excluded.
       clip: largest global norm of the gradient of this group; 0 for no clipping.
+      options: (name, value) arguments of a transformation of optax.
 
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: an option that the transformation does not have.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer name={name!r}, expected one of {OPTIMIZERS}")
-    if not 0 <= momentum < 1 or weight_decay < 0 or clip < 0:
-        raise ValueError(
-            f"momentum={momentum}, weight_decay={weight_decay}, clip={clip}: expected "
-            "a momentum in [0, 1) and the others at least 0"
-        )
     parts = [optax.clip_by_global_norm(clip)] if clip else []
     decay = [optax.add_decayed_weights(weight_decay, _is_matrix)] * bool(weight_decay)
+    by_rate = optax.scale_by_learning_rate(rate)
     if name == "sgd":
-        parts += [*decay, optax.trace(momentum, nesterov=momentum > 0)]
+        parts += [*decay, optax.trace(momentum, nesterov=momentum > 0), by_rate]
+    elif name == "adam":
+        parts += [optax.scale_by_adam(b1=momentum), *decay, by_rate]
+    elif name.startswith("scale_by_"):
+        make = _call(getattr(optax, name), dict(options), f"optimizer={name!r}")
+        parts += [make, *decay, by_rate]
     else:
-        parts += [optax.scale_by_adam(b1=momentum), *decay]
-    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+        known = inspect.signature(getattr(optax, name)).parameters
+        given = {"learning_rate": rate, **dict(options)}
+        if "weight_decay" in known:
+            given |= {"weight_decay": weight_decay}
+            given |= {"mask": _is_matrix} if "mask" in known else {}
+            decay = []
+        make = _call(getattr(optax, name), given, f"optimizer={name!r}")
+        parts += [*decay, make]
+    return optax.chain(*parts)
 
 
 def partition(
-    weights: optax.GradientTransformation, meta: optax.GradientTransformation
+    weights: optax.GradientTransformation,
+    meta: optax.GradientTransformation,
+    rows: Sequence[tuple[str, optax.GradientTransformation]] = (),
 ) -> optax.GradientTransformation:
-    """One optimizer over {'model', 'quant'}: `weights` and `meta`, in this order."""
-    tx = optax.partition(
-        {"weights": weights, "meta": meta}, {"model": "weights", "quant": "meta"}
-    )
+    """One optimizer over {'model', 'quant'}.
+
+    Args:
+      weights: of 'model', where no row matches.
+      meta: of 'quant', where no row matches.
+      rows: (pattern, optimizer): the first whose pattern matches the whole
+        '/'-joined path, such as 'model/stem/kernel', counts.
+
+    Raises:
+      ValueError: from `init`: a row matches nothing.
+    """
+    groups = {"weights": weights, "meta": meta}
+    labels: Any = {"model": "weights", "quant": "meta"}
+    if rows:
+        groups |= {str(number): tx for number, (_, tx) in enumerate(rows)}
+        labels = functools.partial(_labels, [pattern for pattern, _ in rows])
+    tx = optax.partition(groups, labels)
 
     def update(updates, state, params=None):
         # Adam's bias correction does not trace under strict promotion.
@@ -115,6 +159,26 @@ def partition(
             return tx.update(updates, state, params)
 
     return optax.GradientTransformation(tx.init, update)
+
+
+def _labels(patterns: Sequence[str], params: Any) -> Any:
+    """For each leaf the number of its row, or 'weights' or 'meta'."""
+    names = list(paths.flatten(params))
+    for number, pattern in enumerate(patterns):
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(
+                f"optimizers[{number}].pattern={pattern!r} matches no parameter; the "
+                "paths are " + ", ".join(names)
+            )
+    rest = {"model": "weights", "quant": "meta"}
+    found = {
+        name: next(
+            (str(i) for i, p in enumerate(patterns) if re.fullmatch(p, name)),
+            rest[name.partition("/")[0]],
+        )
+        for name in names
+    }
+    return paths.replace(params, found)
 
 
 class Projected(NamedTuple):
@@ -161,7 +225,7 @@ class Lagged(NamedTuple):
 
 
 def lagged(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx`, with a place in its state where a gradient waits for the next batch.
+    """`tx` that stores the pending gradient for a delayed update.
 
     The training step of a quantizer with a `gradient` reads and fills it.
     """

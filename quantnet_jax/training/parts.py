@@ -95,6 +95,7 @@ def make_rate(section: str, c: Config, total_steps: int) -> Callable:
             schedule=c.schedule,
             warmup=c.warmup,
             milestones=tuple(c.milestones),
+            options=tuple(c.schedule_options),
         )
 
 
@@ -107,6 +108,7 @@ def make_optimizer(section: str, c: Config, rate: Callable):
             momentum=c.momentum,
             weight_decay=c.weight_decay,
             clip=c.clip,
+            options=tuple(c.options),
         )
 
 
@@ -131,9 +133,16 @@ def make_tx(config: Config, steps: int, rate: Callable, quantizer: Quantizer):
       quantizer: over the tree of the model's parameters.
     """
     meta_rate = make_rate("meta", config.meta, steps)
+    rows = []
+    for number, row in enumerate(config.optimizers):
+        key, c = f"optimizers[{number}]", config.weights.copy_and_resolve_references()
+        c.update({k: v for k, v in dict(row).items() if k != "pattern"})
+        of_row = make_optimizer(key, c, make_rate(key, c, steps))
+        rows.append((row["pattern"], of_row))
     tx = optim.partition(
         make_optimizer("weights", config.weights, rate),
         make_optimizer("meta", config.meta, meta_rate),
+        rows,
     )
     if quantizer.project is not None:
         tx = optim.projected(tx, quantizer.project)
