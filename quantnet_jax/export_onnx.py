@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         predictor, batches = deploy.load(args.artifact, popcount=False), None
         if args.images:
-            batches = [np.load(args.images, allow_pickle=False)]
+            batches = [_images(args.images)]
         result = onnx.write(out, predictor, batches, args.tolerance)
     except (ValueError, OSError, ImportError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -47,6 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(check_text(result["check"]))
     return 0
+
+
+def _images(path: str) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception as e:  # a hostile header can raise anything
+        raise ValueError(f"{path}: {deploy.describe(e)}") from None
 
 
 def check_text(checked: dict[str, Any] | None) -> str:

@@ -39,7 +39,8 @@ def predict(
 
     Raises:
       FileNotFoundError: there is no such image.
-      ValueError: a file is no image, or the network does not take images.
+      ValueError: a file is no image, the network does not take images, or its outputs
+        are not finite.
     """
     size, shape = max(1, min(BATCH, len(paths))), predictor.spec.shape
     for start in range(0, len(paths), size):
@@ -49,6 +50,8 @@ def predict(
         batch = np.zeros((size, *shape), np.uint8)
         batch[: len(some)] = [image for image, _ in images]
         outputs = np.asarray(predictor(batch))
+        if not np.isfinite(outputs[: len(some)]).all():
+            raise ValueError("the network's outputs are not finite")
         for path, row, (_, note) in zip(some, outputs, images, strict=False):
             yield os.fspath(path), row, note
 
@@ -60,11 +63,21 @@ def read(
     height, width, channels = shape
     if channels not in MODES:
         raise ValueError(f"the network takes {channels} channels, images have 1 or 3")
+    if os.path.isdir(path):
+        raise ValueError(f"{os.fspath(path)} is a folder, expected an image")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{os.fspath(path)} not found")
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
+            image, note = ImageOps.exif_transpose(file), ""
+            if image.mode == "F":
+                raise ValueError("its pixels are floats, expected integers")
+            if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+                image = image.convert("RGBA")
+                if np.asarray(image)[..., 3].min() < 255:
+                    note = "composed on a white background"
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
             if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off
                 gray = np.asarray(image).astype(np.int64) >> 8
                 image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
@@ -73,9 +86,9 @@ def read(
         raise ValueError(
             f"{os.fspath(path)} is not an image, or damaged: {deploy.describe(e)}"
         ) from None
-    note = ""
     if image.size != (width, height):
-        note = (
+        note += ", " if note else ""
+        note += (
             f"{image.width} x {image.height} pixels, resized and cropped to "
             f"{width} x {height}"
         )

@@ -126,6 +126,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--batch", type=int, default=1, help="images; 1")
     args, overrides = parser.parse_known_args(argv)
+    sources = args.config or args.workdir or args.artifact
+    if not sources and not DEFAULT_CONFIG.is_file():  # not in an installed package
+        parser.error("expected --config, --workdir or --artifact")
     of_config = not (args.workdir or args.artifact)
     wrong = [x for x in overrides if not (of_config and x.startswith("--config."))]
     if wrong:

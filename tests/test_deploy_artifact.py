@@ -149,6 +149,8 @@ def part(**other):
         ({"a": part(scale=jnp.full((), jnp.nan))}, "float32", "a:scale: not every"),
         ({"a": part(codes=jnp.zeros(3, jnp.uint8))}, "float32", "a:codes has shape"),
         ({"a/b": np.ones(2), "a": {"b": np.ones(2)}}, "float32", "the name 'a/b'"),
+        ({"/".join("a" * 40): np.ones(2)}, "float32", "has more than 32 parts"),
+        ({"a": np.int32([2049])}, "float16", "a: float16 cannot represent .* int32"),
     ],
 )
 def test_what_cannot_be_written(params, dtype, words, tmp_path):
@@ -166,6 +168,38 @@ def test_parts_of_half_precision_are_written_as_float32(tmp_path):
     assert again["a"].levels.tolist() == [-1, 1] and again["a"].scale == 0.5
     assert again["a"].levels.dtype == again["a"].scale.dtype == jnp.float32
     assert again["count"] == 3
+
+
+def test_the_tree_that_is_read_is_the_tree_that_was_written(tree, tmp_path):
+    path = tmp_path / "model.safetensors"
+    wide = [{"w": jnp.full((2,), number, jnp.bfloat16)} for number in range(12)]
+    state = {"blocks": wide, "mlp/~/linear": tree["conv_2"], "count": jnp.int32(7)}
+    deploy.write(path, state, {})  # packs by itself
+    with pytest.raises(ValueError, match="not of dicts alone, expected `like`"):
+        deploy.read(path)
+    found, _ = deploy.read(path, like=jax.eval_shape(lambda: state))
+    found = deploy.unpack_tree(found)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    for new, old in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+        assert bits_of(new) == bits_of(old)
+    del state["count"]
+    with pytest.raises(ValueError, match="differ in their paths: .'count'."):
+        deploy.read(path, like=state)
+    with pytest.raises(ValueError, match="'count' has shape .., `like` .3,."):
+        deploy.read(path, like=state | {"count": np.zeros(3)})
+    dicts = {"a": {"b": np.bool_(True)}, "c": np.float16(0.5)}
+    deploy.write(path, dicts, {})
+    again = deploy.read(path)[0]
+    assert again["a"]["b"].dtype == bool and again["c"].dtype == np.float16
+
+
+def test_equal_networks_make_equal_files(packed, tmp_path):
+    for name in ("a", "b"):
+        deploy.write(tmp_path / name, packed, {"x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    content = (tmp_path / "a").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == ["quantnet_jax", "sha256"]
 
 
 def test_file_of_a_binary_network_is_at_its_floor(tmp_path):

@@ -17,8 +17,8 @@ from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save
 
 from quantnet_jax import deploy
-from quantnet_jax.deploy.artifact import DEEPEST, digest
-from quantnet_jax.deploy.packed import Words, is_packed
+from quantnet_jax.deploy.artifact import digest
+from quantnet_jax.deploy.packed import DEEPEST, Words, is_packed
 
 CORRUPTIONS = 2000
 
@@ -446,6 +446,7 @@ def test_what_must_load_does(good, tmp_path):
 
 
 def test_missing_file(tmp_path):
-    for path in (tmp_path, tmp_path / "no"):
-        with pytest.raises(FileNotFoundError, match="not found"):
-            deploy.load(path)
+    with pytest.raises(FileNotFoundError, match="not found"):
+        deploy.load(tmp_path / "no")
+    with pytest.raises(ValueError, match="is a folder, expected a file"):
+        deploy.load(tmp_path)

@@ -248,6 +248,23 @@ def test_single_operations_equal_those_of_jax(way):
     np.testing.assert_allclose(run(model, images), function(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("loop", ["scan", "while", "cond"])
+def test_loops_and_branches_are_refused(loop):
+    w = np.full((3, 3), 0.3, np.float32)
+    step = lambda x: jnp.tanh(x @ w)
+
+    def function(images):
+        x = images.astype(jnp.float32).reshape(-1, 3)
+        if loop == "scan":
+            return jax.lax.fori_loop(0, 5, lambda i, x: step(x), x)
+        if loop == "while":
+            return jax.lax.while_loop(lambda x: jnp.sum(x) > 1, step, x)
+        return jax.lax.cond(jnp.sum(x) > 1, step, lambda x: x, x)
+
+    with pytest.raises(ValueError, match=f"primitive '{loop}'.*no translation"):
+        graph.convert(function, (1, 1, 3), name="one")
+
+
 def test_what_has_no_translation_is_named():
     def function(images):
         return jnp.sort(images.astype(jnp.float32), axis=1).mean((1, 2))

@@ -113,6 +113,12 @@ def test_dense_equals_the_float_one(batch, channels):
     check(popcount.binary_dense, ops.dense, x, qt)
 
 
+def test_no_image_at_all():
+    words = popcount.pack_kernel(np.ones((3, 3, 40, 5), np.uint8))
+    assert popcount.binary_conv2d(jnp.zeros((0, 7, 7, 40)), words).shape == (0, 7, 7, 5)
+    assert popcount.binary_dense(jnp.zeros((0, 40)), words[0, 0]).shape == (0, 5)
+
+
 def test_words_and_scales_of_a_qtensor():
     qt = binary_qtensor((3, 3, 40, 5), scale=with_zeros(2, (1, 1, 1, 5)))
     words, scale = popcount.pack_qtensor(qt)

@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_told_in_one_line(model, picture, tmp_path, capsy
         ([model, text], "text.png is not an image"),
         ([model, cut], "cut.png is not an image"),
         ([model, tmp_path / "no.png"], "no.png not found"),
-        ([model, tmp_path], "not found"),
+        ([model, tmp_path], "is a folder, expected an image"),
         ([damaged, path], "model is not a safetensors file"),
         ([path, path], "a.png is not a safetensors file"),
         ([tmp_path / "no", path], "no not found"),
@@ -136,6 +136,34 @@ def test_what_cannot_be_read_is_told_in_one_line(model, picture, tmp_path, capsy
         out, err = capsys.readouterr()
         (line,) = err.splitlines()
         assert line.startswith("error: ") and told in line and not out
+
+
+def test_transparent_pixels_show_white(picture):
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[2:6, 2:6, 3] = 255  # a black square on a transparent background
+    image, note = predict.read(picture(ink), (8, 8, 1))
+    assert note == "composed on a white background"
+    expected = np.full((8, 8), 255)
+    expected[2:6, 2:6] = 0
+    assert (image[..., 0] == expected).all()
+    ink[..., 3] = 255
+    assert predict.read(picture(ink), (8, 8, 1))[1] == ""
+
+
+def test_pixels_that_are_floats_are_refused(picture):
+    path = picture(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8), "a.tif")
+    with pytest.raises(ValueError, match="a.tif .*its pixels are floats, expected int"):
+        predict.read(path, (8, 8, 1))
+
+
+def test_outputs_that_overflow_are_an_error(picture, tmp_path, capsys):
+    path, params = tmp_path / "model.safetensors", make_params()
+    params["bn2"]["bias"] = np.full_like(params["bn2"]["bias"], 3e38)
+    params["head"]["kernel"] = np.full_like(params["head"]["kernel"], 10.0)
+    deploy.save(path, params, SPEC)
+    assert predict.main([str(path), picture(PIXELS), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err == "error: the network's outputs are not finite\n"
 
 
 def test_networks_that_take_no_pictures(picture):

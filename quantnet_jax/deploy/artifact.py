@@ -24,17 +24,29 @@ from safetensors.numpy import save
 
 from quantnet_jax.core.files import write_atomic
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
-from quantnet_jax.deploy.packed import Packed, Words, leaves
+from quantnet_jax.deploy.packed import (
+    Packed,
+    Words,
+    is_packed,
+    leaves,
+    nested,
+    pack_tree,
+    unflatten,
+)
 
 FORMAT = 2
 FLOATS = ("float32", "float16")
 PARTS = ("codes", "levels", "scale")
-FILE_KEYS = ("format", "quantized", "float")
-"""Keys of the JSON object that `write` adds."""
+FILE_KEYS = ("format", "quantized", "float", "dtypes", "plain")
+"""Keys of the JSON object that `write` adds: version, {path: {'bits', 'shape'}}, dtype
+of floats in the file, {path: dtype} of leaves that were not float32, whether the tree
+is of dicts with strings as keys."""
+DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
+    *("uint64", "bfloat16", "float16", "float64"),
+)
 LARGEST_SPEC = 4_000_000
 """Maximum length of the JSON object in characters."""
-DEEPEST = 32
-"""Maximum number of names in the path of a tensor."""
 LONGEST = 500
 """Maximum length of an error message about the content of a file."""
 NO_FILE = "packed words of bit counts cannot be saved; load with popcount=False"
@@ -54,23 +66,23 @@ def write(
 
     Args:
       path: of the file; its folder must exist.
-      params: tree of `Packed` and float32 leaves.
+      params: tree of `QTensor`, `Packed` and other leaves, which float32 can represent.
       spec: JSON data about the network, see `NetworkSpec.to_json` for those that
-        `deploy.load` reads. 'format', 'quantized' ({path: {'bits', 'shape'}}) and
-        'float' (dtype) are added.
+        `deploy.load` reads. `FILE_KEYS` are added.
       dtype: of float leaves in the file, 'float32' or 'float16'.
 
     Returns:
       {'payload': bytes of tensors, 'file': bytes of the file}.
 
     Raises:
-      ValueError: an unknown dtype, a leaf that floats of the file cannot hold (not
+      ValueError: an unknown dtype, a leaf that floats of the file cannot represent (not
         finite, complex, a large integer), a `Packed` whose parts do not fit, `Words`,
-        or two tensors of one name.
+        two tensors of one name, or a path that is too deep.
     """
     if dtype not in FLOATS:
         raise ValueError(f"`dtype` is {dtype!r}, expected one of {FLOATS}")
-    tensors, quantized = {}, {}
+    params = pack_tree(params)
+    tensors, quantized, dtypes = {}, {}, {}
     for name, leaf in leaves(params):
         if isinstance(leaf, Words):
             raise ValueError(f"{name}: {NO_FILE}")
@@ -79,30 +91,45 @@ def write(
             new = {f"{name}:{part}": x for part, x in _parts(name, leaf).items()}
         else:
             new = {name: _as_float(name, leaf, dtype)}
+            if (kind := jnp.result_type(leaf).name) != "float32":
+                dtypes[name] = kind
         if both := tensors.keys() & new.keys():
             raise ValueError(f"two tensors have the name {min(both)!r}")
         tensors |= new
+    structure = lambda tree: jax.tree.structure(tree, is_leaf=is_packed)
+    plain = structure(params) == structure(nested(leaves(params)))
     spec = dict(spec) | {"format": FORMAT, "quantized": quantized, "float": dtype}
+    spec |= {"dtypes": dtypes, "plain": plain}
     text = json.dumps(spec, sort_keys=True, allow_nan=False)
     metadata = {"quantnet_jax": text, "sha256": digest(text, tensors)}
     # Not by the library's own writer, whose files only their owner can read.
-    content = save(tensors, metadata)
+    content = _sorted(save(tensors, metadata))
     write_atomic(path, content)
     payload = sum(x.nbytes for x in tensors.values())
     return {"payload": payload, "file": len(content)}
 
 
-def read(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
+def read(
+    path: str | os.PathLike, *, like: PyTree = None
+) -> tuple[PyTree, dict[str, Any]]:
     """Reads an artifact.
 
+    Args:
+      path: of the file.
+      like: tree of the structure that was written, arrays or shapes; needed if it has
+        other nodes than dicts with strings as keys, such as lists.
+
     Returns:
-      (nested dict of `Packed` and float32 leaves, spec as given to `write`).
+      (tree of `Packed` and NumPy leaves, spec as given to `write` with `FILE_KEYS`).
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: in one line, what is wrong with the file.
+      ValueError: in one line, what is wrong with the file, or that `like` is missing or
+        has other paths or shapes.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
     try:
@@ -123,7 +150,12 @@ def read(path: str | os.PathLike) -> tuple[PyTree, dict[str, Any]]:
         if not isinstance(spec, dict) or spec.get("format") != FORMAT:
             found = spec.get("format") if isinstance(spec, dict) else spec
             raise ValueError(f"format {found!r:.80}, expected {FORMAT}")
-        return _tree(tensors, spec), spec
+        found = _leaves(tensors, spec)
+        if like is not None:
+            return unflatten(like, found), spec
+        if spec.get("plain") is False:
+            raise ValueError("the tree is not of dicts alone, expected `like`")
+        return nested(found.items()), spec
     except Exception as e:  # a hostile file can raise anything
         raise ValueError(f"{path}: {describe(e)}") from None
 
@@ -171,8 +203,8 @@ def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
     if not jnp.issubdtype(kind := jnp.result_type(leaf), jnp.floating):
         whole = not jnp.issubdtype(kind, jax.dtypes.extended)
         whole = whole and not jnp.issubdtype(kind, jnp.complexfloating)
-        if not whole or (np.asarray(leaf) != np.asarray(leaf, np.float32)).any():
-            raise ValueError(f"{name}: float32 cannot represent these {kind} values")
+        if not whole or (np.asarray(leaf) != np.asarray(leaf, dtype)).any():
+            raise ValueError(f"{name}: {dtype} cannot represent these {kind} values")
     x = np.asarray(leaf, np.float32)
     with np.errstate(over="ignore"):
         y = x.astype(dtype, order="C")
@@ -181,9 +213,12 @@ def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
     return y
 
 
-def _tree(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> PyTree:
-    """Checks the tensors against the spec and builds the tree."""
-    rest, tree = dict(tensors), {}
+def _leaves(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> dict:
+    """{path: leaf}; checks the tensors against the spec."""
+    rest, found = dict(tensors), {}
+    dtypes = spec.get("dtypes", {})
+    if not isinstance(dtypes, dict) or not {*dtypes.values()} <= {*DTYPES}:
+        raise ValueError(f"'dtypes' is {dtypes!r:.80}, expected names of dtypes")
     quantized, dtype = spec.get("quantized"), spec.get("float")
     if not isinstance(quantized, dict):
         raise ValueError("'quantized' is missing or no object")
@@ -194,14 +229,16 @@ def _tree(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> PyTree:
             raise ValueError(f"{name}: {about!r:.80}, expected bits and shape")
         parts = {part: rest.pop(f"{name}:{part}", None) for part in PARTS}
         leaf = _packed(name, about.get("bits"), about.get("shape"), parts)
-        _put(tree, name, leaf)
+        found[name] = leaf
     for name, x in rest.items():
         if x.dtype.name != dtype:
             raise ValueError(f"{name} is {x.dtype}, expected {dtype}")
         if not np.isfinite(x).all():
             raise ValueError(f"{name}: not every number is finite")
-        _put(tree, name, jnp.asarray(x, jnp.float32))
-    return tree
+        if name in found:
+            raise ValueError(f"{name!r} appears twice")
+        found[name] = x.astype(jnp.dtype(dtypes.get(name, "float32")))
+    return found
 
 
 def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
@@ -234,26 +271,21 @@ def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
     if size < 2**bits:  # else every code is in the table
         codes = _codes(parts["codes"], bits, shape)
     validate(QTensor(codes, parts["levels"], parts["scale"]), name)
-    arrays = {part: jnp.asarray(x) for part, x in parts.items()}
-    return Packed(**arrays, shape=tuple(shape))
+    return Packed(**parts, shape=tuple(shape))
 
 
 def _codes(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
-    """`quantnet_jax.core.packing.unpack` without compiling it for each shape."""
+    """`quantnet_jax.core.packing.unpack` in NumPy."""
     count = math.prod(shape) * bits
     planes = np.unpackbits(packed, count=count, bitorder="little").reshape(-1, bits)
     return np.packbits(planes, axis=-1, bitorder="little").reshape(shape)
 
 
-def _put(tree: dict, name: str, leaf: Any) -> None:
-    """Inserts a leaf at a '/'-joined path."""
-    *folders, last = name.split("/")
-    if len(folders) >= DEEPEST:
-        raise ValueError(f"{name[:80]!r}... has more than {DEEPEST} parts")
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-        if not isinstance(tree, dict):
-            raise ValueError(f"{name!r} is below another tensor")
-    if last in tree:
-        raise ValueError(f"{name!r} appears twice")
-    tree[last] = leaf
+def _sorted(content: bytes) -> bytes:
+    """The same safetensors file with sorted metadata: equal input, equal bytes."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]

@@ -4,6 +4,7 @@ those of an earlier export."""
 import dataclasses
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,6 +28,7 @@ WINDOW = (
     "months newer"
 )
 TOLERANCE = 1e-4
+UNVERIFIED = ".unverified-"
 
 
 def export_tree(
@@ -78,7 +80,9 @@ def export_tree(
     examples = len(jax.tree.leaves(hard)[0])
     differ = lambda one, two: examples - int(np.sum(np.asarray(same(one, two))))
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=folder) as beside:
+    for left in folder.glob(f"{UNVERIFIED}*"):  # of an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=UNVERIFIED, dir=folder) as beside:
         weights, program, graph = (pathlib.Path(beside) / name for name in FILES)
         sizes = save(weights, tree, spec)
         predictor = load(weights, popcount=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from quantnet_jax.core.packing import pack, unpack
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 
 PyTree = Any
+DEEPEST = 32
+"""Maximum number of names in the path of a tensor."""
 
 
 @jax.tree_util.register_dataclass
@@ -64,11 +67,45 @@ def is_packed(x: object) -> bool:
 
 def leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """('/'-joined path, leaf) of a tree; `QTensor`, `Packed`, `Words` are leaves."""
-    whole = lambda x: is_packed(x) or is_qtensor(x)
     return [
         (jax.tree_util.keystr(key, simple=True, separator="/"), leaf)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=whole)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_whole)
     ]
+
+
+def nested(items: Iterable[tuple[str, Any]]) -> PyTree:
+    """Nested dicts from leaves at '/'-joined paths."""
+    root: PyTree = {}
+    for name, leaf in items:
+        *folders, last = name.split("/")
+        if len(folders) >= DEEPEST:
+            raise ValueError(f"{name[:80]!r}... has more than {DEEPEST} parts")
+        tree = root
+        for folder in folders:
+            tree = tree.setdefault(folder, {})
+            if not isinstance(tree, dict):
+                raise ValueError(f"{name!r} is below another tensor")
+        if last in tree:
+            raise ValueError(f"{name!r} appears twice")
+        tree[last] = leaf
+    return root
+
+
+def unflatten(like: PyTree, found: Mapping[str, Any]) -> PyTree:
+    """The leaves as a tree of the structure of `like`."""
+    wanted = leaves(like)
+    names = [name for name, _ in wanted]
+    if wrong := sorted(set(names) ^ found.keys()) or len(names) != len(found):
+        raise ValueError(f"`like` and the file differ in their paths: {wrong!r:.80}")
+    for name, leaf in wanted:
+        if tuple(leaf.shape) != (shape := tuple(found[name].shape)):
+            raise ValueError(f"{name!r} has shape {shape}, `like` {leaf.shape}")
+    treedef = jax.tree.structure(like, is_leaf=_is_whole)
+    return jax.tree.unflatten(treedef, [found[name] for name in names])
+
+
+def _is_whole(x: object) -> bool:
+    return is_packed(x) or is_qtensor(x)
 
 
 def pack_tree(params: PyTree) -> PyTree:

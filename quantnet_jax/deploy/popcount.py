@@ -7,6 +7,7 @@ those of the float convolution of the signs bit for bit. Binary products by XNOR
 counts: Rastegari et al., XNOR-Net, arXiv 1603.05279, section 3.2.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -36,7 +37,8 @@ def pack_signs(x: jax.Array) -> jax.Array:
       [5]
     """
     bits = jnp.pad(x >= 0, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % BITS)])
-    bits = bits.reshape(*bits.shape[:-1], -1, BITS).astype(jnp.uint32)
+    sizes = (*x.shape[:-1], bits.shape[-1] // BITS, BITS)
+    bits = bits.reshape(sizes).astype(jnp.uint32)
     place = jnp.arange(BITS, dtype=jnp.uint32).reshape((1,) * (bits.ndim - 1) + (-1,))
     return jnp.sum(bits << place, axis=-1, dtype=jnp.uint32)
 
@@ -174,7 +176,7 @@ def binary_dense(
     """
     _check(x, words, scale, 2)
     y = binary_conv2d(
-        x.reshape(-1, 1, 1, x.shape[-1]),
+        x.reshape(math.prod(x.shape[:-1]), 1, 1, x.shape[-1]),
         words[None, None],
         scale=scale,
     )

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.deploy import artifact, forward
-from quantnet_jax.deploy.packed import leaves, pack_tree
+from quantnet_jax.deploy.packed import leaves
 from quantnet_jax.deploy.spec import NetworkSpec
 
 PyTree = Any
@@ -72,7 +73,7 @@ def save(path: str | os.PathLike, tree: PyTree, spec: NetworkSpec) -> dict[str, 
 
     Returns, Raises: as `deploy.write`.
     """
-    return artifact.write(path, pack_tree(tree), spec.to_json(), dtype=spec.floats)
+    return artifact.write(path, tree, spec.to_json(), dtype=spec.floats)
 
 
 def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> Predictor:
@@ -117,6 +118,7 @@ def make_predictor(
     # Shapes alone: nothing is computed, however large the network is.
     wanted = jax.eval_shape(model.init, jax.random.key(0), spec.input())["params"]
     _check_shapes(params, wanted)
+    params = jax.tree.map(jnp.asarray, params)
     countable = forward.countable(model, params, spec.shape)
     if popcount == "auto":
         popcount = spec.popcount is True and forward.on_cpu(params)

@@ -102,6 +102,8 @@ class NetworkSpec:
         Raises:
           ValueError: a key is missing or unknown, or its value is not valid.
         """
+        if "model" not in data:
+            raise ValueError("not a network of this package; use `deploy.read`")
         given = {k: v for k, v in data.items() if k not in FILE_KEYS}
         known = [f.name for f in dataclasses.fields(cls) if f.name != "floats"]
         if wrong := sorted(set(known) ^ given.keys()):

@@ -14,6 +14,8 @@ import onnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper, numpy_helper
 
+from quantnet_jax.deploy.macs import CALLS
+
 OPSET = 17
 IR_VERSION = 8
 """Old enough for any onnxruntime since 1.12 (2022)."""
@@ -91,10 +93,10 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self._names: dict[tuple, str] = {}
 
-    def run(self, closed: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    def run(self, program: Jaxpr | ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         """Outputs of a jaxpr for given inputs."""
-        jaxpr = closed.jaxpr
-        known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        jaxpr = getattr(program, "jaxpr", program)
+        known = dict(zip(jaxpr.constvars, getattr(program, "consts", ()), strict=True))
         known.update(zip(jaxpr.invars, args, strict=True))
         read = lambda x: x.val if isinstance(x, Literal) else known[x]
         for eqn in jaxpr.eqns:
@@ -104,13 +106,10 @@ class Graph:
 
     def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
         """Outputs of one equation."""
-        called = [eqn.params.get(k) for k in ("jaxpr", "call_jaxpr")]
-        for inner in called:
-            if isinstance(inner, Jaxpr):
-                inner = ClosedJaxpr(inner, ())
-            if isinstance(inner, ClosedJaxpr):
-                return self.run(inner, args)
         primitive, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
+        if primitive in CALLS:
+            keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+            return self.run(next(filter(None, map(eqn.params.get, keys))), args)
         if not any(isinstance(x, Value) for x in args):
             if BATCH not in shape:
                 out = eqn.primitive.bind(*args, **eqn.params)
