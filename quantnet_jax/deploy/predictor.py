@@ -71,7 +71,11 @@ def save(path: str | os.PathLike, tree: PyTree, spec: NetworkSpec) -> dict[str, 
       tree: parameters of `spec.network()` with `QTensor`, `Packed` and float leaves.
       spec: what the network is.
 
-    Returns, Raises: as `deploy.write`.
+    Returns:
+      {'payload': bytes of tensors, 'file': bytes of the file}.
+
+    Raises:
+      ValueError: as `deploy.write`.
     """
     return artifact.write(path, tree, spec.to_json(), dtype=spec.floats)
 
