@@ -135,7 +135,7 @@ def make_spec(
         std=source.std,
         floats=floats,
         task=config.task.name,
-        info=task.info,
+        info=dict(task.info),
         origin=origin | {"versions": versions},
     )
 

@@ -241,7 +241,9 @@ def test_several_runs_are_compared_with_mean_and_deviation(tmp_path):
 def test_runs_of_other_data_are_not_averaged(tmp_path):
     a = make_run(tmp_path / "a")
     b = make_run(tmp_path / "b", more={"data": "cifar10"})
-    labels = [g.label for g in report.group_runs([report.load_run(f) for f in (a, b)])]
+    labels = [
+        g.caption for g in report.group_runs([report.load_run(f) for f in (a, b)])
+    ]
     assert labels == ["quantnet · data fashion_mnist", "quantnet · data cifar10"]
 
 

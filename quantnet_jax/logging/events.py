@@ -30,7 +30,7 @@ class Events:
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
-        proto: Any = event_pb2  # its classes are made at run time
+        proto: Any = event_pb2  # made at run time
         self._summary, self._event = summary, proto.Event
         self._folder = folder
         # TensorBoard hides events at or above the step of such an event.

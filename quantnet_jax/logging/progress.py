@@ -90,8 +90,8 @@ def summary(result: Mapping[str, Any]) -> str:
     """
     unit = unit_of(result.get("metric"))
     gap = "soft - {}" if unit.higher_is_better else "{} - soft"
-    labels = SCORES | {"gap": gap.format("hard"), "gap_bn": gap.format("(hard + BN)")}
-    rows = [(v, show(k, result[k], unit)) for k, v in labels.items() if k in result]
+    captions = SCORES | {"gap": gap.format("hard"), "gap_bn": gap.format("(hard + BN)")}
+    rows = [(v, show(k, result[k], unit)) for k, v in captions.items() if k in result]
     title = " ".join(filter(None, (result["method"], unit.name)))
     parts = [table(rows, [title, f"{result['examples']} examples"])]
     layers = [

@@ -16,21 +16,21 @@ SCORES = {
     "exported": "exported",
     "hard_bn": "hard + BN",
 }
-"""Key in a record -> label, for each form of the network that is evaluated."""
+"""Key in a record -> caption, for each form of the network that is evaluated."""
 
 
 class Unit(NamedTuple):
     """The unit of a primary metric.
 
     Attributes:
-      name: of the metric, such as 'accuracy'; '' if unknown.
+      name: of the metric, such as 'psnr'; '' if unknown.
       suffix: of values, such as '%' or 'dB'.
       points: suffix of differences; 'pt' for percentages.
       factor: what recorded values are multiplied by.
       higher_is_better: whether a gap is soft - hard, or hard - soft.
 
     Example:
-      >>> unit = unit_of({"name": "accuracy", "unit": "%"})
+      >>> unit = unit_of({"name": "share", "unit": "%"})
       >>> unit.value(0.9), unit.difference(0.005)
       ('90.00%', '+0.50pt')
       >>> unit = unit_of({"name": "psnr", "unit": " dB"})

@@ -14,7 +14,7 @@ import numpy as np
 from quantnet_jax.logging.scores import SCORES, Unit
 from quantnet_jax.report.load import Run, common_unit, finite, gap
 
-LABELS = {key: label[0].upper() + label[1:] for key, label in SCORES.items()}
+CAPTIONS = {key: caption[0].upper() + caption[1:] for key, caption in SCORES.items()}
 _COLOURS = 8  # --c0 .. --c7 in the style sheet
 _DASHES = ("", "6 4", "2 3", "9 3 2 3")
 
@@ -137,7 +137,7 @@ def _title(text: str, suffix: str) -> str:
     return f"{text}, {suffix.strip()}" if suffix else text
 
 
-def gap_label(unit: Unit) -> str:
+def gap_caption(unit: Unit) -> str:
     return "soft − hard" if unit.higher_is_better else "hard − soft"
 
 
@@ -170,7 +170,7 @@ def curves(runs: Sequence[Run]) -> str:
 
     low = 230 if len(runs) > 1 else 150
     gaps = chart(
-        f"Gap: {gap_label(unit)}", "eval", "gap", unit.factor, unit.points, zero=True,
+        f"Gap: {gap_caption(unit)}", "eval", "gap", unit.factor, unit.points, zero=True,
         height=low,
     )  # fmt: skip
     others = [
@@ -184,15 +184,15 @@ def curves(runs: Sequence[Run]) -> str:
             for i, (run, style) in enumerate(zip(runs, styles, strict=True))
         ]
         scores = [
-            chart(f"{label} {score}", "eval", key, unit.factor, unit.suffix)
-            for key, label in LABELS.items()
+            chart(f"{caption} {score}", "eval", key, unit.factor, unit.suffix)
+            for key, caption in CAPTIONS.items()
         ]
         cards = [c for c in (*scores, gaps, *others) if c]
         top = f'<div class="legend">{_legend(legend)}</div>'
     else:
         keys = [("soft", "--c0"), ("hard", "--c1"), ("hard_bn", "--c2")]
         series = [
-            {"key": k, "name": LABELS[k], "colour": c, "dash": "",
+            {"key": k, "name": CAPTIONS[k], "colour": c, "dash": "",
              "points": _curve(runs[0].records["eval"], k, x, unit.factor)}
             for k, c in keys
         ]  # fmt: skip

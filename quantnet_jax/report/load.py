@@ -70,7 +70,7 @@ def finite(value: Any) -> bool:
 
 def common_unit(runs: Sequence[Run]) -> Unit:
     """The unit of all runs that have scores, `PLAIN` if they differ."""
-    units = {run.unit for run in runs if any(run.score(k) is not None for k in SCORES)}
+    units = {run.unit for run in runs if run.result or run.records["eval"]}
     return units.pop() if len(units) == 1 else PLAIN
 
 
@@ -128,7 +128,7 @@ def _read_object(path: str) -> dict[str, Any]:
 class Group(NamedTuple):
     """Finished runs of one method; scores are (mean, sample standard deviation)."""
 
-    label: str
+    caption: str
     runs: int
     scores: dict[str, tuple[float, float | None]]
 
@@ -137,7 +137,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Returns mean and deviation over the finished runs of each method.
 
     Runs that differ in metric, data, model or steps are not averaged: what differs
-    among the given runs becomes part of the label.
+    among the given runs becomes part of the caption.
     """
     finished = [run for run in runs if run.result]
     mixed = [
@@ -148,10 +148,10 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
     for run in finished:
         parts = [f"{key} {run.info(key)}" for key in mixed]
-        label = " · ".join([run.info("method") or "unknown", *parts])
-        members.setdefault(label, []).append(run)
+        caption = " · ".join([run.info("method") or "unknown", *parts])
+        members.setdefault(caption, []).append(run)
     groups = []
-    for label, group in members.items():
+    for caption, group in members.items():
         scores = {}
         for key in (*SCORES, "gap"):
             values = [r.gap() if key == "gap" else r.score(key) for r in group]
@@ -159,5 +159,5 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             if known:
                 spread = statistics.stdev(known) if len(known) > 1 else None
                 scores[key] = (statistics.fmean(known), spread)
-        groups.append(Group(label, len(group), scores))
+        groups.append(Group(caption, len(group), scores))
     return groups

@@ -9,10 +9,10 @@ from typing import Any
 from quantnet_jax.logging.scores import Unit
 from quantnet_jax.report.assets import SCRIPT, STYLE
 from quantnet_jax.report.charts import (
-    LABELS,
+    CAPTIONS,
     curves,
     escape,
-    gap_label,
+    gap_caption,
     heat_map,
     short,
     spaced,
@@ -112,30 +112,30 @@ def _chips(run: Run) -> str:
 
 def _cards(run: Run) -> str:
     unit, cards = run.unit, []
-    for key, label in LABELS.items():
+    for key, caption in CAPTIONS.items():
         if (value := run.score(key)) is not None:
             kind = "key" if key == "hard" else ""
-            cards.append((label, _number(unit, value), unit.suffix, kind))
+            cards.append((caption, _number(unit, value), unit.suffix, kind))
     full, hard = run.score("float"), run.score("hard")
     lost = None if full is None or hard is None else unit.gap(full, hard)
-    of_float = gap_label(unit).replace("soft", "float")
-    for label, value in (
-        (f"Gap {gap_label(unit)}", run.gap()),
+    of_float = gap_caption(unit).replace("soft", "float")
+    for caption, value in (
+        (f"Gap {gap_caption(unit)}", run.gap()),
         (of_float[0].upper() + of_float[1:], lost),
     ):
         if value is not None:
-            cards.append((label, _signed(unit, value), unit.points, ""))
+            cards.append((caption, _signed(unit, value), unit.points, ""))
     return "".join(
-        f'<div class="card {kind}"><span class="dim">{escape(label)}</span>'
+        f'<div class="card {kind}"><span class="dim">{escape(caption)}</span>'
         f"<b>{number}<em>{escape(spaced(suffix))}</em></b></div>"
-        for label, number, suffix, kind in cards
+        for caption, number, suffix, kind in cards
     )
 
 
 def _comparison(runs: Sequence[Run], groups: Sequence[Group]) -> str:
     unit = common_unit(runs)
-    shown = [k for k in LABELS if any(r.score(k) is not None for r in runs)]
-    labels = [LABELS[k] for k in shown] + ["Gap"]
+    shown = [k for k in CAPTIONS if any(r.score(k) is not None for r in runs)]
+    captions = [CAPTIONS[k] for k in shown] + ["Gap"]
 
     def cell(score):
         if score is None:
@@ -146,7 +146,7 @@ def _comparison(runs: Sequence[Run], groups: Sequence[Group]) -> str:
 
     means = [
         [
-            escape(g.label),
+            escape(g.caption),
             str(g.runs),
             *(cell(g.scores.get(k)) for k in (*shown, "gap")),
         ]
@@ -167,8 +167,8 @@ def _comparison(runs: Sequence[Run], groups: Sequence[Group]) -> str:
         title = "Methods: mean ± standard deviation over runs"
         title += f", {metric}" if metric else ""
         out += f"<h2>{escape(title)}</h2>"
-        out += _table(["method", "runs", *labels], means)
-    headers = ["run", "method", "seed", *labels, "status"]
+        out += _table(["method", "runs", *captions], means)
+    headers = ["run", "method", "seed", *captions, "status"]
     return out + "<h2>Runs</h2>" + _table(headers, rows)
 
 
@@ -191,7 +191,7 @@ def render(runs: Sequence[Run], groups: Sequence[Group]) -> str:
     count = f" of {escape(examples)} test examples" if examples else ""
     body.append(
         f"<p><small>Scores{count} are those of the last evaluation, never the best one."
-        f" Gap = {gap_label(common_unit(runs))}: positive where hard is worse."
+        f" Gap = {gap_caption(common_unit(runs))}: positive where hard is worse."
         "</small></p>"
     )
     body.append("<h2>Curves</h2>" + curves(runs))

@@ -147,11 +147,11 @@ def partition(
       ValueError: from `init`: a row matches nothing.
     """
     groups = {"weights": weights, "meta": meta}
-    labels: Any = {"model": "weights", "quant": "meta"}
+    groups_of: Any = {"model": "weights", "quant": "meta"}
     if rows:
         groups |= {str(number): tx for number, (_, tx) in enumerate(rows)}
-        labels = functools.partial(_labels, [pattern for pattern, _ in rows])
-    tx = optax.partition(groups, labels)
+        groups_of = functools.partial(_groups, [pattern for pattern, _ in rows])
+    tx = optax.partition(groups, groups_of)
 
     def update(updates, state, params=None):
         # Adam's bias correction does not trace under strict promotion.
@@ -161,7 +161,7 @@ def partition(
     return optax.GradientTransformation(tx.init, update)
 
 
-def _labels(patterns: Sequence[str], params: Any) -> Any:
+def _groups(patterns: Sequence[str], params: Any) -> Any:
     """For each leaf the number of its row, or 'weights' or 'meta'."""
     names = list(paths.flatten(params))
     for number, pattern in enumerate(patterns):
