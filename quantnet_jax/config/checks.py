@@ -20,10 +20,8 @@ from quantnet_jax.core.limits import (
     Text,
     check,
     check_options,
-    nearest,
-    show,
-    unknown,
 )
+from quantnet_jax.core.names import nearest, show, unknown
 from quantnet_jax.distributed import runners
 
 OPTIMIZERS = ("sgd", "adam", *optax_names.optimizers())

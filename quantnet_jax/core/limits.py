@@ -4,22 +4,20 @@
 computes nothing with JAX: settings are checked before any device is touched.
 """
 
-import difflib
 import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from quantnet_jax.core import specs
+from quantnet_jax.core.names import nearest, show, unknown
+
 LARGEST = 3.4e38
 """Of a float32."""
-SCHEDULE = ("end", "schedule", "start", "until")
-SCHEDULES = ("exponential", "linear")
-MOST = 30
-"""Words of a message that lists what is known."""
 
 
 class Number(NamedTuple):
@@ -85,7 +83,7 @@ class Sequence(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """A number; or a mapping that stands for a schedule between two such numbers.
+    """A number; or a mapping that stands for a schedule of such numbers.
 
     See `quantnet_jax.core.schedules.from_spec`.
     """
@@ -142,20 +140,13 @@ def _inside(value: int | float, limit: Number) -> bool:
 
 
 def _check_schedule(key: str, value: Mapping, limit: Scheduled) -> None:
-    for name in value:
-        if name not in SCHEDULE:
-            raise ValueError(unknown(f"{key}.{name}", SCHEDULE))
-    if "schedule" in value:
-        check(f"{key}.schedule", value["schedule"], Choice(SCHEDULES))
-    if missing := [name for name in SCHEDULE if name not in value]:
-        raise ValueError(f"{key}.{missing[0]} is missing: a schedule has {SCHEDULE}")
-    positive = limit.number._replace(low=max(limit.number.low, 0.0), above=True)
-    ends = positive if value["schedule"] == "exponential" else limit.number
-    if limit.number.low > 0:
-        ends = limit.number
-    check(f"{key}.start", value["start"], ends)
-    check(f"{key}.end", value["end"], ends)
-    check(f"{key}.until", value["until"], Number(0, 1, above=True))
+    number = limit.number
+    if value.get("schedule") == "exponential" and number.low <= 0:
+        number = number._replace(low=0.0, above=True)
+    limits = {"value": number, "fraction": Number(0, 1, above=True)}
+    for name, (kind, item) in specs.parse(key, value).items():
+        if kind in limits:
+            check(f"{key}.{name}", item, limits[kind])
 
 
 def checked(
@@ -244,30 +235,3 @@ def defaults_of(factory: Callable) -> dict[str, Any]:
     """{option: default} of a factory."""
     parameters = inspect.signature(factory).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def unknown(key: str, known: Iterable[str]) -> str:
-    """The message for a key (dotted) that is none of `known` on its level."""
-    known = sorted(known)
-    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1, cutoff=0.0)
-    near = f"; the nearest known one is {close[0]!r}" if close else ""
-    return f"unknown config key {key!r}{near}"
-
-
-def nearest(word: Any, known: Iterable[str]) -> str:
-    """'; did you mean ...? known: ...' for a message."""
-    known = list(known)
-    close = difflib.get_close_matches(str(word), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    words = ", ".join(x or repr(x) for x in known[:MOST]) or "none"
-    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
-    return f"{hint} (known: {words}{more})"
-
-
-def show(value: Any) -> str:
-    """`repr` on one line, cut where it is long."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer of thousands of digits
-        text = f"an integer of {value.bit_length()} bits"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,12 +1,16 @@
 """Schedules of the optimizer's step for sharpness, penalty and mixing weights.
 
-Any `optax.Schedule` serves as well; these two exist so that the core needs jax alone
-and so that a configuration can name a schedule as plain data.
+Any `optax.Schedule` serves as well; these exist so that the core needs jax alone.
+`from_spec` makes a schedule of plain data, as configurations hold it.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.core import specs
 from quantnet_jax.core.quantizer import ScalarOrSchedule, Schedule
 
 
@@ -29,16 +33,48 @@ def exponential(start: float, end: float, steps: float) -> Schedule:
     return lambda step: start * ratio ** _progress(step, steps)
 
 
-KINDS = {"linear": linear, "exponential": exponential}
-
-
-def from_spec(spec: dict, total_steps: int) -> ScalarOrSchedule:
-    """Makes the schedule that plain data describes.
+def piecewise(start: float, boundaries: Iterable[tuple[float, float]]) -> Schedule:
+    """`start` at first, and from each boundary on the value beside it.
 
     Args:
-      spec: `{"schedule": "linear" | "exponential", "start": a, "end": b,
-        "until": f}`; `f` in (0, 1] is the fraction of training at which `end` is
-        reached.
+      start: the value before the first boundary.
+      boundaries: (step, value) pairs, steps in ascending order.
+
+    Example:
+      >>> schedule = piecewise(0.0, [(10, 0.5), (20, 1.0)])
+      >>> [float(schedule(step)) for step in (9, 10, 25)]
+      [0.0, 0.5, 1.0]
+    """
+    pairs = tuple(boundaries)
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        value = jnp.asarray(start, jnp.float32)
+        for boundary, new in pairs:
+            value = jnp.where(step >= boundary, new, value)
+        return value
+
+    return schedule
+
+
+KINDS = {"linear": linear, "exponential": exponential, "piecewise": piecewise}
+
+
+def from_spec(spec: Mapping[str, Any], total_steps: int) -> ScalarOrSchedule:
+    """Makes the schedule that plain data describes.
+
+    | `schedule` | other keys |
+    |---|---|
+    | 'linear', 'exponential' | `start`, `end`, `until`: fraction of training |
+    | 'piecewise' | `start`, `boundaries`: ((fraction of training, value), ...) |
+    | 'optax:NAME' | arguments of `optax.NAME`, such as 'optax:cosine_decay_schedule' |
+
+    Fractions are in (0, 1]. Arguments of optax that count steps (their names end in
+    'steps', or `transition_begin`) and the first of each pair of
+    `boundaries_and_scales` are fractions of training as well.
+
+    Args:
+      spec: the data.
       total_steps: optimizer steps of the whole run.
 
     Returns:
@@ -46,22 +82,45 @@ def from_spec(spec: dict, total_steps: int) -> ScalarOrSchedule:
       of weight 0 is not computed at all.
 
     Raises:
-      ValueError: for an unknown kind, a missing or unknown key, or `until` outside
+      ValueError: for an unknown kind, a missing or unknown key, or a fraction outside
         (0, 1].
+
+    Example:
+      >>> spec = {"schedule": "linear", "start": 0.0, "end": 1.0, "until": 0.5}
+      >>> float(from_spec(spec, 100)(25))
+      0.5
     """
-    kind = spec.get("schedule")
+    for name, (kind, value) in specs.parse("schedule", spec).items():
+        if kind == "fraction" and not 0 < value <= 1:
+            raise ValueError(f"schedule.{name}={value}, expected a value in (0, 1]")
+    kind = spec["schedule"]
+    if kind == "piecewise":
+        rows = [(f * total_steps, value) for f, value in spec["boundaries"]]
+        return piecewise(spec["start"], rows)
     if kind not in KINDS:
-        raise ValueError(f"schedule is {kind!r}, expected one of {sorted(KINDS)}")
-    expected = {"schedule", "start", "end", "until"}
-    if set(spec) != expected:
-        raise ValueError(
-            f"a schedule has the keys {sorted(expected)}, got {sorted(spec)}"
-        )
-    if not 0 < spec["until"] <= 1:
-        raise ValueError(f"schedule until={spec['until']}, expected a value in (0, 1]")
+        return _of_optax(kind, spec, total_steps)
     if spec["start"] == spec["end"]:
         return float(spec["end"])
     return KINDS[kind](spec["start"], spec["end"], spec["until"] * total_steps)
+
+
+def _of_optax(name: str, spec: Mapping[str, Any], total_steps: int) -> Schedule:
+    steps = lambda fraction: max(1, round(fraction * total_steps))
+    options = {k: v for k, v in spec.items() if k != "schedule"}
+    try:
+        for option, value in options.items():
+            if specs.is_steps(option):
+                options[option] = steps(value) if value else 0
+            elif option == "boundaries_and_scales":
+                options[option] = {steps(f): scale for f, scale in value}
+        schedule = specs.find(name)(**options)
+        jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.float32))  # wrong types
+    except (TypeError, ValueError) as e:
+        text = " ".join(str(e).split())
+        raise ValueError(f"schedule={name!r}: {text}") from None
+    # Not all of optax's schedules take an integer step under strict promotion.
+    as_float = lambda x: jnp.asarray(x, jnp.float32)
+    return lambda step: as_float(schedule(as_float(step)))
 
 
 def _progress(step: jax.Array, steps: float) -> jax.Array:

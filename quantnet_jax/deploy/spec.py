@@ -16,8 +16,8 @@ from quantnet_jax.core.limits import (
     Text,
     check,
     check_options,
-    show,
 )
+from quantnet_jax.core.names import show
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy.artifact import FILE_KEYS, FLOATS
 

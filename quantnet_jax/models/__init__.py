@@ -1,15 +1,15 @@
 """The list of the shipped networks: `create(name, ...)` and `names()`."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check, unknown
+from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check
+from quantnet_jax.core.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.activations import ACTS
 from quantnet_jax.models.autoencoder import Autoencoder
@@ -131,13 +131,13 @@ def create(
       (3, 3, 3)
     """
     if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, _MODELS)}")
+        raise ValueError(f"unknown model {name!r}{nearest(name, _MODELS)}")
     cls, make = _MODELS[name]
     known = [f.name for f in dataclasses.fields(cls) if f.name not in _FIXED]
     for option in options:
         if option not in known:
             raise ValueError(
-                f"model {name!r} has no option {option!r}{_nearest(option, known)}"
+                f"model {name!r} has no option {option!r}{nearest(option, known)}"
             )
     counts = {"outputs": outputs} | {
         k: options[k] for k in ("width", "stem_size", "stem_strides") if k in options
@@ -169,9 +169,3 @@ def _dtype(dtype: Any) -> Any:
             f"`dtype` is {dtype!r}, expected a floating one: float32, bfloat16, float16"
         )
     return found
-
-
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    choices = list(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.0)
-    return f"; did you mean {close[0]!r}? Valid: {', '.join(choices)}"

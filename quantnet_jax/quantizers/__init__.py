@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantnet_jax.core import schedules
-from quantnet_jax.core.limits import check_options, defaults_of, nearest, passes
+from quantnet_jax.core.limits import check_options, defaults_of, passes
+from quantnet_jax.core.names import nearest
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.quantizers.members import ACTIVATIONS, MEMBERS, Member
 

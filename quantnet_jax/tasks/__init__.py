@@ -12,9 +12,8 @@ from quantnet_jax.core.limits import (
     Number,
     check,
     check_options,
-    nearest,
-    show,
 )
+from quantnet_jax.core.names import nearest, show
 from quantnet_jax.tasks.base import Metric, Source, Task
 from quantnet_jax.tasks.classification import classification, describe_classes
 from quantnet_jax.tasks.reconstruction import reconstruction

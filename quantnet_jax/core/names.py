@@ -1,0 +1,36 @@
+"""Words of messages: what an unknown name may have meant, a value on one line."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+MOST = 30
+"""Words of a message that lists what is known."""
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """'; did you mean ...?', '' if no known word is near."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """'; did you mean ...? (known: ...)'."""
+    known = list(known)
+    words = ", ".join(x or repr(x) for x in known[:MOST]) or "none"
+    more = f" and {len(known) - MOST} more" if len(known) > MOST else ""
+    return f"{did_you_mean(word, known)} (known: {words}{more})"
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """The message for a key (dotted) that is none of `known` on its level."""
+    return f"unknown config key {key!r}{nearest(key.rsplit('.', 1)[-1], sorted(known))}"
+
+
+def show(value: Any) -> str:
+    """`repr` on one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 80 else text[:77] + "..."
