@@ -65,11 +65,16 @@ def is_packed(x: object) -> bool:
     return isinstance(x, Packed | Words)
 
 
+def is_quantized(x: object) -> bool:
+    """True for a `QTensor`, a `Packed` and for `Words`."""
+    return is_packed(x) or is_qtensor(x)
+
+
 def leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """('/'-joined path, leaf) of a tree; `QTensor`, `Packed`, `Words` are leaves."""
     return [
         (jax.tree_util.keystr(key, simple=True, separator="/"), leaf)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_whole)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_quantized)
     ]
 
 
@@ -100,12 +105,8 @@ def unflatten(like: PyTree, found: Mapping[str, Any]) -> PyTree:
     for name, leaf in wanted:
         if tuple(leaf.shape) != (shape := tuple(found[name].shape)):
             raise ValueError(f"{name!r} has shape {shape}, `like` {leaf.shape}")
-    treedef = jax.tree.structure(like, is_leaf=_is_whole)
+    treedef = jax.tree.structure(like, is_leaf=is_quantized)
     return jax.tree.unflatten(treedef, [found[name] for name in names])
-
-
-def _is_whole(x: object) -> bool:
-    return is_packed(x) or is_qtensor(x)
 
 
 def pack_tree(params: PyTree) -> PyTree:

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy import macs
 from quantnet_jax.deploy.artifact import NO_FILE
-from quantnet_jax.deploy.packed import Words, is_packed, leaves
+from quantnet_jax.deploy.packed import Words, is_quantized, leaves
 from quantnet_jax.deploy.spec import NetworkSpec
 
 PyTree = Any
@@ -78,10 +77,9 @@ class Summary(NamedTuple):
     @property
     def macs(self) -> dict[str, int]:
         """Multiply-accumulates by 'weight bits/activation bits', fewest bits first."""
-        found: dict[str, int] = {}
+        found: collections.Counter[str] = collections.Counter()
         for row in self.rows:
-            for precision, number in row.macs.items():
-                found[precision] = found.get(precision, 0) + number
+            found.update(row.macs)
         order = lambda item: tuple(map(int, item[0].split("/")))
         return dict(sorted(found.items(), key=order))
 
@@ -140,7 +138,7 @@ def summarize(
     """
     size = jnp.dtype(dtype).itemsize
     tensors = {path: _tensor(path, leaf, size) for path, leaf in leaves(params)}
-    floats = jax.tree.map(_as_float, params, is_leaf=_is_quantized)
+    floats = jax.tree.map(_as_float, params, is_leaf=is_quantized)
     uses = macs.count(apply, floats, example)
     if float_network is None:
         numbers = sum(t.size for t in tensors.values())
@@ -185,13 +183,9 @@ def to_dict(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _is_quantized(x: object) -> bool:
-    return is_packed(x) or is_qtensor(x)
-
-
 def _as_float(leaf: Any) -> Any:
     """The shape that the network sees in the place of a leaf."""
-    if _is_quantized(leaf):
+    if is_quantized(leaf):
         return jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32)
     return leaf
 
@@ -200,7 +194,7 @@ def _tensor(path: str, leaf: Any, float_size: int) -> _Tensor:
     shape = tuple(leaf.shape)
     if isinstance(leaf, Words):
         raise ValueError(f"{path}: {NO_FILE}")
-    if not _is_quantized(leaf):
+    if not is_quantized(leaf):
         floats = float_size * math.prod(shape)
         return _Tensor(path, shape, 8 * float_size, False, 0, 0, 0, floats)
     codes = -(-math.prod(shape) * leaf.bits // 8)
@@ -237,24 +231,24 @@ def _rows(tensors: Mapping[str, _Tensor], uses: Sequence[macs.Use]) -> tuple[Row
 def _row(path: str, group: list[_Tensor], main: set[str], products: dict) -> Row:
     """One row; `group` has at most one tensor of `main`."""
     first = max(group, key=lambda t: (t.path in main, t.size), default=None)
-    found: dict[str, int] = {}
-    mine = products.get(first.path if first else NO_PARAMETER, [])
-    for precision, use in mine:
-        found[precision] = found.get(precision, 0) + use.macs
+    products_of = products.get(first.path if first else NO_PARAMETER, [])
+    found: collections.Counter[str] = collections.Counter()
+    for precision, use in products_of:
+        found[precision] += use.macs
     total = lambda name: sum(getattr(t, name) for t in group)
     return Row(
         path=path,
         shape=first.shape if first else (),
         bits=first.bits if first else 0,
-        activation=max((use.bits[0] for _, use in mine), default=None),
-        output=mine[0][1].shape if mine else None,
+        activation=max((use.bits[0] for _, use in products_of), default=None),
+        output=products_of[0][1].shape if products_of else None,
         weights=total("size"),
         quantized=sum(t.size for t in group if t.quantized),
         codes=total("codes"),
         levels=total("levels"),
         scales=total("scales"),
         floats=total("floats"),
-        macs=found,
+        macs=dict(found),
     )
 
 
