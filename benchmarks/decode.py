@@ -23,7 +23,7 @@ from PIL import Image, features
 from benchmarks import timing
 from quantnet_jax.data import jpeg
 
-PACKAGES = ("pillow", "simplejpeg", "cykooz-resizer", "turbojpeg")
+PACKAGES = ("pillow", "cykooz-resizer", "turbojpeg")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,7 +93,7 @@ def versions() -> dict[str, str | None]:
 def plain(content: bytes, size: int, position: int) -> np.ndarray:
     """The usual path: decode the whole image, cut it, resize the crop."""
     image = Image.open(io.BytesIO(content))
-    left, top, width, height = jpeg._box(*image.size, 0, position)
+    left, top, width, height = jpeg.training_box(*image.size, 0, position)
     image = image.convert("RGB").crop((left, top, left + width, top + height))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 

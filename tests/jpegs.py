@@ -1,4 +1,4 @@
-"""A tiny TFDS set of JPEGs, packed as ArrayRecord without TensorFlow."""
+"""A tiny TFDS dataset of JPEGs, packed as ArrayRecord without TensorFlow."""
 
 import importlib
 import io
@@ -67,14 +67,14 @@ class TinyPngs(tfds.core.GeneratorBasedBuilder):
 '''
 
 
-# The same with another name, and a class for each picture.
+# The same with another name, and a class for each image.
 MANY_LABELS = BUILDER.split("class TinyPngs")[0]
 MANY_LABELS = MANY_LABELS.replace("TinyJpegs", "ManyLabels")
 MANY_LABELS = MANY_LABELS.replace('("a", "b", "c")', "[str(i) for i in range(40)]")
 
 
 def make_jpeg(width, height, seed, mode="RGB", **options):
-    """A smooth random picture: JPEG keeps it nearly unchanged."""
+    """A smooth random image, which JPEG changes little."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
     image = small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
@@ -82,7 +82,7 @@ def make_jpeg(width, height, seed, mode="RGB", **options):
 
 
 def encode(image, kind="JPEG", **options):
-    """The bytes of a picture."""
+    """The bytes of an image."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
@@ -115,7 +115,7 @@ class Damaged:
 
 
 def pack(folder, builder, names, files):
-    """Packs sets of a builder's module as ArrayRecord.
+    """Packs datasets of a builder's module as ArrayRecord.
 
     Args:
       folder: a new one, which must stay on `sys.path`.

@@ -1,8 +1,7 @@
-"""From the bytes of a picture to a crop: by libjpeg-turbo, by Pillow, and compared."""
+"""From the bytes of an image to a crop: by libjpeg-turbo, by Pillow, and compared."""
 
 import concurrent.futures
 import io
-import sys
 import zipfile
 
 import numpy as np
@@ -10,49 +9,29 @@ import pytest
 from jpegs import encode, make_jpeg
 from PIL import Image
 
-from quantnet_jax.data import jpeg, region, turbo
+from quantnet_jax.data import jpeg, turbo
 
 BILINEAR = Image.Resampling.BILINEAR
 
 
 @pytest.fixture
-def pillow_only(monkeypatch):
+def pillow(monkeypatch):
     """As where the packages of the fast path are not installed."""
-    monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    turbo._packages.cache_clear()
-    yield
-    turbo._packages.cache_clear()
+    monkeypatch.setattr(turbo, "packages", lambda: None)
 
 
 @pytest.fixture
-def columns(monkeypatch):
-    """The fast path by simplejpeg, which decodes all columns."""
-    pytest.importorskip("simplejpeg")
-    pytest.importorskip("cykooz_resizer")
-    monkeypatch.setattr(region, "_library", lambda: None)
+def fast():
+    """Skips a test where the packages of the fast path are not installed."""
+    if turbo.packages() is None:
+        pytest.skip("cykooz_resizer or a libturbojpeg of version 3 is missing")
 
 
-@pytest.fixture
-def cut():
-    """The fast path that decodes nothing beside the box."""
-    pytest.importorskip("simplejpeg")
-    pytest.importorskip("cykooz_resizer")
-    if region._library() is None:
-        pytest.skip("there is no libturbojpeg of version 3")
-
-
-@pytest.fixture(params=["columns", "cut"])
-def fast(request):
-    """Skips a test where that fast path is not there."""
-    request.getfixturevalue(request.param)
-    return request.param
-
-
-PATHS = ("columns", "cut", "pillow_only")
+PATHS = ("fast", "pillow")
 
 
 @pytest.fixture(scope="module")
-def pictures(shared_data):
+def images(shared_data):
     """Real ones."""
     path = shared_data / "imagenet-sample" / "imagenet_sample_51.zip"
     with zipfile.ZipFile(path) as archive:
@@ -71,7 +50,7 @@ def box_of(content, seed, position):
 
 
 def exact(content, box, size):
-    """The whole picture decoded at full size, cut, resized."""
+    """The whole image decoded at full size, cut, resized."""
     left, top, width, height = box
     image = Image.open(io.BytesIO(content)).convert("RGB")
     image = image.crop((left, top, left + width, top + height))
@@ -79,11 +58,11 @@ def exact(content, box, size):
 
 
 def ramps(width, height):
-    """A picture whose red tells the column and whose green tells the row."""
+    """An image whose red encodes the column and whose green the row."""
     x = np.linspace(0, 250, width)[None, :].repeat(height, 0)
     y = np.linspace(0, 250, height)[:, None].repeat(width, 1)
-    picture = np.stack([x, y, np.full_like(x, 9)], -1).round().astype(np.uint8)
-    return Image.fromarray(picture)
+    image = np.stack([x, y, np.full_like(x, 9)], -1).round().astype(np.uint8)
+    return Image.fromarray(image)
 
 
 def test_random_boxes_lie_inside_and_have_the_right_shape():
@@ -104,7 +83,7 @@ def test_random_boxes_lie_inside_and_have_the_right_shape():
 @pytest.mark.parametrize("position", range(6))
 @pytest.mark.parametrize("path", PATHS)
 def test_scaled_decoding_is_close_to_full_decoding(request, path, position):
-    """The same box cut from the fully decoded picture."""
+    """The same box cut from the fully decoded image."""
     request.getfixturevalue(path)
     content = make_jpeg(800, 640, position)
     out = jpeg.decode_train(content, 32, seed=5, position=position).astype(float)
@@ -114,27 +93,28 @@ def test_scaled_decoding_is_close_to_full_decoding(request, path, position):
     assert abs(out - shifted).mean() > 4 * abs(out - want).mean()
 
 
-def test_real_pictures_are_close_to_the_exact_path(fast, pictures):
-    """Mean distances, of 255 levels; no picture gets brighter or darker."""
+def test_real_images_are_close_to_the_exact_path(fast, images, monkeypatch):
+    """Mean distances, of 255 levels; no image gets brighter or darker."""
     distances = []
-    for position, content in enumerate(pictures):
-        box, head = box_of(content, 0, position), turbo.header(content)
+    for position, content in enumerate(images):
+        box = box_of(content, 0, position)
         want = exact(content, box, 112)
-        shrink = jpeg._shrink(box, 112)
-        full, used = (turbo.crop(content, head, box, s, 112) for s in (1, shrink))
+        used = turbo.decode(content, lambda *_: box, 112)  # noqa: B023
         out = jpeg.decode_train(content, 112, seed=0, position=position)
         np.testing.assert_array_equal(out, used)
+        with monkeypatch.context() as patch:
+            patch.setattr(turbo, "shrinkage", lambda *_: 1)
+            full = jpeg.decode_train(content, 112, seed=0, position=position)
         for image in (full, used):
             assert abs((image - want).mean()) < 0.2
         distances.append([abs(x - want).mean() for x in (full, used)])
-    # Measured: 0.95 and 3.4 in the worst picture, 0.2 and 0.9 in the mean of all; of
-    # boxes that are cut, with interpolated colours, 0.2 in the worst at full size.
-    assert (np.max(distances, 0) < [0.4 if fast == "cut" else 1.5, 5.0]).all()
+    # Measured: 0.2 and 3.4 in the worst image.
+    assert (np.max(distances, 0) < [0.4, 5.0]).all()
     assert (np.mean(distances, 0) < [0.4, 1.5]).all()
 
 
-def test_pillow_path_is_exact_where_nothing_is_shrunk(pillow_only, pictures):
-    for position, content in enumerate(pictures[:10]):
+def test_pillow_path_is_exact_where_nothing_is_shrunk(pillow, images):
+    for position, content in enumerate(images[:10]):
         box = box_of(content, 0, position)
         out = jpeg.decode_train(content, 224, seed=0, position=position)
         np.testing.assert_array_equal(out, exact(content, box, 224))
@@ -142,13 +122,13 @@ def test_pillow_path_is_exact_where_nothing_is_shrunk(pillow_only, pictures):
 
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
-def test_crops_are_not_shifted(fast, shrink, subsampling):
-    """On ramps the values tell the place; half a decoded pixel is shrink / 2."""
+def test_crops_are_not_shifted(fast, shrink, subsampling, monkeypatch):
+    """On ramps values encode the place; half a decoded pixel is shrink / 2."""
     width, height = 403, 301
     content = encode(ramps(width, height), quality=100, subsampling=subsampling)
-    head = turbo.header(content)
+    monkeypatch.setattr(turbo, "shrinkage", lambda *_: shrink)
     for box in ((0, 0, 403, 301), (13, 7, 301, 203), (101, 99, 302, 202)):
-        out = turbo.crop(content, head, box, shrink, 96).astype(float)
+        out = turbo.decode(content, lambda *_: box, 96).astype(float)  # noqa: B023
         for channel, length in ((0, width), (1, height)):
             first, span = box[channel], box[channel + 2]
             found = out[:, :, channel].mean(axis=channel) * (length - 1) / 250
@@ -158,29 +138,6 @@ def test_crops_are_not_shifted(fast, shrink, subsampling):
             assert abs((found - want)[12:-12]).max() < 1 + shrink / 2
 
 
-@pytest.mark.parametrize("shrink", [1, 2, 4])
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"subsampling": s} for s in (0, 1, 2)),
-        {"restart_marker_rows": 1, "subsampling": 2},
-        {"optimize": True},
-        {"mode": "L"},
-    ],
-    ids=str,
-)
-def test_rows_below_the_crop_change_nothing(columns, options, shrink):
-    """They are not decoded, and what is decoded has the same bits."""
-    content = make_jpeg(203, 151, 0, **options)
-    head = turbo.header(content)
-    assert head[:2] == (203, 151) and head.place is not None
-    whole = head._replace(place=None)
-    for bottom in (40, 41, 47, 48, 49, 143, 144, 145, 150, 151):
-        box = (3, bottom - 40, 150, 40)
-        cut = turbo.crop(content, head, box, shrink, 9)
-        np.testing.assert_array_equal(cut, turbo.crop(content, whole, box, shrink, 9))
-
-
 def test_rows_below_the_crop_are_not_read(fast):
     """Else their damage would be seen."""
     content = make_jpeg(200, 160, 0)
@@ -188,7 +145,7 @@ def test_rows_below_the_crop_are_not_read(fast):
     damaged[-60:-40] = b"\xff\xd9" * 10
     for rows, equal in ((60, True), (160, False)):
         above, below = (
-            turbo.crop(bytes(x), turbo.header(x), (0, 0, 200, rows), 1, 8)
+            turbo.decode(x, lambda *_: (0, 0, 200, rows), 32)  # noqa: B023
             for x in (content, bytes(damaged))
         )
         assert (above == below).all() == equal
@@ -205,11 +162,13 @@ def test_rows_below_the_crop_are_not_read(fast):
     ],
     ids=str,
 )
-def test_what_is_beside_the_crop_changes_nothing(cut, options, shrink):
-    """Every part has the bits of the whole picture, which are those of Pillow."""
+def test_what_is_beside_the_crop_changes_nothing(fast, options, shrink):
+    """Every part has the bits of the whole image, which are those of Pillow."""
     content = make_jpeg(203, 151, 0, **options)
     width, height = -(-203 // shrink), -(-151 // shrink)
-    whole = region.decode(content, (0, 0, width, height), shrink).copy()
+    decoder = turbo.read(content)
+    assert (decoder.width, decoder.height) == (203, 151)
+    whole = decoder.region(content, (0, 0, width, height), shrink).copy()
     image = Image.open(io.BytesIO(content))
     image.draft("RGB", (203 // shrink, 151 // shrink))
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), whole)
@@ -217,31 +176,22 @@ def test_what_is_beside_the_crop_changes_nothing(cut, options, shrink):
     for _ in range(40):
         left, right = np.sort(rng.choice(width + 1, 2, replace=False)).tolist()
         top, bottom = np.sort(rng.choice(height + 1, 2, replace=False)).tolist()
-        part = region.decode(content, (left, top, right, bottom), shrink)
+        part = decoder.region(content, (left, top, right, bottom), shrink)
         np.testing.assert_array_equal(part, whole[top:bottom, left:right])
 
 
-def test_the_library_is_left_out_where_it_is_of_no_use(monkeypatch, cut):
-    """None, or of version 2: the other path gives the same box."""
+def test_without_the_library_pillow_decodes_the_same_box(monkeypatch, fast):
+    """No library is found, or one without the calls of version 3."""
     content = make_jpeg(200, 160, 0)
     wanted = jpeg.decode_train(content, 16, seed=0, position=3).astype(int)
     for path in ("no_such_library.so", None):  # None: this process, without it
-        monkeypatch.setattr(region, "_paths", lambda path=path: [path])
-        region._library.cache_clear()
-        assert region._library() is None and region.size(content) is None
-        assert region.decode(content, (0, 0, 9, 9), 1) is None
+        monkeypatch.setattr(turbo, "_paths", lambda path=path: [path])
+        turbo.packages.cache_clear()
+        assert turbo.packages() is None and turbo.read(content) is None
         out = jpeg.decode_train(content, 16, seed=0, position=3)
         assert abs(out - wanted).mean() < 1.5
     monkeypatch.undo()
-    region._library.cache_clear()
-
-
-def test_progressive_pictures_are_decoded_whole(columns):
-    content = make_jpeg(120, 90, 0, progressive=True)
-    assert turbo.header(content) == (120, 90, None)
-    box = box_of(content, 0, 1)
-    out = jpeg.decode_train(content, 16, seed=0, position=1)
-    assert abs(out - exact(content, box, 16)).mean() < 1.5
+    turbo.packages.cache_clear()
 
 
 def test_random_crops_depend_on_seed_and_position():
@@ -266,7 +216,7 @@ def test_threads_do_not_meet(fast):
 
 
 @pytest.mark.parametrize("width, height", [(90, 60), (60, 90), (64, 64), (63, 200)])
-def test_centre_crop_of_a_gradient(width, height):
+def test_center_crop_of_a_gradient(width, height):
     """On a horizontal and vertical ramp the crop's pixel values tell its place."""
     content = encode(ramps(width, height), "PNG")
     out = jpeg.decode_eval(content, 28, 32).astype(float)
@@ -281,7 +231,7 @@ def test_centre_crop_of_a_gradient(width, height):
 OTHERS = {
     "CMYK": make_jpeg(40, 30, 0, "CMYK"),
     "PNG": encode(ramps(40, 30), "PNG"),
-    "grey PNG": encode(ramps(40, 30).convert("L"), "PNG"),
+    "gray PNG": encode(ramps(40, 30).convert("L"), "PNG"),
     "palette": encode(ramps(40, 30).convert("P"), "GIF"),
     "alpha": encode(ramps(40, 30).convert("RGBA"), "PNG"),
     "RGB": make_jpeg(40, 30, 0, keep_rgb=True),
@@ -290,15 +240,15 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_pictures_are_left_to_pillow(kind):
+def test_other_images_are_left_to_pillow(kind):
     content = OTHERS[kind]
-    assert turbo.header(content) is None
+    assert turbo.read(content) is None
     assert jpeg.decode_eval(content, 16, 16).shape == (16, 16, 3)
     out = jpeg.decode_train(content, 16, seed=0, position=3)
     np.testing.assert_array_equal(out, exact(content, box_of(content, 0, 3), 16))
 
 
-def test_grey_pictures_become_rgb():
+def test_gray_images_become_rgb():
     content = make_jpeg(40, 40, 0, "L")
     for out in (
         jpeg.decode_eval(content, 16, 16),
@@ -309,7 +259,7 @@ def test_grey_pictures_become_rgb():
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 50), (50, 1), (2, 700), (17, 9)])
-def test_thin_pictures(width, height):
+def test_thin_images(width, height):
     content = make_jpeg(width, height, 0, subsampling=0)
     for position in range(4):
         out = jpeg.decode_train(content, 8, seed=0, position=position)
@@ -334,7 +284,7 @@ def test_orientation_is_ignored():
 GOOD = make_jpeg(60, 60, 0)
 BROKEN = {
     "empty": b"",
-    "garbage": b"no picture",
+    "garbage": b"no image",
     "start only": GOOD[:2],
     "half": GOOD[: len(GOOD) // 2],
     "without its end": GOOD[:-300],
@@ -346,7 +296,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_pictures_are_refused_for_every_box(request, kind, path):
+def test_damaged_images_are_refused_for_every_box(request, kind, path):
     request.getfixturevalue(path)
     for position in range(5):
         with pytest.raises((OSError, SyntaxError)):
@@ -356,7 +306,7 @@ def test_broken_pictures_are_refused_for_every_box(request, kind, path):
 
 
 def test_random_damage_never_escapes(fast):
-    """Any bytes give a picture, or an exception where Pillow has one too."""
+    """Any bytes give an image, or an exception where Pillow has one too."""
     rng = np.random.default_rng(0)
     good = make_jpeg(90, 80, 0)
     wanted = jpeg.decode_train(good, 8, seed=0, position=0)
@@ -374,6 +324,6 @@ def test_random_damage_never_escapes(fast):
             assert out.shape == (8, 8, 3)
         except Exception:
             assert not readable
-        # The next picture is not affected.
+        # The next image is not affected.
         out = jpeg.decode_train(good[:-2] + good[-2:], 8, seed=0, position=0)
         np.testing.assert_array_equal(out, wanted)

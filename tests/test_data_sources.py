@@ -317,7 +317,7 @@ def test_make_bundled_is_deterministic(mnist_folder, tmp_path):
         assert {m.mtime for m in tar} == {0}
     path = tmp_path / "again.tar.xz"
     path.write_bytes(content)
-    for a, b in zip(formats.read_idx_set(path, 10), ds[:4], strict=True):
+    for a, b in zip(formats.read_idx(path, 10), ds[:4], strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -11,7 +11,7 @@ from tiny import tiny_config
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import data
-from quantnet_jax.data import jpeg, train_indices, unreadable
+from quantnet_jax.data import jpeg, streaming, train_indices
 from quantnet_jax.distributed import runners
 from quantnet_jax.training import feed
 
@@ -21,7 +21,7 @@ BAD = {2: b"", 5: make_jpeg(50, 40, 0)[:300], 6: None}
 
 @pytest.fixture(scope="module")
 def good():
-    """Eleven pictures, each with its row as the label."""
+    """Eleven images, each with its row as the label."""
     rows = [{"image": make_jpeg(50 + i, 40, i), "label": i} for i in range(11)]
     return ListSource(rows)
 
@@ -36,7 +36,7 @@ def warnings(monkeypatch):
     """What is logged, one line each."""
     lines = []
     log = lambda message, *args: lines.append(message % args)
-    monkeypatch.setattr(unreadable.logging, "warning", log)
+    monkeypatch.setattr(streaming.logging, "warning", log)
     return lines
 
 
@@ -107,9 +107,9 @@ def test_over_the_limit_training_stops_with_one_line(damaged, warnings, limit):
 
 
 def test_without_a_counter_none_is_allowed():
-    source = ListSource([{"image": b"no picture", "label": 0}])
+    source = ListSource([{"image": b"no image", "label": 0}])
     stream = data.eval_stream(source, batch_size=1, size=8, resize=8, threads=1)
-    with pytest.raises(ValueError, match="1 unreadable .* example 0: found 10 bytes"):
+    with pytest.raises(ValueError, match="1 unreadable .* example 0: found 8 bytes"):
         next(stream)
     source = ListSource([{"image": make_jpeg(60, 60, 0)[:400], "label": 0}])
     stream = data.train_stream(source, batch_size=1, seed=0, size=8, threads=1)
@@ -117,7 +117,7 @@ def test_without_a_counter_none_is_allowed():
         next(stream)
 
 
-def test_sets_without_a_readable_example_end(warnings):
+def test_datasets_without_a_readable_example_end(warnings):
     source = ListSource([{"image": b"", "label": 1}] * 3)
     with pytest.raises(ValueError, match="3 unreadable examples"):
         take(data.train_stream(source, **ARGS, unreadable=data.Unreadable(2)), 1)
@@ -157,7 +157,7 @@ def test_many_of_them_are_summed_up(warnings):
 
 @pytest.fixture
 def broken_set(tiny, tmp_path):
-    """The tiny set with a damaged record."""
+    """The tiny dataset with a damaged record."""
     folder = tmp_path / "data"
     shutil.copytree(tiny[0], folder)
     (path,) = pathlib.Path(folder).glob("tiny_jpegs/*/*train*record*")
@@ -187,7 +187,7 @@ def test_a_run_counts_them(broken_set, warnings):
     runner = runners.make_runner("jit", jax.devices()[:1])
     found = feed.make_feed(config, runner)
     assert found.unreadable() == 0
-    found.sample()  # all of the set
+    found.sample()  # the whole dataset
     assert found.unreadable() == 1
     take(found.train(0), 3)
     assert found.unreadable() == 1 == len(warnings)
@@ -197,7 +197,7 @@ def test_a_run_counts_them(broken_set, warnings):
         take(found.train(0), 3)
 
 
-def test_sets_in_memory_have_none():
+def test_datasets_in_memory_have_none():
     runner = runners.make_runner("jit", jax.devices()[:1])
     config = tiny_config()
     assert feed.make_feed(config, runner).unreadable() == 0

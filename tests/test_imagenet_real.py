@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from test_data_imagenet import real  # noqa: F401  # a fixture
+from test_data_streaming import real  # noqa: F401  # a fixture
 
 from configs import imagenet_resnet18
 from quantnet_jax.training import experiment

@@ -38,7 +38,7 @@ OUTSIDE = {
     "tasks": {"flax", "optax"},
     "data": {
         *("absl", "PIL", "tensorflow_datasets", "grain"),
-        *("simplejpeg", "cykooz_resizer"),
+        "cykooz_resizer",
     },
     "config": {"ml_collections", "absl", "optax"},
     "checkpoint": {"orbax", "absl"},
@@ -54,7 +54,6 @@ OUTSIDE = {room: JAX | others for room, others in OUTSIDE.items()}
 # What only one file may use.
 ONLY_IN = {
     "orbax": "quantnet_jax/checkpoint/manager.py",
-    "simplejpeg": "quantnet_jax/data/turbo.py",
     "cykooz_resizer": "quantnet_jax/data/turbo.py",
 }
 
@@ -289,7 +288,7 @@ def test_checker_finds(path, source, message):
 def test_importing_the_package_is_light():
     heavy = (
         *("tensorflow", "torch", "tensorflow_datasets", "grain", "orbax"),
-        *("simplejpeg", "cykooz_resizer"),
+        "cykooz_resizer",
     )
     code = (
         "import sys, quantnet_jax, quantnet_jax.models, quantnet_jax.data\n"

@@ -1,4 +1,4 @@
-"""Data: sets in memory or streamed, the order of examples, augmentation on the device.
+"""Data: in-memory or streamed datasets, order of examples, augmentation on the device.
 
 >>> from quantnet_jax import data
 >>> dataset = data.load("bundled")
@@ -18,7 +18,7 @@ from quantnet_jax.data.dataset import (
     subset,
     validation_split,
 )
-from quantnet_jax.data.imagenet import eval_stream, load_source, train_stream
+from quantnet_jax.data.order import eval_batches, eval_steps, train_indices
 from quantnet_jax.data.sources import (
     CLASSES,
     NAMES,
@@ -28,16 +28,19 @@ from quantnet_jax.data.sources import (
     normalization,
     synthetic,
 )
-from quantnet_jax.data.stream import eval_batches, eval_steps, train_indices
+from quantnet_jax.data.streaming import (
+    Unreadable,
+    eval_stream,
+    load_source,
+    train_stream,
+)
 from quantnet_jax.data.tfds_source import load_tfds, source_info
-from quantnet_jax.data.unreadable import TooManyUnreadable, Unreadable
 
 __all__ = [
     "CLASSES",
     "NAMES",
     "STATISTICS",
     "Dataset",
-    "TooManyUnreadable",
     "Unreadable",
     "eval_batches",
     "eval_steps",

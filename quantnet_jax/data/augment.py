@@ -16,14 +16,14 @@ import numpy as np
 
 Array = jax.Array
 
-_PURPOSE = 0xA06  # keeps these numbers apart from other uses of the same seed
+_PURPOSE = 0xA06  # domain-separation constant for fold_in
 
 
 def draw(position: Array, *, seed: int, pad: int) -> tuple[Array, Array, Array]:
-    """Random offsets of a pad-crop and the coin of a flip, one set per example.
+    """Random offsets of a pad-crop and the choice of a flip, for each example.
 
     Args:
-      position: uint32 [B], running numbers in the training stream.
+      position: uint32 [B], positions in the training stream.
       seed: 0 <= seed < 2**32.
       pad: offsets are uniform on -pad..pad.
 
@@ -45,7 +45,7 @@ def draw(position: Array, *, seed: int, pad: int) -> tuple[Array, Array, Array]:
 def crop_flip(
     image: Array, row: Array, down: Array, right: Array, flip: Array
 ) -> Array:
-    """Gathers images, shifts each by its offsets with zeros behind, then mirrors it.
+    """Gathers images; zero-padded shift, then horizontal flip, of each.
 
     Equal to: pad image ``row[b]`` with zeros, crop the window whose top left corner
     lies (down, right) from the unpadded one's, reverse its columns if ``flip[b]``.
@@ -64,7 +64,7 @@ def crop_flip(
     x = jnp.arange(width)[None]
     x = jnp.where(flip[:, None], width - 1 - x, x) + right[:, None]
     inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
-    # One gather straight from the set: the batch is never written out in between.
+    # One gather from the dataset: the batch is never written out in between.
     # (On a CPU twice as fast as dynamic slices and four times as one-hot matmuls.)
     y = jnp.clip(y, 0, height - 1)[:, :, None]
     x = jnp.clip(x, 0, width - 1)[:, None]
@@ -123,7 +123,7 @@ def prepare(
     std: Sequence[float],
     dtype=jnp.float32,
 ) -> dict[str, Array]:
-    """Makes the network's input of a batch; pure, for use inside a jitted step.
+    """Computes the network's input from a batch; pure, for use inside a jitted step.
 
     Padding is zero *before* normalization (the pixel is black), as in torchvision's
     `RandomCrop(padding)`; after it the border is -mean / std.
@@ -136,7 +136,7 @@ def prepare(
       seed: of the augmentation, 0 <= seed < 2**32.
       train: True augments; False only gathers and normalizes.
       pad: crop offsets are uniform on -pad..pad; 0 for no crop; at least 0.
-      flip: mirror left-right with probability 1/2.
+      flip: horizontal flip with probability 1/2.
       mean, std: one float per channel, see `normalize`.
       dtype: of the images.
 
@@ -162,7 +162,7 @@ def prepare(
     elif data is None:
         raise ValueError(
             f"batch has the keys {sorted(batch)} and data is None, expected 'image' "
-            "and 'label' in the batch, or the set's arrays in data"
+            "and 'label' in the batch, or the arrays of the dataset in data"
         )
     else:
         image, row = jnp.asarray(data["image"]), jnp.asarray(batch["index"])

@@ -1,4 +1,4 @@
-"""The in-memory image set: its type, stratified subsets and channel statistics."""
+"""The in-memory image dataset: type, stratified subsets, channel statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Dataset(NamedTuple):
-    """A small image classification set, held as plain NumPy arrays.
+    """A small image classification dataset, as plain NumPy arrays.
 
     Attributes:
       train_image: uint8 [N, H, W, C], pixel values 0..255.
@@ -18,7 +18,7 @@ class Dataset(NamedTuple):
       test_image: uint8 [M, H, W, C].
       test_label: int32 [M].
       classes: the class names; ``classes[i]`` names label i.
-      name: the name that `load` knows the set by.
+      name: its name in `load`.
     """
 
     train_image: np.ndarray
@@ -30,21 +30,21 @@ class Dataset(NamedTuple):
 
     @property
     def info(self) -> dict:
-        """What a task may know of the dataset, as JSON data."""
+        """JSON data of the dataset, for a task."""
         return {"classes": list(self.classes)}
 
 
 def check(dataset: Dataset) -> Dataset:
-    """Returns `dataset` if its arrays fit together.
+    """Returns `dataset` if its arrays are consistent.
 
     Args:
-      dataset: the set to look at.
+      dataset: the dataset to check.
 
     Returns:
       The same object.
 
     Raises:
-      ValueError: a dtype, a rank, a length, an image size or a label is off.
+      ValueError: a dtype, rank, length, image size or label is wrong.
     """
     for part in ("train", "test"):
         image = getattr(dataset, f"{part}_image")
@@ -76,15 +76,15 @@ def check_labels(label: np.ndarray, classes: int, where: str) -> None:
     if bad.size:
         raise ValueError(
             f"{where}: label {int(label[bad[0]])} at position {int(bad[0])}, expected "
-            f"0 to {classes - 1}; the file is damaged or belongs to another set"
+            f"0 to {classes - 1}; the file is damaged or belongs to another dataset"
         )
 
 
 def split(dataset: Dataset, part: str) -> dict[str, np.ndarray]:
-    """One part of a set, as `prepare` wants it on the device.
+    """One part of a dataset, as `prepare` takes it on the device.
 
     Args:
-      dataset: the set.
+      dataset: the dataset.
       part: "train" or "test".
 
     Returns:
@@ -107,10 +107,10 @@ def split(dataset: Dataset, part: str) -> dict[str, np.ndarray]:
 
 
 def first_of_each_class(label: np.ndarray, total: int, classes: int) -> np.ndarray:
-    """Rows of a stratified part: the first ones of each class, in file order.
+    """Rows of a stratified subset: the first ones of each class, in file order.
 
     The share of a class is its share in `label`, rounded by largest remainder (ties
-    go to the lower class), so balanced sets give balanced parts.
+    go to the lower class), so balanced datasets give balanced subsets.
 
     Args:
       label: int [N], 0 <= label < classes.
@@ -134,21 +134,21 @@ def subset(
     test: int | None = None,
     classes: int | Sequence[int | str] | None = None,
 ) -> Dataset:
-    """A deterministic, stratified part of a set.
+    """A deterministic, stratified subset of a dataset.
 
     Args:
-      dataset: the set to take from.
-      train: number of training images, at least 1; None keeps all.
-      test: number of test images, at least 1; None keeps all.
-      classes: the classes to keep: a number (the first so many), or labels or names.
-        They are relabelled 0, 1, ... in the order given and keep their names.
+      dataset: the source.
+      train: number of training images, at least 1; None for all.
+      test: number of test images, at least 1; None for all.
+      classes: the classes to retain: a number (the first N), or labels or names.
+        They are relabelled 0, 1, ... in the order given and retain their names.
 
     Returns:
-      A smaller set of the same `name`. Of each class the first images in file order
+      A smaller dataset of the same `name`. Of each class the first images in file order
       are taken and images keep their relative order.
 
     Raises:
-      ValueError: more is asked for than there is, or a class is unknown or doubled.
+      ValueError: a size is out of range, or a class is unknown or repeated.
 
     Example:
       >>> from quantnet_jax.data import load
@@ -167,7 +167,7 @@ def subset(
             if not 1 <= total <= rows.size:
                 raise ValueError(
                     f"{part}={total}: {dataset.name} holds {rows.size} {part} images "
-                    f"of the {len(kept)} kept classes, expected 1 to {rows.size}"
+                    f"of the {len(kept)} chosen classes, expected 1 to {rows.size}"
                 )
             rows = rows[first_of_each_class(new_label[label[rows]], total, len(kept))]
         arrays += [image[rows], new_label[label[rows]]]
@@ -176,17 +176,17 @@ def subset(
 
 
 def validation_split(dataset: Dataset, size: int) -> Dataset:
-    """Replaces the test images by a stratified part of the training images.
+    """Replaces the test images by a stratified subset of the training images.
 
-    For choosing learning rates and other options without looking at the test set.
+    For tuning hyperparameters without the test images.
 
     Args:
-      dataset: the set to take from.
-      size: how many training images to hold out, 1 <= size < N.
+      dataset: the source.
+      size: size of the validation split, 1 <= size < N.
 
     Returns:
-      A set of the same `name` with N - size training and `size` test images; of each
-      class the first images in file order stay in training.
+      A dataset of the same `name` with N - size training and `size` test images; of
+      each class the first images in file order stay in training.
 
     Raises:
       ValueError: `size` is out of range.
@@ -214,7 +214,7 @@ def validation_split(dataset: Dataset, size: int) -> Dataset:
 
 
 def _class_labels(dataset, classes) -> list[int]:
-    """Labels of the classes to keep, checked."""
+    """Labels of the classes to retain, checked."""
     known = dataset.classes
     if classes is None:
         return list(range(len(known)))
@@ -267,7 +267,7 @@ def statistics(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
             f"image is {image.dtype}{list(image.shape)}, expected a non-empty "
             "uint8[N, H, W, C]"
         )
-    # From a histogram: sums of integers are exact and the set is never copied to float.
+    # From a histogram: integer sums are exact, without a float copy of the dataset.
     value = np.arange(256) / 255
     mean, std = [], []
     for c in range(image.shape[-1]):

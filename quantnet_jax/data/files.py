@@ -1,6 +1,6 @@
-"""Reads named files from a folder or a tar archive, and tells what is wrong with them.
+"""Reads named files from a folder or a tar archive, with errors that name the file.
 
-Nothing is unpacked to disk, and byte counts are checked before a file is believed.
+Nothing is unpacked to disk, and byte counts are checked before a file is used.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 _BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError)
-AGAIN = "the file is truncated or damaged: fetch it again"
+AGAIN = "the file is truncated or damaged: download it again"
 
 
 class Blob(NamedTuple):
-    """The content of a file and how an error message should call the file."""
+    """The content of a file, and its name for error messages."""
 
     content: bytes
     path: str
@@ -33,20 +33,20 @@ def read_members(
 ) -> dict[str, Blob]:
     """Reads named files from a folder, its subfolder, or a tar archive in it.
 
-    A file may also stand there gzip-compressed as NAME.gz. Loose files come before an
+    A file may be gzip-compressed as NAME.gz. Single files have priority over an
     archive. `folder` may be the path of the archive itself.
 
     Args:
       folder: where to look.
-      sizes: name -> exact number of bytes expected, or None if the format tells.
-      subfolder: a folder inside `folder` that is looked at too.
-      archives: file names of tar archives (plain, gzip or xz) looked for in `folder`.
+      sizes: name -> exact number of bytes expected, or None if the format defines it.
+      subfolder: a folder inside `folder` that is searched too.
+      archives: file names of tar archives (plain, gzip or xz) searched in `folder`.
 
     Returns:
       name -> Blob, for every name in `sizes`.
 
     Raises:
-      FileNotFoundError: the folder or a file is not there.
+      FileNotFoundError: the folder or a file is missing.
       ValueError: a file has another size, or its compression is broken.
     """
     try:
@@ -139,6 +139,6 @@ def _read_archive(path: Path, sizes: Mapping[str, int | None]) -> dict[str, Blob
     if missing:
         raise FileNotFoundError(
             f"{path}: the archive holds no {_list(missing)}, expected {_list(sizes)}; "
-            "this is the archive of another set or version (the *binary* one is needed)"
+            "this is the archive of another dataset or version (not the *binary* one)"
         )
     return out

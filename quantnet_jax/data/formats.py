@@ -1,4 +1,4 @@
-"""The two original formats of small image sets: idx (MNIST) and CIFAR's binary version.
+"""Original formats of small image datasets: idx (MNIST) and CIFAR's binary version.
 
 Nothing is unpickled; magic numbers, lengths and labels are checked. References:
 http://yann.lecun.com/exdb/mnist and https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -57,10 +57,10 @@ def parse_idx(blob: Blob, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def read_idx_set(
+def read_idx(
     folder: str | Path, classes: int, archives: Sequence[str] = ()
 ) -> list[np.ndarray]:
-    """Reads the four idx files of an MNIST-like set.
+    """Reads the four idx files of an MNIST-like dataset.
 
     Args:
       folder: holds {train,t10k}-{images-idx3,labels-idx1}-ubyte, each with or
@@ -99,7 +99,7 @@ def read_idx_set(
 
 
 class CifarFormat(NamedTuple):
-    """Where a CIFAR set lies and how its records look.
+    """Files and records of a CIFAR dataset.
 
     Attributes:
       subfolder: folder inside the official archive.
@@ -141,7 +141,7 @@ CIFAR100 = CifarFormat(
 
 
 def read_cifar(folder: str | Path, form: CifarFormat) -> list[np.ndarray]:
-    """Reads the binary version of a CIFAR set.
+    """Reads the binary version of a CIFAR dataset.
 
     Args:
       folder: holds the .bin files, or the subfolder, or the archive as .tar.gz,

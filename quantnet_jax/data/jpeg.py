@@ -1,9 +1,9 @@
-"""From an encoded image to uint8 pixels of one size: random resized or centre crop.
+"""From an encoded image to uint8 pixels of one size: random resized or center crop.
 
 Training: random resized crop ("Going Deeper with Convolutions", arXiv:1409.4842,
 section 6), decoded no further than the crop needs. Evaluation: shorter side to 256,
-then the centre crop of 224; always from the whole picture at full size, so that scores
-can be compared with those of others.
+then the center crop of 224; always from the whole image at full size, so that metrics
+are comparable to published ones.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from __future__ import annotations
 import io
 import math
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
 from quantnet_jax.data import turbo
+from quantnet_jax.data.turbo import Box, cover, shrinkage
 
 _COUNTER = np.array([0, 0, 0, 1], np.uint64)
-_KEPT = threading.local()  # the generator of each thread
+_LOCAL = threading.local()  # the generator of each thread
 _BILINEAR = 2  # PIL.Image.Resampling.BILINEAR; Pillow widens it when it shrinks
 
 
-def random_box(
-    width: int, height: int, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """A random crop: area 8 to 100 %, aspect ratio 3/4 to 4/3 (log-uniform).
 
-    Ten tries; then the largest centred box within the aspect ratios.
+    Ten tries; then the largest centered box within the aspect ratios.
 
     Args:
       width, height: of the image, at least 1.
@@ -47,16 +47,64 @@ def random_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
+def training_box(width: int, height: int, seed: int, position: int) -> Box:
+    """`random_box` as a function of seed and position."""
+    if not hasattr(_LOCAL, "rng"):
+        _LOCAL.rng = np.random.Generator(np.random.Philox(0))
+    # Much faster than a new generator. The counter separates these numbers from those
+    # of `order.permutation`.
+    _LOCAL.rng.bit_generator.state = {
+        "bit_generator": "Philox",
+        "state": {"key": np.array([seed, position], np.uint64), "counter": _COUNTER},
+        "buffer": np.zeros(4, np.uint64),
+        "buffer_pos": 4,  # an empty buffer
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return random_box(width, height, _LOCAL.rng)
+
+
+def decode(content: bytes, box: Callable[[int, int], Box], size: int) -> np.ndarray:
+    """Decodes a box and resizes it (bilinear, antialiased), by `turbo` or Pillow.
+
+    Args:
+      content: an encoded image.
+      box: `(width, height) -> (left, top, width, height)` inside the image.
+      size: height and width of the result.
+
+    Returns:
+      uint8 [size, size, 3].
+
+    Raises:
+      OSError: the image is damaged.
+    """
+    out = turbo.decode(content, box, size)
+    return _decode(content, box, size) if out is None else out
+
+
 def _open(content: bytes):
-    from PIL import Image  # only streamed sets need Pillow
+    from PIL import Image  # only streamed datasets need Pillow
 
     return Image.open(io.BytesIO(content))
 
 
-def decode_train(content: bytes, size: int, *, seed: int, position: int) -> np.ndarray:
-    """Decodes, takes a random box and resizes it (bilinear, antialiased).
+def _decode(content: bytes, box: Callable[[int, int], Box], size: int) -> np.ndarray:
+    """What `turbo.decode` does, with Pillow, for every image that Pillow reads."""
+    image = _open(content)
+    width, height = image.size
+    chosen = box(width, height)
+    shrink = shrinkage(chosen, size)
+    image.draft("RGB", (max(1, width // shrink), max(1, height // shrink)))
+    if image.size == (width, height):  # draft is for JPEGs only
+        shrink = 1
+    near, (left, top, w, h) = cover(chosen, shrink)
+    image = image.convert("RGB").crop(near)
+    inside = (left, top, left + w, top + h)
+    return np.asarray(image.resize((size, size), _BILINEAR, inside))
 
-    By `turbo` if it takes the image, else by Pillow; the box is the same.
+
+def decode_train(content: bytes, size: int, *, seed: int, position: int) -> np.ndarray:
+    """A random resized crop.
 
     Args:
       content: an encoded image.
@@ -67,61 +115,13 @@ def decode_train(content: bytes, size: int, *, seed: int, position: int) -> np.n
       uint8 [size, size, 3].
 
     Raises:
-      OSError: the image is broken.
+      OSError: the image is damaged.
     """
-    head = turbo.header(content)
-    if head is not None:
-        box = _box(head.width, head.height, seed, position)
-        out = turbo.crop(content, head, box, _shrink(box, size), size)
-        if out is not None:
-            return out
-    image = _open(content)
-    return _crop(image, _box(*image.size, seed, position), size)
-
-
-def _box(width: int, height: int, seed: int, position: int):
-    """`random_box` as a function of seed and position."""
-    if not hasattr(_KEPT, "rng"):
-        _KEPT.rng = np.random.Generator(np.random.Philox(0))
-    # Much faster than a new generator. The counter keeps these numbers apart from those
-    # of `stream.permutation`.
-    _KEPT.rng.bit_generator.state = {
-        "bit_generator": "Philox",
-        "state": {"key": np.array([seed, position], np.uint64), "counter": _COUNTER},
-        "buffer": np.zeros(4, np.uint64),
-        "buffer_pos": 4,  # nothing is left in it
-        "has_uint32": 0,
-        "uinteger": 0,
-    }
-    return random_box(width, height, _KEPT.rng)
-
-
-def _shrink(box, size: int) -> int:
-    """By what (1, 2, 4, 8) to decode a box smaller at a fraction of the cost.
-
-    Only as far as the box keeps `size` pixels on its shorter side.
-    """
-    return 1 << min(3, max(1, min(box[2:]) // size).bit_length() - 1)
-
-
-def _crop(image, box, size: int) -> np.ndarray:
-    """What `turbo.crop` does, with Pillow."""
-    width, height = image.size
-    shrink = _shrink(box, size)
-    image.draft("RGB", (max(1, width // shrink), max(1, height // shrink)))
-    if image.size == (width, height):  # draft is for JPEGs only
-        shrink = 1
-    left, top, w, h = box
-    right, bottom = -(-(left + w) // shrink), -(-(top + h) // shrink)
-    image = image.convert("RGB").crop((left // shrink, top // shrink, right, bottom))
-    # The box in the cropped image.
-    left, top = left % shrink, top % shrink
-    inside = tuple(x / shrink for x in (left, top, left + w, top + h))
-    return np.asarray(image.resize((size, size), _BILINEAR, inside))
+    return decode(content, lambda w, h: training_box(w, h, seed, position), size)
 
 
 def decode_eval(content: bytes, size: int, resize: int) -> np.ndarray:
-    """Decodes at full size, resizes the shorter side to `resize`, crops the centre.
+    """Decodes at full size, resizes the shorter side to `resize`, crops the center.
 
     Args:
       content: an encoded image.
@@ -132,7 +132,7 @@ def decode_eval(content: bytes, size: int, resize: int) -> np.ndarray:
       uint8 [size, size, 3].
 
     Raises:
-      OSError: the image is broken.
+      OSError: the image is damaged.
     """
     image = _open(content).convert("RGB")
     short = min(image.size)

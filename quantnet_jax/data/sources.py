@@ -1,4 +1,4 @@
-"""Loads an in-memory image set by name; knows class names and channel statistics."""
+"""Loads in-memory image datasets by name; class names and channel statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quantnet_jax.data.dataset import (
     subset,
     validation_split,
 )
-from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx_set
+from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx
 from quantnet_jax.data.tfds_source import load_tfds
 
 NAMES = ("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "synthetic")
@@ -69,7 +69,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
         (0.50707516, 0.48654887, 0.44091784),
         (0.26733429, 0.25643846, 0.27615047),
     ),
-    # Of a sample of ImageNet, the constants that the field uses.
+    # The usual constants, of a sample of ImageNet.
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
@@ -77,28 +77,22 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 def load(
     name: str,
     folder: str | Path | None = None,
-    *,
-    tfds_dir: str | Path | None = None,
-    download: bool = False,
     **sizes: int,
 ) -> Dataset:
-    """Loads a set.
+    """Loads a dataset.
 
     Args:
-      name: "bundled" (a 10,000 + 2,000 part of Fashion-MNIST, no download),
+      name: "bundled" (10,000 + 2,000 images of Fashion-MNIST, no download),
         "synthetic", or "cifar10", "cifar100", "fashion_mnist", "mnist".
-      folder: holds the original files: for the CIFAR sets the *binary* version (the
+      folder: holds the original files: for CIFAR the *binary* version (the
         .bin files, or the archive cifar-10-binary / cifar-100-binary as .tar.gz,
         .tar.xz or .tar; unpacked files load faster), for the others the four idx
-        files, with or without .gz. None: the set is taken by name from
-        `tfds.data_source` (same images and labels, in the order of TFDS).
-      tfds_dir: the data folder of TFDS; None for its default.
-      download: let TFDS download and prepare the set if it is not there (most sets
-        need TensorFlow for that).
+        files, with or without .gz. None: through `tfds.data_source`
+        (same images and labels, in the order of TFDS).
       **sizes: of "synthetic" only, see `synthetic`.
 
     Returns:
-      The set, checked.
+      The dataset, checked.
 
     Raises:
       FileNotFoundError: the folder or a file is missing.
@@ -114,11 +108,11 @@ def load(
     if name not in NAMES:
         near = difflib.get_close_matches(str(name), NAMES, 1, 0)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name={name!r} is no known data set{hint} (known: {NAMES})")
+        raise ValueError(f"name={name!r} is no known dataset{hint} (known: {NAMES})")
     if sizes and name != "synthetic":
         raise ValueError(
-            f"{sorted(sizes)} are arguments of 'synthetic', not of {name!r}; take a "
-            "part with subset()"
+            f"{sorted(sizes)} are arguments of 'synthetic', not of {name!r}; use "
+            "subset()"
         )
     if name in ("bundled", "synthetic") and folder is not None:
         raise ValueError(
@@ -128,11 +122,11 @@ def load(
     if name == "synthetic":
         return synthetic(**sizes)
     if name == "bundled":
-        arrays = read_idx_set(BUNDLED_FILE, len(CLASSES[name]))
+        arrays = read_idx(BUNDLED_FILE, len(CLASSES[name]))
     elif folder is None:
-        return load_tfds(name, tfds_dir, download=download)
+        return load_tfds(name)
     elif name in ("mnist", "fashion_mnist"):
-        arrays = read_idx_set(folder, len(CLASSES[name]))
+        arrays = read_idx(folder, len(CLASSES[name]))
     else:
         form = CIFAR10 if name == "cifar10" else CIFAR100
         arrays = read_cifar(folder, form)
@@ -140,13 +134,13 @@ def load(
 
 
 def normalization(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) to normalize a set with, each one float per channel.
+    """(mean, std) to normalize a dataset with, each one float per channel.
 
-    The published constants of the full training set where `STATISTICS` has them (also
-    for a subset of it), else computed from the training images.
+    The published constants of the whole training split where `STATISTICS` has them
+    (also for a subset of it), else computed from the training images.
 
     Args:
-      dataset: the set.
+      dataset: the dataset.
 
     Returns:
       (mean, std).
@@ -169,7 +163,7 @@ def synthetic(
     classes: int = 4,
     seed: int = 0,
 ) -> Dataset:
-    """Small images that can be learned: a smooth pattern per class, and noise.
+    """Small synthetic images: a smooth pattern per class, and noise.
 
     Patterns are symmetric, so that a flip does not change the class.
 
@@ -181,7 +175,7 @@ def synthetic(
       seed: of patterns, order and noise.
 
     Returns:
-      The set.
+      The dataset.
 
     Raises:
       ValueError: a size is below 1 or `size` is no multiple of 4.
@@ -211,14 +205,14 @@ def synthetic(
 
 
 def load_part(c: Any, named: Callable) -> Dataset:
-    """The dataset of `config.data`, or the wanted part of it, in memory.
+    """The in-memory dataset of `config.data`, or the subset that it describes.
 
     Args:
       c: the section, with `name`, `folder`, `train_size`, `test_size`, `classes`,
         `validation_size` and `image_size`.
       named: context manager `(key, **arguments)` that names the key in errors.
     """
-    if c.name == "synthetic":  # made in the wanted size
+    if c.name == "synthetic":  # generated at that size
         wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
         wanted |= {"size": c.image_size}
         return _held_out(synthetic(**{k: v for k, v in wanted.items() if v}), c, named)
@@ -234,7 +228,7 @@ def load_part(c: Any, named: Callable) -> Dataset:
 
 
 def _held_out(dataset: Dataset, c: Any, named: Callable) -> Dataset:
-    """With a validation split in the place of the test images, if one is wanted."""
+    """With a validation split in place of the test images, if configured."""
     if c.validation_size:
         with named("data.validation_size", size="data.validation_size"):
             dataset = validation_split(dataset, c.validation_size)

@@ -1,11 +1,10 @@
-"""The one file that knows TensorFlow Datasets: opens splits, loads small sets by name.
+"""The only file that knows TensorFlow Datasets: opens splits, loads small datasets.
 
 TensorFlow itself is never imported: `tfds.data_source` reads ArrayRecord files without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +20,49 @@ def open_split(
     split: str,
     data_dir: str | Path | None = None,
     *,
-    download: bool = False,
     decode: bool = True,
 ) -> Any:
-    """Opens one split of a set for random access.
+    """Opens one split of a dataset for random access.
 
     Args:
-      name: the name of the set in TFDS.
+      name: the name of the dataset in TFDS.
       split: the name of the split in TFDS, as "train" or "validation".
       data_dir: the data folder of TFDS; None for its default.
-      download: let TFDS download and prepare the set if it is not there (many sets
-        need TensorFlow for that).
-      decode: False hands out the encoded bytes of the feature "image".
+      decode: False returns the encoded bytes of the feature "image".
 
     Returns:
       A sequence of dicts: len(source), source[i], source.__getitems__([i, ...]).
 
     Raises:
       ImportError: TFDS is not installed.
-      FileNotFoundError: the set is not prepared as ArrayRecord and could not be.
-      ValueError: TFDS does not know the set or the split.
+      FileNotFoundError: the dataset is not prepared as ArrayRecord.
+      ValueError: TFDS has no such dataset or split.
     """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
-            f"{name!r} is taken by name from TensorFlow Datasets, which cannot be "
-            f"imported ({error}): {_INSTALL}; small sets can be read from a folder "
-            "with their original files instead"
+            f"{name!r} is read through TensorFlow Datasets, which cannot be imported "
+            f"({error}): {_INSTALL}; small datasets can be read from a folder with "
+            "their original files instead"
         ) from error
     where = "the default data folder" if data_dir is None else str(data_dir)
     prepare = (
         f"prepare it with `tfds build {name} --file_format=array_record` (needs "
-        "TensorFlow) and give its data folder, or, for a small set, give the folder "
-        "that holds the original files"
+        "TensorFlow) and give its data folder, or, for a small dataset, the folder of "
+        "its original files"
     )
     try:
         return tfds.data_source(
             name,
             split=split,
+            download=False,
             data_dir=None if data_dir is None else str(data_dir),
-            download=download,
             decoders=None if decode else {"image": tfds.decode.SkipDecoding()},
         )
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
-            f"name={name!r}: TFDS knows no such set and {where} holds none; {prepare}"
+            f"name={name!r}: TFDS has no such dataset, nor has {where}; {prepare}"
         ) from error
     except NotImplementedError as error:
         raise FileNotFoundError(
@@ -75,19 +71,20 @@ def open_split(
         ) from error
     except Exception as error:  # TFDS raises many types, network errors among them
         if str(error).startswith("Unknown split"):
-            raise ValueError(f"{name!r}: {_one_line(error)}") from error
+            raise ValueError(f"{name!r}: {one_line(error)}") from error
         raise FileNotFoundError(
-            f"{name!r}: TFDS could not open or prepare it in {where} "
-            f"({type(error).__name__}: {_one_line(error)}); {prepare}"
+            f"{name!r}: TFDS could not open it in {where} "
+            f"({one_line(error)}); {prepare}"
         ) from error
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def one_line(error: Exception) -> str:
+    """Type and message of an error, in at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def source_info(source: Any) -> dict[str, list[str]]:
-    """What a task may know of an opened split, as JSON data.
+    """JSON data of an opened split, for a task.
 
     Args:
       source: of `open_split`.
@@ -99,7 +96,7 @@ def source_info(source: Any) -> dict[str, list[str]]:
 
 
 def name_row(source: Any, row: int) -> str:
-    """How to call a row of an opened split, with its file where TFDS tells it.
+    """The name of a row of an opened split, with its file where TFDS reports it.
 
     Args:
       source: of `open_split`, or any sequence.
@@ -124,34 +121,30 @@ def name_row(source: Any, row: int) -> str:
 def load_tfds(
     name: str,
     data_dir: str | Path | None = None,
-    *,
-    splits: Sequence[str] = ("train", "test"),
-    download: bool = False,
 ) -> Dataset:
-    """Loads a small image set of one image size into memory.
+    """Loads a small dataset with images of one size into memory.
 
     Args:
-      name: the name of the set in TFDS; its features are "image" and "label".
+      name: the name of the dataset in TFDS; its features are "image" and "label".
       data_dir: the data folder of TFDS; None for its default.
-      splits: the training and the test split.
-      download: see `open_split`.
 
     Returns:
-      The set, in the order of TFDS (which differs from that of the original files).
+      The dataset, in the order of TFDS (which differs from that of the original
+      files).
 
     Raises:
       ImportError, FileNotFoundError, ValueError: see `open_split`; also when images
         differ in size.
     """
     arrays = []
-    for part in splits:
-        source = open_split(name, part, data_dir, download=download)
+    for part in ("train", "test"):
+        source = open_split(name, part, data_dir)
         examples = [source[i] for i in range(len(source))]
         shapes = {e["image"].shape for e in examples}
         if len(shapes) != 1:
             raise ValueError(
                 f"{name!r}: split {part!r} has images of {len(shapes)} sizes "
-                f"({sorted(shapes)[:2]}, ...), expected one; such a set is streamed"
+                f"({sorted(shapes)[:2]}, ...), expected one; stream such a dataset"
             )
         arrays.append(np.stack([e["image"] for e in examples]))
         arrays.append(np.array([e["label"] for e in examples], np.int32))

@@ -66,7 +66,7 @@ def run(
 
     Raises:
       Diverged: a number is not finite; nothing of it was saved.
-      TooManyUnreadable: more than `data.max_unreadable` examples.
+      ValueError: more than `data.max_unreadable` unreadable examples.
     """
     config, (evaluations, saves) = exp.config, stops(exp)
     writes = exp.runner.process_index == 0

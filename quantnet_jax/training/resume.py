@@ -92,7 +92,7 @@ def extra(
         {
             "config": config.to_dict(),
             "data": {
-                # The stream has no other state: see `data.stream`.
+                # The stream has no other state: see `data.order`.
                 "position": step * config.batch_size,
                 "seed": config.seed,
                 "size": train_size,

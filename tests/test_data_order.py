@@ -70,16 +70,6 @@ def test_order_does_not_depend_on_the_process_count(count):
             np.testing.assert_array_equal(joined, whole[key])
 
 
-def test_a_chunk_of_steps_is_the_steps():
-    args = dict(size=11, batch_size=8, seed=2, process_index=1, process_count=2)
-    chunk = train_indices(3, **args, steps=5)
-    for i in range(5):
-        one = train_indices(3 + i, **args)
-        for key in one:
-            np.testing.assert_array_equal(chunk[key][i], one[key])
-            assert chunk[key].dtype == one[key].dtype
-
-
 def test_position_wraps_at_32_bits():
     batch = train_indices(2**30, size=3, batch_size=4, seed=0)
     assert batch["position"].tolist() == [0, 1, 2, 3]
@@ -90,7 +80,8 @@ def test_position_wraps_at_32_bits():
 def test_evaluation_counts_each_example_once(size, batch_size, count):
     seen, lengths = collections.Counter(), set()
     for p in range(count):
-        batches = list(eval_batches(size, batch_size, p, count))
+        process = {"process_index": p, "process_count": count}
+        batches = list(eval_batches(size, batch_size, **process))
         lengths.add(len(batches))
         for b in batches:
             assert {v.shape for v in b.values()} == {(batch_size // count,)}
@@ -99,14 +90,6 @@ def test_evaluation_counts_each_example_once(size, batch_size, count):
             seen.update(b["index"][b["mask"] == 1].tolist())
     assert seen == collections.Counter(range(size))
     assert lengths == {eval_steps(size, batch_size)}
-
-
-def test_evaluation_can_begin_later():
-    whole = list(eval_batches(10, 4))
-    rest = list(eval_batches(10, 4, first=1))
-    assert [b["index"].tolist() for b in rest] == [
-        b["index"].tolist() for b in whole[1:]
-    ]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +113,7 @@ def test_errors(args, says):
         eval_batches(**args)  # at the call, before the first batch
 
 
-@pytest.mark.parametrize("args", [dict(step=-1), dict(seed=-1), dict(steps=0)])
+@pytest.mark.parametrize("args", [dict(step=-1), dict(seed=-1)])
 def test_negative_arguments(args):
     args = {"step": 0, "seed": 0, **args}
     with pytest.raises(ValueError, match="expected at least"):

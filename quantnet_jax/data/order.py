@@ -1,9 +1,8 @@
 """The order of examples: a pure function of (seed, epoch), for any process count.
 
 The training stream is the endless concatenation of one permutation per epoch. Step t
-takes positions [t * B, (t + 1) * B) of it, cutting across the border of two epochs, so
-every epoch sees each example exactly once, every batch is full, and any step can be
-had without state.
+takes positions [t * B, (t + 1) * B) of it, across epoch boundaries, so every epoch
+contains each example exactly once, every batch is full, and no step needs state.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 
-@functools.lru_cache(maxsize=4)  # a batch or a chunk of steps touches few epochs
+@functools.lru_cache(maxsize=4)  # a batch overlaps few epochs
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of one epoch.
 
@@ -30,8 +29,8 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
       >>> permutation(5, 0, 0).tolist() != permutation(5, 0, 1).tolist()
       True
     """
-    # Sorting raw Philox bits: NumPy keeps the bits of a generator stable between
-    # versions, but not what Generator.permutation makes of them.
+    # Sorted raw Philox bits: NumPy guarantees stable bits of a bit generator between
+    # versions, but no stable Generator.permutation.
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
     order = np.argsort(bits, kind="stable").astype(np.int32)
     order.setflags(write=False)
@@ -41,7 +40,7 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 def local_batch_size(
     batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> int:
-    """This process' share of a global batch.
+    """Examples of a global batch on each process.
 
     Args:
       batch_size: examples in a global batch, at least 1.
@@ -98,9 +97,8 @@ def train_indices(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    steps: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """What this process trains on at a step.
+    """The training examples of this process at a step.
 
     Args:
       step: number of the step, at least 0.
@@ -109,13 +107,11 @@ def train_indices(
       seed: 0 <= seed < 2**64.
       process_index: this process.
       process_count: number of processes; each takes a contiguous slice.
-      steps: None for one step; else that many steps from `step` on, stacked in
-        front, for a runner that scans over a chunk of steps.
 
     Returns:
-      With B = batch_size / process_count, [B] or [steps, B] arrays: "index" int32,
-      row of the set; "position" uint32, running number in the stream (modulo 2**32);
-      "mask" float32, all ones.
+      With B = batch_size / process_count: "index" int32 [B], row of the dataset;
+      "position" uint32 [B], position in the stream (modulo 2**32); "mask" float32 [B],
+      all ones.
 
     Raises:
       ValueError: an argument is out of range, or the batch does not divide.
@@ -126,15 +122,8 @@ def train_indices(
       [28, 29, 30, 31]
     """
     local = local_batch_size(batch_size, process_index, process_count)
-    lowest = {"step": (step, 0), "size": (size, 1), "seed": (seed, 0)}
-    lowest["steps"] = (1 if steps is None else steps, 1)
-    for name, (value, low) in lowest.items():
-        if value < low:
-            raise ValueError(f"{name}={value}, expected at least {low}")
-    start = (step + np.arange(steps or 1, dtype=np.int64))[:, None] * batch_size
-    position = start + process_index * local + np.arange(local)
-    if steps is None:
-        position = position[0]
+    _check_least(step=(step, 0), size=(size, 1), seed=(seed, 0))
+    position = step * batch_size + process_index * local + np.arange(local)
     return {
         "index": order_at(position, size, seed),
         "position": (position % 2**32).astype(np.uint32),
@@ -143,53 +132,66 @@ def train_indices(
 
 
 def eval_steps(size: int, batch_size: int) -> int:
-    """Number of batches that `eval_batches` gives, the same on every process."""
+    """Number of batches of an evaluation, the same on every process."""
     return -(-size // batch_size)
 
 
-def eval_batches(
+def eval_indices(
+    step: int,
+    *,
     size: int,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    *,
-    first: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches that cover each example exactly once over all processes.
+) -> dict[str, np.ndarray]:
+    """The evaluation examples of this process in a batch.
 
     Args:
+      step: number of the batch, 0 to `eval_steps(size, batch_size)` - 1.
       size: number of examples, at least 1.
       batch_size: examples in a global batch, padding included.
       process_index: this process.
-      process_count: number of processes; each takes a contiguous slice of a batch.
-      first: the batch to begin with, at least 0.
+      process_count: number of processes; each takes a contiguous slice.
 
     Returns:
-      An iterator of `eval_steps(size, batch_size)` batches of the form of
-      `train_indices`; padding has mask 0 and index 0, and "position" is the place in
+      As `train_indices`; padding has mask 0 and index 0, and "position" is the place in
       the padded sequence.
 
     Raises:
       ValueError: an argument is out of range, or the batch does not divide.
+    """
+    local = local_batch_size(batch_size, process_index, process_count)
+    _check_least(step=(step, 0), size=(size, 1))
+    position = step * batch_size + process_index * local + np.arange(local)
+    real = position < size
+    return {
+        "index": np.where(real, position, 0).astype(np.int32),
+        "position": position.astype(np.uint32),
+        "mask": real.astype(np.float32),
+    }
+
+
+def eval_batches(size: int, batch_size: int, **process: int) -> Iterator[dict]:
+    """All batches of `eval_indices`: each example exactly once over all processes.
+
+    Args:
+      size: number of examples, at least 1.
+      batch_size: examples in a global batch, padding included.
+      **process: `process_index` and `process_count`.
+
+    Raises:
+      ValueError: at the call, see `eval_indices`.
 
     Example:
       >>> [b["mask"].tolist() for b in eval_batches(3, 2)]
       [[1.0, 1.0], [1.0, 0.0]]
     """
-    local = local_batch_size(batch_size, process_index, process_count)
-    if size < 1:
-        raise ValueError(f"size={size}, expected at least 1")
-    if first < 0:
-        raise ValueError(f"first={first}, expected at least 0")
+    batch = functools.partial(eval_indices, size=size, batch_size=batch_size, **process)
+    batch(0)
+    return map(batch, range(eval_steps(size, batch_size)))
 
-    def batches():
-        for step in range(first, eval_steps(size, batch_size)):
-            position = step * batch_size + process_index * local + np.arange(local)
-            real = position < size
-            yield {
-                "index": np.where(real, position, 0).astype(np.int32),
-                "position": position.astype(np.uint32),
-                "mask": real.astype(np.float32),
-            }
 
-    return batches()  # an inner generator, so that errors come at the call
+def _check_least(**limits: tuple[int, int]) -> None:
+    for name, (value, low) in limits.items():
+        if value < low:
+            raise ValueError(f"{name}={value}, expected at least {low}")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from quantnet_jax.data.jpeg import decode_eval, decode_train
-from quantnet_jax.data.stream import eval_batches, order_at, train_indices
+from quantnet_jax.data.order import eval_indices, order_at, train_indices
 
 UNREADABLE = "unreadable"
-"""Key of a batch: int32 rows that could not be read, -1 for none. `imagenet.Stream`
-takes it out."""
+"""Key of a batch: int32 rows that could not be read, -1 for none; removed by
+`streaming.Stream`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,9 @@ class TrainBatches:
     process_count: int = 1
     limit: int = 0
 
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Returns {"image", "label", "position", "mask", UNREADABLE}.
-
-        See `train_stream`. An unreadable example is replaced by the next readable one
-        of the stream, cropped as the unreadable one would have been.
-        """
-        plan = train_indices(
+    def plan(self, step: int) -> dict[str, np.ndarray]:
+        """`train_indices` of a step."""
+        return train_indices(
             int(step),
             size=len(self.source),
             batch_size=self.batch_size,
@@ -50,6 +46,14 @@ class TrainBatches:
             process_index=self.process_index,
             process_count=self.process_count,
         )
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Returns {"image", "label", "position", "mask", UNREADABLE}.
+
+        See `train_stream`. An unreadable example is replaced by the next readable one
+        of the stream, cropped as the unreadable one would have been.
+        """
+        plan = self.plan(step)
         first = int(step) * self.batch_size
         first += self.process_index * (self.batch_size // self.process_count)
 
@@ -73,7 +77,7 @@ class EvalBatches:
       source: of `load_source`.
       batch_size: examples in a global batch, padding included.
       size: height and width of the images.
-      resize: length of the shorter side before the centre crop.
+      resize: length of the shorter side before the center crop.
       process_index, process_count: which slice of each batch.
     """
 
@@ -84,23 +88,26 @@ class EvalBatches:
     process_index: int = 0
     process_count: int = 1
 
+    def plan(self, step: int) -> dict[str, np.ndarray]:
+        """`eval_indices` of a step."""
+        return eval_indices(
+            int(step),
+            size=len(self.source),
+            batch_size=self.batch_size,
+            process_index=self.process_index,
+            process_count=self.process_count,
+        )
+
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Returns {"image", "label", "position", "mask", UNREADABLE}.
 
         See `eval_stream`. An unreadable example becomes padding.
         """
-        plans = eval_batches(
-            len(self.source),
-            self.batch_size,
-            self.process_index,
-            self.process_count,
-            first=int(step),
-        )
 
         def decode(content, _):
             return decode_eval(content, self.size, self.resize)
 
-        return _fill(self.source, next(plans), self.size, decode, lambda i: ())
+        return _fill(self.source, self.plan(step), self.size, decode, lambda i: ())
 
 
 def _fill(source, plan, size, decode, others) -> dict[str, np.ndarray]:
@@ -142,7 +149,9 @@ def _fill(source, plan, size, decode, others) -> dict[str, np.ndarray]:
         "label": label,
         "position": plan["position"],
         "mask": mask,
-        UNREADABLE: np.array(unreadable or [-1], np.int32),  # empty ones do not travel
+        UNREADABLE: np.array(
+            unreadable or [-1], np.int32
+        ),  # workers cannot send empty ones
     }
 
 
