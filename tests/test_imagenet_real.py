@@ -21,7 +21,11 @@ def test_resnet18_learns_from_real_pictures_and_is_scored_on_them(real):  # noqa
     config.batch_size = config.eval_batch_size = 4
     config.weights.warmup = config.meta.warmup = 0.0  # the first step moves something
     config.recalibration_batches = 0
-    assert (config.dtype, config.label_smoothing, config.ema_decay) == (
+    assert (
+        config.dtype,
+        config.task.classification.label_smoothing,
+        config.ema_decay,
+    ) == (
         "bfloat16",
         0.1,
         0.9999,
