@@ -13,7 +13,7 @@ from util import assert_trees_close, learned_tanh, make_step, normal, ready_task
 from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.training import experiment, gradients, optim
-from quantnet_jax.training.accumulation import accumulate, check
+from quantnet_jax.training.gradients import accumulate, check_accumulation
 from quantnet_jax.training.state import create_state
 
 pytestmark = pytest.mark.cheap
@@ -66,7 +66,7 @@ def make(parts, loop=False, stats=False, width=8):
         variables["batch_stats"] = {"last": jnp.zeros(5)}
     state = create_state(variables, quantizer, tx, jax.random.key(1))
     in_parts = functools.partial(accumulate, parts=parts, loop=loop)
-    estimator = functools.partial(gradients.joint, accumulate=in_parts)
+    estimator = functools.partial(gradients.joint, in_parts=in_parts)
     step = make_step(apply, quantizer, tx, ready_task(4, 0.1), estimator)
     return state, step
 
@@ -154,9 +154,9 @@ def test_splitting_moves_no_rows_between_devices():
 )
 def test_check_refuses(args, message):
     with pytest.raises(ValueError, match=f"^{message}") as error:
-        check(*args)
+        check_accumulation(*args)
     assert "\n" not in str(error.value)
-    check(1, *args[1:])
+    check_accumulation(1, *args[1:])
 
 
 def test_experiment_refuses():

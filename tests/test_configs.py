@@ -19,7 +19,6 @@ from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation.scoring import make_apply
 from quantnet_jax.tasks import Source, classification, terms
 from quantnet_jax.training import (
-    accumulation,
     distillation,
     experiment,
     gradients,
@@ -188,7 +187,7 @@ def test_imagenet_step_at_full_shape(name, variant, microbatches):
     def estimator(loss, prepare):
         outputs = lambda v, x: model.apply(v, x, train=False)
         prepare = distillation.with_teacher(prepare, outputs)
-        accumulate = functools.partial(accumulation.accumulate, parts=microbatches)
+        accumulate = functools.partial(gradients.accumulate, parts=microbatches)
         return gradients.joint(loss, prepare, accumulate)
 
     step = make_step(

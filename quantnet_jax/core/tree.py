@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
                 qparams.setdefault(bucket.shared, shared)
         return qparams
 
-    def mapped(fn: Callable, bucket, qparams, leaves, *extra, out_axes=0):
+    def mapped(fn: Callable, bucket, qparams, leaves, *extra, out_axes: Any = 0):
         """vmap of fn(qparams, w, *extra) over the tensors of a bucket."""
         w = _gather(bucket, leaves)
         joined = jnp.concatenate if bucket.layout.stack else lambda x: jnp.stack(x)

@@ -64,7 +64,7 @@ def find(
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        factory = getattr(importlib.import_module(module), attribute)
+        factory: Any = getattr(importlib.import_module(module), attribute)
         call: Any = ast.parse(f"f({arguments or ''})", mode="eval").body
         given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
         if call.args or None in given or not callable(factory):

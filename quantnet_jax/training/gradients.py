@@ -15,8 +15,7 @@ import optax
 from quantnet_jax.config import Config
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.distributed import hosts
-from quantnet_jax.training import accumulation, build_check
-from quantnet_jax.training.accumulation import accumulate
+from quantnet_jax.training import build_check
 
 PyTree = Any
 Gradients = Callable[..., tuple[PyTree, tuple[PyTree, dict], PyTree]]
@@ -46,27 +45,29 @@ def choose(
       ValueError: one line that names the key.
     """
     needs_delay = quantizer.gradient is not None
-    accumulation.check(c.accumulation_steps, c.meta.mode, needs_delay)
+    check_accumulation(c.accumulation_steps, c.meta.mode, needs_delay)
     every = build_check.held_out(c, devices, needs_delay)
     if needs_delay:
         return delayed(loss, prepare, rate, quantizer, tx)
     if c.meta.mode == "bilevel":
         return bilevel(loss, prepare, rate, every=every, exact=c.meta.exact)
     in_parts = functools.partial(
-        accumulation.accumulate,
+        accumulate,
         parts=c.accumulation_steps,
         loop=hosts.backend() != "cpu",
     )
     return joint(loss, prepare, in_parts)
 
 
-def joint(loss: Callable, prepare: Callable, accumulate: Callable = accumulate):
+def joint(
+    loss: Callable, prepare: Callable, in_parts: Callable | None = None
+) -> Gradients:
     """Both from one batch: the gradient of the loss with respect to all parameters.
 
     Args:
       loss: of `quantnet_jax.training.steps.make_loss`.
       prepare: `(data, batch) -> examples`, with augmentation.
-      accumulate: `accumulation.accumulate` with its options.
+      in_parts: `accumulate` with its options; default the batch as a whole.
     """
 
     def gradients(state, data, batch, axis_name):
@@ -82,7 +83,9 @@ def joint(loss: Callable, prepare: Callable, accumulate: Callable = accumulate):
             )
             return batch_stats, (grads, metrics)
 
-        batch_stats, (grads, metrics) = accumulate(part, state.batch_stats, batch)
+        batch_stats, (grads, metrics) = (in_parts or accumulate)(
+            part, state.batch_stats, batch
+        )
         return pmean(grads, axis_name), (batch_stats, metrics), state.opt_state
 
     return gradients
@@ -209,3 +212,67 @@ def every_nth(x: jax.Array, every: int, held_out: bool) -> jax.Array:
     blocks = x.reshape(-1, every, *x.shape[1:])
     part = blocks[:, -1:] if held_out else blocks[:, :-1]
     return part.reshape(-1, *x.shape[1:])
+
+
+def accumulate(
+    fn: Callable, carry: PyTree, batch: PyTree, *, parts: int = 1, loop: bool = True
+) -> tuple[PyTree, PyTree]:
+    """Calls `fn` on each part of a batch and averages what it returns.
+
+    Row i of the batch belongs to part i % parts. So each device that holds neighbouring
+    rows, a multiple of `parts`, holds its share of every part: nothing moves.
+
+    Args:
+      fn: `(carry, rows) -> (carry, out)`; `out` are means over the rows.
+      carry: goes from part to part (running statistics).
+      batch: arrays with the same first axis, a multiple of `parts`.
+      parts: number of parts; with 1 this is a call of `fn`.
+      loop: one compiled part in a loop, whose memory serves all parts. Else the parts
+        are written out one by one, for XLA's CPU backend, which is slow at convolutions
+        in a loop; it may compute them at the same time, and saves no memory.
+
+    Returns:
+      (last carry, mean of `out` over the parts).
+    """
+    if parts == 1:
+        return fn(carry, batch)
+    stacked = jax.tree.map(lambda x: _split(x, parts), batch)
+    first = jax.tree.map(lambda x: x[0], stacked)
+    _, shapes = jax.eval_shape(fn, carry, first)
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def one(held, rows):
+        carry, total = held
+        carry, out = fn(carry, rows)
+        return (carry, jax.tree.map(jnp.add, total, out)), None
+
+    unroll = 1 if loop else parts
+    (carry, total), _ = jax.lax.scan(one, (carry, total), stacked, unroll=unroll)
+    return carry, jax.tree.map(lambda x: x / parts, total)
+
+
+def check_accumulation(parts: int, mode: str, lagged: bool) -> None:
+    """Refuses what cannot be accumulated.
+
+    Args:
+      parts: value of `config.accumulation_steps`.
+      mode: value of `config.meta.mode`.
+      lagged: whether the quantizer learns through the weights' update (`gradient`).
+
+    Raises:
+      ValueError: one line that names the key.
+    """
+    if parts == 1:
+        return
+    if mode != "joint" or lagged:
+        other = f"meta.mode={mode!r}" if mode != "joint" else "a gradient network"
+        raise ValueError(
+            f"accumulation_steps={parts} cannot be combined with {other}, expected 1: "
+            "there the update of the weights is itself differentiated, which needs the "
+            "batch as a whole"
+        )
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """(N, ...) -> (parts, N / parts, ...)."""
+    return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)

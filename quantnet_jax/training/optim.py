@@ -146,6 +146,7 @@ def partition(
     Raises:
       ValueError: from `init`: a row matches nothing.
     """
+    groups: dict[Any, optax.GradientTransformation]
     groups = {"weights": weights, "meta": meta}
     groups_of: Any = {"model": "weights", "quant": "meta"}
     if rows:
