@@ -91,7 +91,7 @@ def imagenet(model: str, variant: str):
 
 
 def variant_of(c, variant: str, shrink=None):
-    """Returns `c`, or with 'runlocal' a run of seconds on made-up images.
+    """Returns `c`, or with 'runlocal' a run of seconds on synthetic images.
 
     Args:
       c: the configuration.

@@ -1,4 +1,4 @@
-"""Twenty steps of a tiny network on made-up images: does everything run?
+"""Twenty steps of a tiny network on synthetic images: does everything run?
 
 Command:   python train.py --config=configs/smoke.py --workdir=runs/smoke
 Hardware:  anything, seconds.

@@ -96,7 +96,7 @@ def test_plan_groups_equal_shapes():
             [f"'{CONVS}'", "'.*kernel'", "both claim", *PATHS],
         ),
         ([Rule("count", identity())], ["'count'", "int32", "floating"]),
-        ([Rule("(", identity())], ["'('", "no regular expression"]),
+        ([Rule("(", identity())], ["'('", "not a regular expression"]),
         ([Rule(CONVS, identity(), "none")], ["share is 'none'", "'kernel'", "'shape'"]),
         (
             [Rule("(a|stem)/kernel", quantnet(unit="filter", width=2), "kernel")],

@@ -1,23 +1,25 @@
 """The configuration of a run: keys and defaults, their check, the command line."""
 
 from quantnet_jax.config.keys import (
-    PLACE,
+    PLACEMENT_KEYS,
     Config,
     base,
     check,
     check_same_run,
     float_twin,
     load,
+    model_options,
     untaught,
 )
 
 __all__ = [
-    "PLACE",
+    "PLACEMENT_KEYS",
     "Config",
     "base",
     "check",
     "check_same_run",
     "float_twin",
     "load",
+    "model_options",
     "untaught",
 ]

@@ -27,9 +27,9 @@ from quantnet_jax.distributed import runners
 OPTIMIZERS = ("sgd", "adam", *optax_names.optimizers())
 SCHEDULES = ("constant", "cosine", "linear", "steps", *optax_names.schedules())
 STREAMED = ("imagenet2012",)
-"""Sets that are read while training."""
+"""Datasets that are read while training."""
 TFDS = "tfds:"
-"""Before the name of any other TFDS set of pictures that is to be streamed."""
+"""Before the name of any other TFDS dataset of images that is to be streamed."""
 OPEN = ("model", "quantizer", "activation", "task")
 """Sections whose options depend on their name; models and quantizers know them."""
 
@@ -118,7 +118,7 @@ def check_config(config: dict, base: dict) -> None:
             raise ValueError(f"config key {key!r} is missing")
         check(key, config[section][name], LIMITS[key])
     _check_data(config["data"])
-    model = dict(config["model"])
+    model = {k: v for k, v in config["model"].items() if v is not None}
     models.check_options("model", model.pop("name"), model)
     for section, find in FACTORIES.items():
         _check_open(section, config[section], find)
@@ -210,7 +210,7 @@ def _check_data(c: dict) -> None:
         for key in ("train_size", "test_size"):
             if c[key] > largest:
                 raise ValueError(
-                    f"data.{key}={c[key]}, expected at most {largest} made-up images "
+                    f"data.{key}={c[key]}, expected at most {largest} synthetic images "
                     f"of data.image_size={c['image_size'] or 8}"
                 )
 
@@ -242,7 +242,7 @@ def _check_pattern(key: str, pattern: str) -> None:
         re.compile(models.KERNELS.get(pattern, pattern))
     except (re.error, OverflowError, RecursionError) as e:
         raise ValueError(
-            f"{key}={show(pattern)} is no regular expression: {e}"
+            f"{key}={show(pattern)} is not a regular expression: {e}"
         ) from None
 
 
@@ -276,7 +276,7 @@ def _check_milestones(section: str, c: dict) -> None:
     for milestone in milestones:
         check(key, milestone, Number(0, 1, above=True, below=True))
     if list(milestones) != sorted(set(milestones)):
-        raise ValueError(f"{key}={show(milestones)}, expected rising fractions")
+        raise ValueError(f"{key}={show(milestones)}, expected ascending fractions")
     if c["schedule"] != "steps":
         return
     if not milestones:

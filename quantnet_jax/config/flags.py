@@ -1,14 +1,13 @@
 """The command line of the training program: errors in one line that names the key."""
 
-import difflib
 import pathlib
 import re
 import sys
 
-import jax
 from absl import flags
 
-from quantnet_jax import config as config_lib
+from quantnet_jax.config.keys import base
+from quantnet_jax.core.names import unknown
 
 
 def parse(
@@ -17,7 +16,7 @@ def parse(
     holder: flags.FlagHolder,
     default: str | pathlib.Path,
 ) -> list[str]:
-    """Parses the flags; what is wrong with them is told in one line.
+    """Parses the flags; reports what is wrong with them in one line.
 
     Args:
       argv: the program's name and its arguments.
@@ -41,30 +40,21 @@ def parse(
         reason = e.args[0]
         while isinstance(reason, Exception):
             reason = reason.args[0]
-        key, *hint = str(reason).strip().splitlines()
-        if not re.fullmatch("'[^']*'", key):
-            sys.exit(f"error: {key}")
-        hint, key = (hint or [nearest_key(key)])[-1], dotted(key.strip("'"), argv)
-        sys.exit(f"error: unknown config key {key!r}; {hint}")
+        sys.exit(f"error: {unknown_key(argv) or str(reason).strip().splitlines()[0]}")
     except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as e:
         sys.exit(f"error: {str(e).strip().splitlines()[-1].strip()}")
 
 
-def dotted(key: str, argv: list[str]) -> str:
-    """The override of `argv` that `key`, one of its names, is from."""
+def unknown_key(argv: list[str]) -> str:
+    """The message for the first override of a key that no configuration has, or ''."""
     for word in argv:
-        names = re.match("--?config[.]([^=]*)", word)
-        if names and key in names[1].split("."):
-            return names[1]
-    return key
-
-
-def nearest_key(word: str) -> str:
-    """Where ml_collections has no near name on that level: the nearest on any."""
-    leaves = jax.tree.leaves_with_path(
-        config_lib.base().to_dict(), is_leaf=lambda x: isinstance(x, tuple)
-    )
-    paths = [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
-    names = {path.rsplit(".", 1)[-1]: path for path in paths}
-    (near,) = difflib.get_close_matches(word, list(names), n=1, cutoff=0.0)
-    return f"the nearest known one is {names[near]!r}"
+        if not (found := re.match(r"--?(?:no)?config[.]([^=]*)", word)):
+            continue
+        place = base().to_dict()
+        for name in found[1].split("."):
+            if not isinstance(place, dict):
+                return f"unknown config key {found[1]!r}: it is below a value"
+            if name not in place:
+                return unknown(found[1], place)
+            place = place[name]
+    return ""

@@ -2,13 +2,15 @@
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from quantnet_jax import quantizers
+from quantnet_jax import models, quantizers
 from quantnet_jax.config import checks as config_check
-from quantnet_jax.core.limits import defaults_of
+from quantnet_jax.core.limits import Flag, Number, Scheduled, defaults_of, limits_of
+from quantnet_jax.core.names import show
 from quantnet_jax.tasks import TASKS
 
 Config = Any
@@ -23,53 +25,54 @@ def base() -> Config:
     c = ConfigDict()
     c.seed = 0
     c.epochs = 20.0
-    c.batch_size = 100  # over all devices
+    c.batch_size = 100  # global batch size
     c.eval_batch_size = 500  # over all devices; the last batch is padded and masked
 
     # Data ------------------------------------------------------------------------
     c.data = ConfigDict()
     # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, imagenet2012, or
-    # tfds:NAME for another set of pictures that TFDS holds as JPEGs
+    # tfds:NAME for another dataset of images that TFDS holds as JPEGs
     c.data.name = "bundled"
-    c.data.folder = ""  # with the original files; '' takes a named set from TFDS
+    c.data.folder = ""  # with the original files; '' takes a named dataset from TFDS
     c.data.train_size = 0  # a stratified part, 0 for all
     c.data.test_size = 0
-    c.data.classes = 0  # the first so many, 0 for all
-    c.data.validation_size = (
-        0  # evaluate on so many training images, not on the test set
-    )
-    c.data.pad = 2  # random crop out of so many zero pixels around the image
-    c.data.flip = True  # random mirror image
-    c.data.image_size = 0  # that the set must have, 0 for any; crop size of ImageNet
-    c.data.workers = 0  # Grain processes of a streamed set
-    c.data.max_unreadable = 0  # pictures of a streamed set that may be damaged
+    c.data.classes = 0  # use only the first N classes, 0 for all
+    # Size of a validation split of the training images, evaluated on in place of test.
+    c.data.validation_size = 0
+    c.data.pad = 2  # padding of the random crop
+    c.data.flip = True  # random horizontal flip
+    c.data.image_size = 0  # expected size, 0 for any; crop size of ImageNet
+    c.data.workers = 0  # Grain processes of a streamed dataset
+    c.data.max_unreadable = 0  # images of a streamed dataset that may be damaged
 
     # Task: `name`, and the options of each task under its name -----------------------
     c.task = ConfigDict()
     c.task.name = "classification"
     for name, factory in TASKS.items():
-        c.task[name] = ConfigDict(defaults_of(factory))
+        c.task[name] = _options(factory, defaults_of(factory))
     # Further terms of the loss: ({"name": ..., "weight": 1.0, options ...}, ...)
     c.terms = ()
     c.teacher = ""  # workdir of a trained float network, for terms that need one
 
-    # Model: `name` and the network's own options ----------------------------------
+    # Model: `name`, and options of the network, None for its own default -------------
     c.model = ConfigDict()
     c.model.name = "resnet8"
+    for name, limit in models.OPTIONS.items():
+        c.model[name] = config_dict.placeholder(_type(limit))
     c.dtype = "float32"  # of the network's arithmetic; weights are always float32
 
     # Quantizer: `name`, and the options of each quantizer under its name ------------
     c.quantizer = ConfigDict()
     c.quantizer.name = "quantnet"
-    for name in quantizers.names():
-        c.quantizer[name] = ConfigDict(quantizers.options(name))
+    for name, member in quantizers.MEMBERS.items():
+        c.quantizer[name] = _options(member.factory, quantizers.options(name))
     # Of the inputs of the inner convolutions: `name`, '' for float activations, and the
     # options of each quantizer of activations under its name.
     c.activation = ConfigDict()
     c.activation.name = ""
-    for name in sorted(quantizers.ACTIVATIONS):
+    for name, member in quantizers.ACTIVATIONS.items():
         options = quantizers.options(name, quantizers.ACTIVATIONS)
-        c.activation[name] = ConfigDict(options)
+        c.activation[name] = _options(member.factory, options)
     c.layers = "inner"  # 'all', 'inner', 'no_shortcut', or a regular expression
     c.share = "kernel"  # of the sub-network: 'layer', 'shape', 'kernel', 'model'
     # More rules, for mixed precision: ({"pattern": ..., "quantizer": name, perhaps
@@ -85,26 +88,20 @@ def base() -> Config:
     c.meta.mode = "joint"  # or 'bilevel'
     c.meta.holdout = 0.25  # bilevel: part of each batch, one of 1/2, 1/3, 1/4, ...
     c.meta.exact = False  # bilevel: differentiate through the look-ahead step
-    c.accumulation_steps = 1  # parts of a batch, computed one after another
-    c.ema_decay = (
-        0.0  # decay of the moving average of the weights that is scored, 0 for none
-    )
+    c.accumulation_steps = 1  # gradient accumulation steps (microbatches)
+    c.ema_decay = 0.0  # 0 for none; the EMA weights are evaluated
 
     # The run -----------------------------------------------------------------------
     c.init_from = ""  # workdir of another run whose parameters to start from
     c.float_baseline = False  # train the float network first, in WORKDIR/float
     c.runner = "pmap"  # or 'jit'
     c.fsdp = 1  # 'jit': devices that share the output channels of each weight
-    c.steps_per_call = (
-        0  # steps in one dispatch; 0 for 1 on CPUs, else up to `log_every`
-    )
+    c.steps_per_call = 0  # of a lax.scan; 0 for 1 on CPUs, else up to `log_every`
     c.eval_every = 1.0  # epochs; a checkpoint is written at each evaluation
     c.checkpoint_every = 0  # steps between further checkpoints, 0 for none
     c.log_every = 50  # steps
-    c.recalibration_batches = (
-        50  # training batches of the BatchNorm re-estimation, 0 for none
-    )
-    c.keep_latest = 2  # checkpoints, beside the best
+    c.recalibration_batches = 50  # of BatchNorm recalibration, 0 for none
+    c.keep_latest = 2  # checkpoints, besides the best
     c.tensorboard = True
     c.report = True  # write report.html at the end
     c.export = True  # write WORKDIR/export at the end, and verify it; one process only
@@ -126,8 +123,33 @@ def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
     return c
 
 
-PLACE = ("runner", "fsdp")
-"""Keys that say where a run is computed: it may go on elsewhere."""
+def _options(factory: Callable, values: dict[str, Any]) -> Config:
+    """A section with the options of a factory.
+
+    One that may be scheduled takes a number and a mapping alike.
+    """
+    limits, c = limits_of(factory), ConfigDict()
+    for name, value in values.items():
+        if isinstance(limits[name], Scheduled):
+            value = ConfigDict(value) if isinstance(value, dict) else value
+            value = config_dict.FieldReference(value, field_type=object)
+        c[name] = value
+    return c
+
+
+def _type(limit: Any) -> type:
+    if isinstance(limit, Number):
+        return int if limit.whole else float
+    return bool if isinstance(limit, Flag) else str
+
+
+def model_options(config: Config) -> dict[str, Any]:
+    """The options of the network that are set, with its name, as plain data."""
+    return {k: v for k, v in config.model.to_dict().items() if v is not None}
+
+
+PLACEMENT_KEYS = ("runner", "fsdp")
+"""Placement keys, which may change on resume."""
 
 
 def check(config: Config) -> None:
@@ -143,7 +165,7 @@ def check(config: Config) -> None:
     if not isinstance(config, ConfigDict):
         raise ValueError(
             f"the configuration is a {type(config).__name__}, expected a ConfigDict "
-            "made from quantnet_jax.training.config.base()"
+            "made from quantnet_jax.config.base()"
         )
     try:
         given = config.to_dict()
@@ -173,7 +195,7 @@ def load(workdir: str | pathlib.Path) -> Config:
 
     Raises:
       FileNotFoundError: there is no run in that folder.
-      ValueError: the file is no configuration of this version.
+      ValueError: the file is not a valid config for this version.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
@@ -187,7 +209,7 @@ def load(workdir: str | pathlib.Path) -> Config:
 
 
 def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
-    """Refuses a workdir whose run has another configuration, but for `PLACE`.
+    """Refuses a workdir created with another configuration, `PLACEMENT_KEYS` aside.
 
     Raises:
       ValueError: naming the first key that differs and both values.
@@ -205,10 +227,10 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
     new = _flat(json.loads(config.to_json()))
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if a != b and key not in PLACE:
+        if a != b and key not in PLACEMENT_KEYS:
             raise ValueError(
-                f"{workdir} belongs to another run: {key} is {a!r} there and {b!r} "
-                "here; choose another --workdir, or the configuration of that run"
+                f"{workdir} was created with {key}={show(a)}, got {show(b)}; choose "
+                "another --workdir, or the configuration of that run"
             )
 
 
@@ -223,10 +245,11 @@ def _read(path: pathlib.Path) -> dict:
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of what is set."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
-        else:
+        elif value is not None:
             flat[prefix + key] = value
     return flat

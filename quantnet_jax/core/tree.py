@@ -312,7 +312,7 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
         pattern = re.compile(rule.pattern)
     except re.error as e:
         raise ValueError(
-            f"rule {rule.pattern!r} is no regular expression: {e}"
+            f"rule {rule.pattern!r} is not a regular expression: {e}"
         ) from None
     paths = sorted(path for path in leaves if pattern.fullmatch(path))
     if not paths:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers
 from quantnet_jax.config import Config
 from quantnet_jax.core import tree
@@ -16,7 +17,7 @@ from quantnet_jax.training import build_check, optim
 
 def make_model(config: Config, of_task: Mapping[str, Any], axis_name: str | None):
     """The network of `config.model`, with the options that follow from the task."""
-    options = config.model.to_dict() | make_activation(config)
+    options = config_lib.model_options(config) | make_activation(config)
     try:
         return models.create(
             options.pop("name"),
@@ -31,7 +32,7 @@ def make_model(config: Config, of_task: Mapping[str, Any], axis_name: str | None
 
 def model_options(config: Config) -> dict:
     """Name and options of the network as plain data, without its quantizer."""
-    made = config.model.to_dict() | make_activation(config)
+    made = config_lib.model_options(config) | make_activation(config)
     return {name: value for name, value in made.items() if name != "act_quant"}
 
 

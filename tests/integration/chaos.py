@@ -119,7 +119,7 @@ def torture(args) -> dict:
     return {
         "benchmark": "training killed at random moments",
         "arguments": args.rest,
-        "network": config.model.to_dict(),
+        "network": config_lib.model_options(config),
         "steps": tally.steps,
         "batch_size": config.batch_size,
         "checkpoint_every": config.checkpoint_every,

@@ -128,10 +128,44 @@ def test_what_does_not_go_together_is_refused(keys, changes):
     assert not fault(lambda: build(config_of(changes)), keys)
 
 
+LINEAR = {"schedule": "linear", "start": 0.0, "end": 1.0, "until": 0.5}
+ROW = {"pattern": "head/kernel", "quantizer": "lsq", "bits": 4}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.act", "prelu"),
+        ("model.bi_real", True),
+        ("model.momentum", 0.8),
+        ("model.width", 8),
+        ("task.classification.label_smoothing", 0.1),
+        ("activation.pact.start", 3.0),
+        ("quantizer.lsq.bits", 4),
+        ("quantizer.quantnet.window", 3),
+        ("quantizer.quantnet.sharpness", 2.0),
+        ("quantizer.quantnet.sharpness.end", 7.0),
+        ("quantizer.quantnet.orthogonality", LINEAR),
+        ("rules", (ROW,)),
+    ],
+)
+def test_command_lines_set_any_option(key, value):
+    config = parse([f"--config.{key}={value}"])
+    config_lib.check(config)
+    place = config.to_dict()
+    for name in key.split("."):
+        place = place[name]
+    assert place == value and type(place) is type(value)
+
+
 WORDS = [
     ("bread", "--config.bread=1"),
     ("weights.bread", "--config.weights.bread=1"),
     ("seed.bread", "--config.seed.bread=1"),
+    ("weights.lr", "--config.weights.lr=0.1"),
+    ("model.widht", "--config.model.widht=4"),
+    ("model.act", "--config.model.act=silu"),
+    ("rules[0].bitz", f"--config.rules=({ROW | {'bitz': 1}},)"),
     ("quantizer.quantnet.bread", "--config.quantizer.quantnet.bread=1"),
     *(("seed", f"--config.seed={x}") for x in ("bread", "1,2", "1e", "{}", "1 2", "")),
     *(("epochs", f"--config.epochs={x}") for x in ("bread", "(1,)", "0x")),
