@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from quantnet_jax.core import schedules
 from quantnet_jax.core.limits import check_options, defaults_of, passes
@@ -72,7 +72,7 @@ def find(
     except Exception as e:  # whatever a module of somebody's own may raise
         text = " ".join(str(e).split()) or type(e).__name__
         raise ValueError(f"quantizer {name!r}: {text}") from None
-    return Member(factory, "soft"), given
+    return Member(cast(Any, factory), "soft"), given
 
 
 def options(name: str, members: Mapping[str, Member] = MEMBERS) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.core.merge import merged
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import Task
 from quantnet_jax.tasks.terms import Context, Term
@@ -47,15 +46,11 @@ def make_loss(
     the quantized weights.
     """
 
-    @merged  # one backward pass through a sub-network, not one for each of the two
-    def soft_and_penalty(quant, model, step, key):
-        weights = quantizer.soft(quant, model, step=step, key=key)
-        return weights, quantizer.penalty(quant, model, step=step)
-
     def loss(model, quant, batch_stats, data, examples, step, offset=None):
         # The same on every replica: noise on replicated weights must be equal.
         key = jax.random.fold_in(jax.random.key(seed), step)
-        weights, penalty = soft_and_penalty(quant, model, step, key)
+        weights = quantizer.soft(quant, model, step=step, key=key)
+        penalty = quantizer.penalty(quant, model, step=step)
         if offset is not None:
             weights = jax.tree.map(jnp.add, weights, offset)
         outputs, updated = apply(
