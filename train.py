@@ -59,7 +59,7 @@ def main(argv):
         hosts.initialize(
             DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
         )
-        with hosts.watched(workdir, orderly=(RESUME_ME,)):
+        with hosts.exit_on_error(expected=(RESUME_ME,)):
             train_with_baseline(config, workdir, PROFILE.value)
 
 

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", action="store_true", help="compile nothing either")
     args = parser.parse_args(argv)
     name = "cost" if args.count else "compiled" if args.compile else "performance"
-    hosts.keep_programs()
+    hosts.enable_compilation_cache()
     return timing.main(name, args, argv, measure)
 
 

@@ -70,7 +70,7 @@ def test_summary_by_hand():
 def test_what_cannot_be_measured_is_refused(
     main, options, message, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(performance.hosts, "keep_programs", lambda: None)
+    monkeypatch.setattr(performance.hosts, "enable_compilation_cache", lambda: None)
     words = [QUIET, *options.split(), f"--results={tmp_path}"]
     assert main.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()

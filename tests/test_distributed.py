@@ -33,12 +33,14 @@ COUNTS = ("soft", "hard", "hard_bn", "gap", "gap_bn", "examples")
 LOSSES = ("loss_soft", "loss_hard", "kl")
 
 
-def start_two(*command, blow=None, codes=(0, 0)):
+def start_two(*command, blow=None, victim=1, codes=(0, 0)):
     """Runs a command in two processes of two devices each.
 
     Args:
       *command: arguments of Python; {address}, {count} and {number} are filled in.
-      blow: (file, signal): process 1 gets the signal once there is the file.
+      blow: (file, signal): the victim gets the signal once the file exists; a stopped
+        one is killed at the end.
+      victim: number of a process.
       codes: the exit codes to expect, of each process one or several.
 
     Returns:
@@ -71,10 +73,13 @@ def start_two(*command, blow=None, codes=(0, 0)):
     deadline = time.monotonic() + TIMEOUT
     try:
         if blow:
-            while not blow[0].exists() and processes[1].poll() is None:
+            while not blow[0].exists() and processes[victim].poll() is None:
                 assert time.monotonic() < deadline, f"no {blow[0]}"
                 time.sleep(0.01)
-            processes[1].send_signal(blow[1])
+            processes[victim].send_signal(blow[1])
+            if blow[1] == signal.SIGSTOP:
+                processes[1 - victim].wait(TIMEOUT)
+                processes[victim].kill()
         outputs = [process.communicate(timeout=TIMEOUT) for process in processes]
     finally:
         for process in processes:
@@ -209,12 +214,11 @@ def program(tmp_path_factory):
         folder,
         resumed,
         "pmap",
-        blow=(resumed / "alive" / "1.json", signal.SIGTERM),
+        blow=(resumed / "config.json", signal.SIGTERM),
         codes=(RESUME_ME, RESUME_ME),
     )
     with manager.Checkpoints(resumed, read_only=True) as checkpoints:
         assert checkpoints.steps()[-1] in (3, 4, 5)
-    assert not (whole / "alive").exists() and not (resumed / "alive").exists()
     training.train(tiny_config(keep_latest=5), resumed)
     return whole, resumed, (first, second)
 
@@ -260,29 +264,48 @@ def test_only_the_first_process_speaks_and_writes(program):
 
 # A dead process -----------------------------------------------------------------------
 ENDLESS = """
-import sys, jax
-from quantnet_jax.training import hosts
-hosts.initialize(False, sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
-with hosts.watched(sys.argv[1]):
+import sys, time, jax
+from quantnet_jax.distributed import hosts
+folder, address, count, number, end = sys.argv[1:]
+hosts.initialize(False, address, int(count), int(number), heartbeat_timeout=5)
+with hosts.exit_on_error(expected=(75,)):
     mean = jax.pmap(lambda x: jax.lax.pmean(x, "i"), axis_name="i")
     x = jax.numpy.ones(jax.local_device_count())
-    while True:
+    for step in range(10**9):
         jax.block_until_ready(mean(x))
-        open(sys.argv[1] + "/began" + sys.argv[4], "w").close()
+        open(folder + "/began" + number, "w").close()
+        if step == 50 and end == "together":
+            time.sleep(7 * int(number))  # longer than a heartbeat may be missing
+            sys.exit(75)
+        if step == 50 and end == "failed" and number == "1":
+            sys.exit("error: no such image")
 """
 
 
-def test_death_of_a_process_ends_the_other_by_name(tmp_path):
+def run_endless(folder, end, **options):
+    words = ("{address}", "{count}", "{number}", end)
+    return start_two("-c", ENDLESS, str(folder), *words, **options)
+
+
+@pytest.mark.parametrize("end", ["killed", "frozen", "failed"])
+def test_death_of_a_process_terminates_the_other(tmp_path, end):
+    """By JAX, which names the task; a process that fails does not wait for others."""
     began = time.monotonic()
-    (_, err), _ = start_two(
-        *("-c", ENDLESS, str(tmp_path), "{address}", "{count}", "{number}"),
-        blow=(tmp_path / "began1", signal.SIGKILL),
-        codes=(1, -signal.SIGKILL),
+    sent = {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}.get(end)
+    (_, err), (_, other) = run_endless(
+        *(tmp_path, end),
+        blow=sent and (tmp_path / "began1", sent),
+        codes=(-signal.SIGABRT, 1 if end == "failed" else -signal.SIGKILL),
     )
-    *_, last = err.splitlines()
-    assert last.startswith("error: process 1 of 2 (") and "died" in last
-    assert "start all again with the same --workdir to resume" in last
-    assert "Traceback" not in err and time.monotonic() - began < 120
+    assert "tasks are unhealthy (stopped sending heartbeats):\n1\n" in err
+    assert "another task died" in err and time.monotonic() - began < 120
+    if end == "failed":
+        assert other.splitlines()[-1] == "error: no such image"
+
+
+def test_processes_that_end_apart_are_no_deaths(tmp_path):
+    outputs = run_endless(tmp_path, "together", codes=(RESUME_ME, RESUME_ME))
+    assert [err for _, err in outputs] == ["", ""]
 
 
 LONG = {"epochs": 9.6, "eval_every": 0.64}  # 60 steps, saved every 4
@@ -292,14 +315,14 @@ def test_training_goes_on_after_the_death_of_a_process(tmp_path):
     """One is killed while both train; one process alone then ends the run."""
     workdir, config = tmp_path / "run", tiny_config(keep_latest=5, **LONG)
     began = time.monotonic()
-    (_, err), _ = run_program(
+    run_program(
         *(tmp_path, workdir, "pmap"),
         *(f"--config.{key}={value}" for key, value in LONG.items()),
         blow=(workdir / "checkpoints" / "00000004", signal.SIGKILL),
-        codes=((1, -signal.SIGABRT), -signal.SIGKILL),
+        victim=0,  # whose death the other one notices without a timeout
+        codes=(-signal.SIGKILL, (1, -signal.SIGABRT)),
     )
     assert time.monotonic() - began < TIMEOUT
-    assert "error: process 1 of 2 (" in err and ") died; this process ends too" in err
     with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         assert 4 <= checkpoints.steps()[-1] < 60
     training.train(config, workdir)

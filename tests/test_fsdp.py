@@ -141,7 +141,7 @@ def test_quantnet_sends_nothing_but_its_own_parameters(unit):
     q = quantizers.create("quantnet", total_steps=10, unit=unit, width=4)
     q = tree.quantize_tree([tree.Rule(".*", q, "model")], params)
     qparams = jax.jit(q.init)(jax.random.key(9), params)
-    q = prepared(q, runner.gather)
+    q = prepared(q, runner.all_gather)
 
     def both(qparams, params, axis_name):
         codes = jax.tree.leaves(q.hard(qparams, params), is_leaf=tree.is_qtensor)

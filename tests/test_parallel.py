@@ -108,7 +108,7 @@ def test_compile_replicates_splits_and_gathers(kind):
     assert float(total) == 56.0
     assert total.is_fully_replicated
 
-    rows = runner.compile(lambda x, axis_name: 2.0 * x, 0, out=parallel.ROWS)
+    rows = runner.compile(lambda x, axis_name: 2.0 * x, 0, out=parallel.SHARDED)
     assert np.asarray(rows(runner.shard(x))).ravel().tolist() == (2 * x).tolist()
     alone = runner.compile(lambda s, axis_name: s + 1.0, replicated=1)
     assert float(alone(scale)) == 3.0

@@ -1,4 +1,4 @@
-"""The hosts of a run: joining their processes, watching them, what they run on."""
+"""Processes of a run: joining them, exiting together, their hardware."""
 
 import contextlib
 import os
@@ -9,48 +9,62 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from quantnet_jax.distributed import liveness
+HEARTBEAT_TIMEOUT = 60
+"""Seconds without a heartbeat after which JAX counts a process as dead."""
 
 
 def initialize(
-    auto: bool = False, coordinator: str = "", processes: int = 1, process: int = 0
+    auto: bool = False,
+    coordinator: str = "",
+    processes: int = 1,
+    process: int = 0,
+    *,
+    heartbeat_timeout: int = HEARTBEAT_TIMEOUT,
 ) -> None:
     """Joins the processes of a run; must come before any other use of JAX.
+
+    When one of them dies or freezes, JAX terminates the others (SIGABRT) within about
+    `heartbeat_timeout` seconds, with a message that names the task.
 
     Args:
       auto: let JAX find the other processes (TPU pods, Slurm, GKE).
       coordinator: else 'HOST:PORT' of process 0; '' for a run of one process.
-      processes: with `coordinator`: how many there are.
-      process: with `coordinator`: which one this is.
+      processes: with `coordinator`: their number.
+      process: with `coordinator`: the index of this one.
+      heartbeat_timeout: seconds, see above.
 
     Raises:
       ValueError: `process` or `processes` is out of range.
     """
     if auto:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout)
     elif coordinator:
         if not 0 <= process < processes:
             raise ValueError(
                 f"process={process}, expected 0 to processes - 1 = {processes - 1}"
             )
-        jax.distributed.initialize(coordinator, processes, process)
-    keep_programs()
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+        )
+    enable_compilation_cache()
     if jax.process_count() > 1:
-        # Connected while all are in step: on a CPU the first collective waits for half
-        # a minute only, less than processes may differ in compiling.
+        # Connect before compiling: on CPUs the first collective times out after 30 s,
+        # less than compile times of processes may differ.
         multihost_utils.sync_global_devices("start")
 
 
-def keep_programs() -> None:
-    """Has JAX keep what it compiles for accelerators, for later and resumed runs.
+def enable_compilation_cache() -> None:
+    """Caches compiled programs of accelerators on disk, for later and resumed runs.
 
     In `quantnet_jax` under $XDG_CACHE_HOME or ~/.cache, unless the variable
-    JAX_COMPILATION_CACHE_DIR names a folder. A resumed run then computes with the very
-    programs of before, whose choice of algorithms may else differ. Programs for CPUs
-    are not kept: they are fast to make, and bound to the features of one machine.
+    JAX_COMPILATION_CACHE_DIR names a folder. A resumed run then executes the same
+    programs, whose autotuned algorithms might otherwise differ. Programs for CPUs are
+    not cached: they compile fast, and depend on the features of one machine.
     """
-    named = jax.config.jax_compilation_cache_dir  # pyright: ignore
-    if named or backend() == "cpu":
+    if jax.config.jax_compilation_cache_dir or backend() == "cpu":
         return
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(home) / "quantnet_jax"
@@ -58,30 +72,28 @@ def keep_programs() -> None:
 
 
 @contextlib.contextmanager
-def watched(
-    workdir: str | os.PathLike[str], orderly: tuple[int, ...] = ()
-) -> Iterator[None]:
-    """Around a run: with several processes, each ends soon after another one died.
+def exit_on_error(expected: tuple[int, ...] = ()) -> Iterator[None]:
+    """With several processes, exits at once when the block raises.
+
+    An ordinary exit waits in the shutdown barrier of JAX for the others, which may wait
+    in a collective for this one. After it is gone, JAX terminates them.
 
     Args:
-      workdir: that all processes see; the folder `alive` in it is for this.
-      orderly: exit codes that are no failure.
+      expected: exit codes that all processes reach together; they exit as usual.
     """
-    if jax.process_count() == 1:
+    try:
         yield
-        return
-    with liveness.watched(
-        pathlib.Path(workdir) / "alive",
-        jax.process_index(),
-        jax.process_count(),
-        meet=lambda: multihost_utils.sync_global_devices("watched"),
-        orderly=orderly,
-        # The type with which a collective fails depends on the version of JAX.
-        suspicious=lambda e: (
-            isinstance(e, jax.errors.JaxRuntimeError) or "Gloo" in str(e)
-        ),
-    ):
-        yield
+    except BaseException as e:
+        code = e.code if isinstance(e, SystemExit) else 1
+        if jax.process_count() == 1 or code in (None, 0, *expected):
+            raise
+        if not isinstance(e, SystemExit):
+            sys.excepthook(type(e), e, e.__traceback__)
+        elif not isinstance(code, int):
+            print(code, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def describe_devices() -> str:
@@ -91,28 +103,28 @@ def describe_devices() -> str:
 
 
 def process_count() -> int:
-    """How many processes the run has."""
+    """Number of processes of the run."""
     return jax.process_count()
 
 
 def backend() -> str:
-    """'cpu', 'gpu' or 'tpu': what programs are compiled for."""
+    """'cpu', 'gpu' or 'tpu': the platform that programs are compiled for."""
     return jax.default_backend()
 
 
-def all_told_to_stop(dispatch: int) -> bool:
+def reached_preemption(dispatch: int) -> bool:
     """Whether one of several processes got SIGTERM, and all stop after this dispatch.
 
     Args:
-      dispatch: running number; every process asks for each one.
+      dispatch: running number; every process calls this for each one.
     """
     return multihost_utils.reached_preemption_sync_point(dispatch)
 
 
 def peak_memory() -> int | None:
-    """Most bytes in use at any time on the fullest local device; None if unknown.
+    """Peak bytes in use on the fullest local device; None if unknown.
 
-    Devices of a CPU do not tell. Their memory is that of this process, all together.
+    CPU devices report none; their memory is that of this process, all together.
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]

@@ -1,4 +1,4 @@
-"""The only file that computes on several devices: two runners for one pure function."""
+"""The only file that knows devices: two runners for one pure function."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ PyTree = Any
 AXIS = "batch"
 FSDP = "fsdp"
 RUNNERS = ("pmap", "jit")
-SAME, ROWS, STATE = "same", "rows", "state"
-"""Where results go: a copy on every device, split along the first axis, or as `place`
-places a state."""
+REPLICATED, SHARDED, STATE = "replicated", "sharded", "state"
+"""Shardings of results: a copy on every device, split along the batch axis, or that of
+`place`."""
 
 
 class Compiled:
-    """A function that a runner compiles: `f(*args)` runs it, `f.lower` gives it away.
+    """A function that a runner compiles: call it, or inspect it by `lower`.
 
     Args:
       choose: `args -> jitted function`.
@@ -30,7 +30,7 @@ class Compiled:
         return self._choose(*args)(*args)
 
     def lower(self, *args: Any) -> Any:
-        """The lowered program, for `compile` and its text or memory."""
+        """Returns the lowered computation, for `compile`."""
         return self._choose(*args).lower(*args)
 
 
@@ -43,19 +43,19 @@ class Runner(NamedTuple):
         under 'jit', where one program sees the global batch.
       devices: number of devices over all processes.
       process_index, process_count: of this process.
-      compile: `(fn, replicated, out=SAME, donate=False, axis=0) -> Compiled`: the first
-        `replicated` arguments of `fn(..., axis_name=...)` mean the same on all devices,
-        the others are split along `axis`. `out` is SAME, ROWS or STATE, or a tuple or
-        other prefix of the result made of them. `donate` gives up the first argument.
-      replicate: puts a tree of host arrays on every device.
-      place: puts a state, or a part of it, where the runner keeps states: a copy on
-        every device, or divided by `leaf_spec`. Takes host arrays, equal in all
-        processes, and arrays of `place` itself.
-      gather: in a compiled function: the same values, whole on every device, for what
-        mixes the channels of a state.
-      spread: in a compiled function: the same values, split along their first axis.
-      shard: `(batch, axis=0)`: splits the rows that this process holds over its
-        devices; axis 1 is for batches stacked in front.
+      compile: `(fn, replicated, out=REPLICATED, donate=False, axis=0) ->
+        Compiled`: the first `replicated` arguments of `fn(..., axis_name=...)` are the
+        same on all devices, the others are sharded along `axis`. `out` is REPLICATED,
+        SHARDED or STATE, or a tuple or other prefix of the result made of them.
+        `donate` donates the buffers of the first argument.
+      replicate: copies a tree of host arrays to every device.
+      place: puts a state, or a part of it, onto the devices: replicated, or sharded by
+        `leaf_spec`. Takes host arrays, equal in all processes, and its own results.
+      all_gather: in a compiled function: the same values, replicated, for operations
+        that mix the output channels of a state.
+      shard_batch: in a compiled function: the same values, sharded by example.
+      shard: `(batch, axis=0)`: shards the rows that this process holds over its
+        devices; axis 1 is for stacked batches.
     """
 
     kind: str
@@ -66,8 +66,8 @@ class Runner(NamedTuple):
     compile: Callable[..., Compiled]
     replicate: Callable[[PyTree], PyTree]
     place: Callable[[PyTree], PyTree]
-    gather: Callable[[PyTree], PyTree]
-    spread: Callable[[PyTree], PyTree]
+    all_gather: Callable[[PyTree], PyTree]
+    shard_batch: Callable[[PyTree], PyTree]
     shard: Callable[..., PyTree]
 
 
@@ -79,11 +79,11 @@ def make_runner(
     Args:
       kind: 'pmap' or 'jit'.
       devices: to run on.
-      fsdp: how many neighbouring devices share the output channels of a state among
-        them, under 'jit'; 1 keeps a copy on each.
+      fsdp: number of neighbouring devices that shard the output channels of a state,
+        under 'jit'; 1 replicates it.
 
     Raises:
-      ValueError: unknown kind, or `fsdp` devices cannot be had.
+      ValueError: unknown kind, or `fsdp` does not divide the devices.
     """
     if kind not in RUNNERS:
         raise ValueError(f"runner={kind!r}, expected one of {RUNNERS}")
@@ -98,12 +98,12 @@ def make_runner(
 
 
 def leaf_spec(shape: Sequence[int], parts: int) -> PartitionSpec:
-    """How `parts` devices of the axis 'fsdp' share an array of a state.
+    """The sharding of an array of a state over `parts` devices of the axis 'fsdp'.
 
     Along the last axis, that of the output channels, where its length is a multiple of
-    `parts`; else each holds all of it. Weights, the optimizer's moments and parameters
-    of each channel have the same last axis, so they are divided alike, and whatever is
-    computed of each channel by itself stays on its device.
+    `parts`; else replicated. Weights, the optimizer's moments and parameters of each
+    channel have the same last axis, so they are sharded alike, and computations on each
+    channel alone need no communication.
 
     Example:
       >>> tuple(leaf_spec((3, 3, 16, 32), 4))
@@ -130,8 +130,9 @@ def _pmap_runner(devices: list) -> Runner:
     mesh = jax.make_mesh((len(local),), (AXIS,), (AxisType.Auto,), devices=local)
     replicated = NamedSharding(mesh, PartitionSpec())
     count = len({d.process_index for d in devices})
+    mapped_axes = {REPLICATED: None, STATE: None, SHARDED: 0}
 
-    def compile(fn, replicated, out=SAME, donate=False, axis=0):
+    def compile(fn, replicated, out=REPLICATED, donate=False, axis=0):
         def bound(*args):
             return fn(*args, axis_name=AXIS)
 
@@ -146,7 +147,7 @@ def _pmap_runner(devices: list) -> Runner:
                     bound,
                     axis_name=AXIS,
                     in_axes=(None,) * replicated + (axis,) * (n - replicated),
-                    out_axes=jax.tree.map({SAME: None, STATE: None, ROWS: 0}.get, out),
+                    out_axes=jax.tree.map(mapped_axes.get, out),
                     devices=devices if count == 1 else None,
                     donate_argnums=(0,) if donate else (),
                 )
@@ -169,8 +170,8 @@ def _pmap_runner(devices: list) -> Runner:
         compile=compile,
         replicate=lambda tree: jax.device_put(tree, replicated),
         place=lambda tree: jax.device_put(tree, replicated),
-        gather=lambda tree: tree,
-        spread=lambda tree: tree,
+        all_gather=lambda tree: tree,
+        shard_batch=lambda tree: tree,
         shard=shard,
     )
 
@@ -190,13 +191,13 @@ def _jit_runner(devices: list, fsdp: int) -> Runner:
             lambda x: NamedSharding(mesh, leaf_spec(x.shape, fsdp)), tree
         )
 
-    def compile(fn, replicated, out=SAME, donate=False, axis=0):
+    def compile(fn, replicated, out=REPLICATED, donate=False, axis=0):
         del replicated, axis  # the arguments bring their own shardings
 
         def bound(*args):
             return fn(*args, axis_name=None)
 
-        places, cache = {SAME: replicated_, ROWS: sharded}, {}
+        shardings, cache = {REPLICATED: replicated_, SHARDED: sharded}, {}
 
         def choose(*args):
             n = len(args)
@@ -204,7 +205,7 @@ def _jit_runner(devices: list, fsdp: int) -> Runner:
                 cache[n] = jax.jit(
                     bound,
                     out_shardings=jax.tree.map(
-                        lambda word, part: places.get(word) or placed(part),
+                        lambda name, part: shardings.get(name) or placed(part),
                         out,
                         jax.jit(bound).eval_shape(*args),
                     ),
@@ -225,12 +226,12 @@ def _jit_runner(devices: list, fsdp: int) -> Runner:
     def put(x, sharding):
         if isinstance(x, jax.Array) and x.sharding == sharding:
             return x
-        # Each process has the whole array, and gives its devices their parts of it.
+        # Each process has the whole array, and copies parts of it to its devices.
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    def hold(sharding):
-        if fsdp == 1:  # nothing that the compiler would not find by itself
+    def constrain(sharding):
+        if fsdp == 1:  # the compiler finds the same
             return lambda tree: tree
         return lambda tree: jax.lax.with_sharding_constraint(tree, sharding)
 
@@ -243,7 +244,7 @@ def _jit_runner(devices: list, fsdp: int) -> Runner:
         compile=compile,
         replicate=lambda tree: jax.tree.map(lambda x: put(x, replicated_), tree),
         place=lambda tree: jax.tree.map(lambda x: put(x, placed(x)), tree),
-        gather=hold(replicated_),
-        spread=hold(sharded),
+        all_gather=constrain(replicated_),
+        shard_batch=constrain(sharded),
         shard=shard,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from quantnet_jax.core import tree
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.distributed.runners import SAME, STATE
+from quantnet_jax.distributed.runners import REPLICATED, STATE
 from quantnet_jax.evaluation.forward import make_forward, make_tally
 from quantnet_jax.tasks import Metric, Task
 
@@ -46,7 +46,7 @@ class Realized(NamedTuple):
     layers: dict[str, dict[str, jax.Array]]
 
 
-REALIZED = Realized._make((STATE, STATE, SAME, SAME))
+REALIZED = Realized._make((STATE, STATE, REPLICATED, REPLICATED))
 """Where the parts go, for `Runner.compile`: the host reads the last two."""
 
 

@@ -60,7 +60,7 @@ def make_scoring(
     forward = runner.compile(
         fns.make_forward(make_apply(model.clone(folded=True), runner), prepare["test"]),
         replicated=2,
-        out=runners.ROWS,
+        out=runners.SHARDED,
     )
     fold = runner.compile(
         lambda w, stats, axis_name: models.fold(w, stats), 2, out=runners.STATE
@@ -140,12 +140,12 @@ def make_apply(model, runner: runners.Runner) -> Callable:
     """
 
     def apply(variables, inputs, train):
-        variables, inputs = runner.gather(variables), runner.spread(inputs)
+        variables, inputs = runner.all_gather(variables), runner.shard_batch(inputs)
         if not train:
-            return runner.spread(model.apply(variables, inputs, train=False))
+            return runner.shard_batch(model.apply(variables, inputs, train=False))
         outputs, updated = model.apply(
             variables, inputs, train=True, mutable=["batch_stats"]
         )
-        return runner.spread(outputs), runner.gather(updated)
+        return runner.shard_batch(outputs), runner.all_gather(updated)
 
     return apply

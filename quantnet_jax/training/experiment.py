@@ -126,7 +126,7 @@ class Experiment:
     @cached_property
     def quantizer(self) -> Quantizer:
         """Over the tree of the model's parameters."""
-        return prepared(tree.tree_quantizer(self.buckets), self.runner.gather)
+        return prepared(tree.tree_quantizer(self.buckets), self.runner.all_gather)
 
     def init_qparams(self, params: PyTree) -> PyTree:
         """(Re)initializes `qparams` from the weights of the model, on the host."""
@@ -219,13 +219,16 @@ class Experiment:
     @cached_property
     def train_step(self) -> Callable:
         """`(state, train_data, batch) -> (state, metrics)`; donates the state."""
-        stepped = (runners.STATE, runners.SAME)
+        stepped = (runners.STATE, runners.REPLICATED)
         return self.runner.compile(self._step, 2, out=stepped, donate=True)
 
     @cached_property
     def train_chunk(self) -> Callable:
         """As `train_step`, of stacked batches, with the metrics of each step."""
-        stepped, chunk = (runners.STATE, runners.SAME), steps.make_chunk(self._step)
+        stepped, chunk = (
+            (runners.STATE, runners.REPLICATED),
+            steps.make_chunk(self._step),
+        )
         return self.runner.compile(chunk, 2, out=stepped, donate=True, axis=1)
 
     @cached_property
