@@ -12,6 +12,7 @@ import numpy as np
 
 from quantnet_jax import config as config_lib
 from quantnet_jax.checkpoint import manager
+from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
 from quantnet_jax.logging.progress import summary
 from quantnet_jax.training import experiment
@@ -54,7 +55,13 @@ def restore(
     state is that of the start.
     """
     # A teacher is for training only, and may be gone.
-    exp = experiment.Experiment(config_lib.untaught(config_lib.load(workdir)))
+    config = config_lib.untaught(config_lib.load(workdir))
+    # The devices here may be others than those of training.
+    devices = runners.dividing_devices(config.batch_size, config.eval_batch_size)
+    config.accumulation_steps = 1
+    if len(devices) % config.fsdp:
+        config.fsdp = 1
+    exp = experiment.Experiment(config, devices)
     with manager.Checkpoints(workdir, read_only=True) as checkpoints:
         wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats", "ema")}
         restored = checkpoints.restore_params(wanted, step)

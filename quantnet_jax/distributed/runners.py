@@ -125,6 +125,13 @@ def check_batch(name: str, batch_size: int, runner: Runner) -> None:
         )
 
 
+def dividing_devices(*batch_sizes: int) -> list:
+    """The first of all devices, as many as divide each batch size."""
+    devices = jax.devices()
+    counts = range(1, len(devices) + 1)
+    return devices[: max(n for n in counts if not any(b % n for b in batch_sizes))]
+
+
 def _pmap_runner(devices: list) -> Runner:
     local = [d for d in devices if d.process_index == jax.process_index()]
     mesh = jax.make_mesh((len(local),), (AXIS,), (AxisType.Auto,), devices=local)
