@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks import timing
 from quantnet_jax import deploy, models
+from quantnet_jax.core.paths import joined
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy.packed import is_packed
 from quantnet_jax.deploy.predictor import make_predictor
@@ -173,7 +174,7 @@ def make(network: str, activation: str | None = None, **options: Any):
     rng = np.random.default_rng(0)
 
     def leaf(key, x):
-        name = jax.tree_util.keystr(key, simple=True, separator="/")
+        name = joined(key)
         if not name.endswith("kernel"):
             low = 0.5 if name.endswith("scale") else -0.1
             return rng.uniform(low, low + 0.5, x.shape).astype(np.float32)

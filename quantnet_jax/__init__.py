@@ -2,7 +2,7 @@
 
 import quantnet_jax as qn
 
-q = qn.quantize_tree([qn.Rule(".*/kernel", qn.quantnet(sharpness=10.0))], params)
+q = qn.tree_quantizer([qn.Rule(".*/kernel", qn.quantnet(sharpness=10.0))], params)
 qparams = q.init(key, params)
 soft = q.soft(qparams, params, step=0)       # what training differentiates
 hard = q.hard(qparams, params)               # QTensor leaves: what ships
@@ -36,7 +36,7 @@ from quantnet_jax.core.quantizer import (
     factory,
     identity,
 )
-from quantnet_jax.core.tree import Rule, dequantize_tree, quantize_tree
+from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
 from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
 from quantnet_jax.quantizers.lq_nets import lq_nets
@@ -121,7 +121,6 @@ __all__ = [
     "per_channel",
     "proxquant",
     "quantization_networks",
-    "quantize_tree",
     "quantizers",
     "quantnet",
     "recu",
@@ -136,6 +135,7 @@ __all__ = [
     "testing",
     "to_onnx",
     "to_stablehlo",
+    "tree_quantizer",
     "twn",
     "xnor",
     "zoo",

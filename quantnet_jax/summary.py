@@ -84,7 +84,7 @@ def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
     spec = export.make_spec(config, task, source, origin=origin)
     key = jax.random.key(0)
     params = jax.eval_shape(spec.network().init, key, spec.input())["params"]
-    quantizer = tree.quantize_tree(parts.make_rules(config, 1), params)
+    quantizer = tree.tree_quantizer(parts.make_rules(config, 1), params)
     hard = lambda p: deploy.pack_tree(quantizer.hard(quantizer.init(key, p), p))
     return jax.eval_shape(hard, params), spec
 

@@ -58,7 +58,7 @@ def make(parts, loop=False, stats=False, width=8):
     """(state, train_step) of SGD with rate 1: new less old is the gradient."""
     params = {"one": jnp.asarray(normal(0, (5, width)))}
     params["two"] = jnp.asarray(normal(1, (width, 4)))
-    quantizer = tree.quantize_tree([tree.Rule("one", learned_tanh(), "model")], params)
+    quantizer = tree.tree_quantizer([tree.Rule("one", learned_tanh(), "model")], params)
     sgd = optim.optimizer("sgd", lambda step: 1.0, momentum=0.0)
     tx = optim.partition(sgd, sgd)
     variables = {"params": params}

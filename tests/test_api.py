@@ -65,8 +65,10 @@ def test_import_needs_jax_alone_until_more_is_asked_for():
         ),
         (lambda: qn.identity()._replace(soft=signs), "Quantizer(signs)"),
         (
-            lambda: qn.quantize_tree([qn.Rule("a", qn.lsq())], {"a": jnp.ones((2, 2))}),
-            "Quantizer(tree_quantizer)",
+            lambda: qn.tree_quantizer(
+                [qn.Rule("a", qn.lsq())], {"a": jnp.ones((2, 2))}
+            ),
+            "tree_quantizer(1 tensor)",
         ),
     ],
 )

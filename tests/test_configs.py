@@ -167,7 +167,7 @@ def test_imagenet_step_at_full_shape(name, variant, microbatches):
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     rules = parts.make_rules(config, 1000)
-    quantizer = tree.quantize_tree(rules, variables["params"])
+    quantizer = tree.tree_quantizer(rules, variables["params"])
     rate = parts.make_rate("weights", config.weights, 1000)
     tx = optim.partition(
         parts.make_optimizer("weights", config.weights, rate),

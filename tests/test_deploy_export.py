@@ -81,7 +81,7 @@ def test_network_whose_outputs_are_images(tmp_path):
     model = models.create("autoencoder", outputs=1, width=4)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     params = variables["params"]
-    q = qn.quantize_tree([qn.Rule("conv.*/kernel", qn.xnor())], params)
+    q = qn.tree_quantizer([qn.Rule("conv.*/kernel", qn.xnor())], params)
     hard = q.hard(q.init(jax.random.key(1), params), params)
     tree = models.fold(hard, variables["batch_stats"])
     made = deploy.export_tree(tree, spec, tmp_path, batches=batches, onnx=True)

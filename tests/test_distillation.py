@@ -89,7 +89,7 @@ def linear_step(mode, weight):
     """(state, step) of a linear network whose batches hold the teacher's logits."""
     params = {"kernel": jnp.asarray(normal(0, (5, 4)))}
     rule = tree.Rule("kernel", learned_tanh(), "model")
-    quantizer = tree.quantize_tree([rule], params)
+    quantizer = tree.tree_quantizer([rule], params)
     sgd = optim.optimizer("sgd", lambda step: 1.0, momentum=0.0)
     tx = optim.partition(sgd, sgd)
     state = create_state({"params": params}, quantizer, tx, jax.random.key(1))
@@ -168,7 +168,7 @@ def test_run_with_teacher_average_and_parts(teacher, tmp_path):
     }
     state = state._replace(**exp.runner.replicate(blank))
     assert exp.evaluate(state)[0] == scores
-    quantizer = tree.tree_quantizer(exp.buckets)
+    quantizer = tree.bucket_quantizer(exp.buckets)
     hard = tree.flatten(quantizer.hard(averaged["quant"], averaged["model"]))
     shipped = tree.flatten(exp.deployed(state))
     assert codes.keys() == exp.codes(state).keys() and codes

@@ -62,7 +62,7 @@ def test_gap_of_a_soft_member_is_seen():
 def logits_of(exp, state, hard):
     """(50, 4) logits of the test set: eager, one batch, no mask, no runner."""
     state = jax.device_get(state)
-    realized = gap.make_realize(experiment.tree.tree_quantizer(exp.buckets))(
+    realized = gap.make_realize(experiment.tree.bucket_quantizer(exp.buckets))(
         state, None
     )
     model = models.create("small", outputs=4)
@@ -178,7 +178,7 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     """Recomputed layer by layer with NumPy, on the first augmented batches."""
     exp, state, (scores, _, _) = trained("quantnet")
     host = jax.device_get(state)
-    quantizer = experiment.tree.tree_quantizer(exp.buckets)
+    quantizer = experiment.tree.bucket_quantizer(exp.buckets)
     hard = gap.make_realize(quantizer)(host, None).hard
     totals = {}
     for step in range(exp.config.recalibration_batches):
@@ -311,7 +311,7 @@ def test_layer_report_counts_flips():
 def test_codes_are_those_of_the_hard_weights():
     exp, state, (_, _, codes) = trained("quantnet")
     assert all(np.array_equal(v, codes[k]) for k, v in exp.codes(state).items())
-    quantizer = experiment.tree.tree_quantizer(exp.buckets)
+    quantizer = experiment.tree.bucket_quantizer(exp.buckets)
     host = jax.device_get(state)
     hard = quantizer.hard(host.params["quant"], host.params["model"])
     for layer in ("conv1", "conv2"):
@@ -323,7 +323,7 @@ def test_codes_are_those_of_the_hard_weights():
 
 def test_realized_trees_leave_the_rest_of_the_network_alone():
     exp, state, _ = trained("quantnet")
-    realized = gap.make_realize(experiment.tree.tree_quantizer(exp.buckets))(
+    realized = gap.make_realize(experiment.tree.bucket_quantizer(exp.buckets))(
         jax.device_get(state), None
     )
     model = experiment.tree.flatten(state.params["model"])

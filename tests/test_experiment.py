@@ -129,7 +129,7 @@ def test_rules_decide_what_is_quantized():
     claimed = {path: bucket.shared for bucket in exp.buckets for path in bucket.paths}
     assert set(claimed) == {"conv1/kernel", "head/kernel"}
     assert claimed["head/kernel"] is None and claimed["conv1/kernel"] is not None
-    hard = tree.tree_quantizer(exp.buckets).hard(
+    hard = tree.bucket_quantizer(exp.buckets).hard(
         exp.state.params["quant"], exp.state.params["model"]
     )
     assert np.all(np.asarray(hard["head"]["kernel"].scale) > 0)

@@ -139,7 +139,7 @@ def test_quantnet_sends_nothing_but_its_own_parameters(unit):
     runner = runners.make_runner("jit", None, 4)
     params = {k: jnp.ones((3, 3, 2, 8)) for k in ("a", "b")}
     q = quantizers.create("quantnet", total_steps=10, unit=unit, width=4)
-    q = tree.quantize_tree([tree.Rule(".*", q, "model")], params)
+    q = tree.tree_quantizer([tree.Rule(".*", q, "model")], params)
     qparams = jax.jit(q.init)(jax.random.key(9), params)
     q = prepared(q, runner.all_gather)
 

@@ -30,7 +30,7 @@ def linear_apply(variables, image, train):
 
 def linear_state(quantizer, tx):
     params = {"kernel": jnp.asarray(0.4 * normal(0, (5, 4))), "bias": jnp.zeros(4)}
-    q = tree.quantize_tree([tree.Rule("kernel", quantizer, "model")], params)
+    q = tree.tree_quantizer([tree.Rule("kernel", quantizer, "model")], params)
     if q.project is not None:
         tx = optim.projected(tx, q.project)
     if q.gradient is not None:

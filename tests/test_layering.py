@@ -24,7 +24,7 @@ ONLY = {
     "data": set(),
     "models": {"core", "activations"},
     "distributed": {"core"},
-    "checkpoint": set(),
+    "checkpoint": {"core"},
     "deploy": {"core", "quantizers", "activations", "models"},
     "zoo": {"core"},
     "report": {"core", "logging"},

@@ -12,7 +12,7 @@ from quantnet_jax import quantizers
 from quantnet_jax.core import layout
 from quantnet_jax.core.packing import pack, unpack
 from quantnet_jax.core.qtensor import dequantize, validate
-from quantnet_jax.core.tree import Rule, quantize_tree
+from quantnet_jax.core.tree import Rule, tree_quantizer
 
 KERNELS = {
     "Dense": ((32, 64), -1, ()),
@@ -47,7 +47,7 @@ def made(name, **options):
 def tree_of(name, w, out, stack, **options):
     """(hard QTensor, soft value) of one tensor by a rule."""
     params = {"w": jnp.asarray(w)}
-    q = quantize_tree([Rule("w", made(name, **options), "layer", out, stack)], params)
+    q = tree_quantizer([Rule("w", made(name, **options), "layer", out, stack)], params)
     qparams = q.init(jax.random.key(0), params)
     hard = jax.jit(q.hard)(qparams, params)["w"]
     soft = jax.jit(lambda p, w: q.soft(p, w, step=0))(qparams, params)["w"]
@@ -92,8 +92,8 @@ def test_a_stack_equals_its_tensors(member, share):
     q = made(member, **options)
     stacked = {"w": w}
     loop = {f"w{i}": w[i] for i in range(3)}
-    one = quantize_tree([Rule("w", q, share, -1, 0)], stacked)
-    many = quantize_tree([Rule("w.", q, share)], loop)
+    one = tree_quantizer([Rule("w", q, share, -1, 0)], stacked)
+    many = tree_quantizer([Rule("w.", q, share)], loop)
     key = jax.random.key(0)
     a, b = one.init(key, stacked), many.init(key, loop)
     if member == "quantnet":  # their keys differ, and the first layer is random
@@ -118,10 +118,10 @@ def test_a_stack_equals_its_tensors(member, share):
 def test_gradient_and_projection_follow_the_layout():
     w = {"w": jnp.asarray(normal(3, (2, 4, 3)))}
     g = {"w": jnp.asarray(normal(4, (2, 4, 3)))}
-    q = quantize_tree([Rule("w", made("binaryconnect"), "layer", -2, 0)], w)
+    q = tree_quantizer([Rule("w", made("binaryconnect"), "layer", -2, 0)], w)
     moved = q.project(q.init(jax.random.key(0), w), {"w": 3 * w["w"]}, step=0)[1]
     np.testing.assert_allclose(moved["w"], np.clip(3 * w["w"], -1, 1))
-    q = quantize_tree([Rule("w", made("metaquant", width=2), "model", -2, 0)], w)
+    q = tree_quantizer([Rule("w", made("metaquant", width=2), "model", -2, 0)], w)
     qparams = q.init(jax.random.key(0), w)
     assert q.gradient(qparams, w, g, step=0)["w"].shape == (2, 4, 3)
 
@@ -132,7 +132,7 @@ def test_gradient_and_projection_follow_the_layout():
 )
 def test_impossible_axes_are_named(out, stack, words):
     with pytest.raises(ValueError, match=words) as error:
-        quantize_tree(
+        tree_quantizer(
             [Rule("w", made("lsq"), "layer", out, stack)], {"w": jnp.ones((2, 3))}
         )
     assert "'w'" in str(error.value) and "\n" not in str(error.value)

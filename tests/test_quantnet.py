@@ -11,7 +11,7 @@ from util import equations, noisy, normal, with_zeros
 
 from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.schedules import exponential, linear
-from quantnet_jax.core.tree import Rule, quantize_tree
+from quantnet_jax.core.tree import Rule, tree_quantizer
 from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import RANGES, staircase, tanh_sign
 from quantnet_jax.quantizers.ste import binary_ste
@@ -95,7 +95,7 @@ def test_training_path_of_a_tree_is_differentiable(share):
         "b": jnp.asarray(normal(1, SHAPE)),
         "c": jnp.asarray(normal(2, (2, 3, 3, 1))),
     }
-    tree = quantize_tree([Rule(".*", q, share)], params)
+    tree = tree_quantizer([Rule(".*", q, share)], params)
     args = (jax.eval_shape(tree.init, jax.random.key(0), params), params)
     assert forbidden(lambda args, step: tree.soft(*args, step=step), args) == set()
     assert forbidden(lambda args, step: tree.penalty(*args, step=step), args) == set()

@@ -33,7 +33,7 @@ def run(decay):
     """The states of some steps of a linear network, first to last."""
     params = {"kernel": jnp.asarray(normal(0, (5, 4)))}
     rule = tree.Rule("kernel", learned_tanh(), "model")
-    quantizer = tree.quantize_tree([rule], params)
+    quantizer = tree.tree_quantizer([rule], params)
     sgd = optim.optimizer("sgd", lambda step: 0.5)
     tx = optim.partition(sgd, sgd)
     variables = {"params": params, "batch_stats": {"mean": jnp.zeros(5)}}

@@ -51,7 +51,7 @@ def make(quantizer, estimator=gradients.joint, smoothing=0.0, tx=None):
     """
     variables = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     rules = [tree.Rule(PATTERN, quantizer, "kernel")]
-    quantizer = tree.quantize_tree(rules, variables["params"])
+    quantizer = tree.tree_quantizer(rules, variables["params"])
     tx = tx or optim.partition(sgd(1.0), sgd(1.0))
     state = create_state(variables, quantizer, tx, jax.random.key(1))
     # A sub-network starts as the identity; away from it all gradients are at work.

@@ -226,7 +226,7 @@ def abstract_nnx(example, images):
 def test_own_model(make):
     example, images = example_file(), shape(1, 28, 28, 1)
     params, apply = make(example, images)
-    q = qn.quantize_tree([qn.Rule(example.QUANTIZED, qn.binary_ste())], params)
+    q = qn.tree_quantizer([qn.Rule(example.QUANTIZED, qn.binary_ste())], params)
     hard = jax.eval_shape(lambda p: q.hard(q.init(jax.random.key(0), p), p), params)
     found = summarize(apply, hard, images)
     inner = 9 * (14 * 14 * 16 * 32 + 7 * 7 * 32 * 32)
@@ -254,7 +254,7 @@ def test_file_of_an_own_model_is_its_summary(dtype, tmp_path):
 
     model, x = Own(), jnp.ones((1, 6, 6, 2))
     variables = model.init(jax.random.key(0), x)  # statistics ship as well
-    q = qn.quantize_tree([qn.Rule("params/Conv.*/kernel", qn.binary_ste())], variables)
+    q = qn.tree_quantizer([qn.Rule("params/Conv.*/kernel", qn.binary_ste())], variables)
     hard = q.hard(q.init(jax.random.key(0), variables), variables)
     packed = deploy.pack_tree(hard)
     written = deploy.write(tmp_path / "own.safetensors", packed, {}, dtype=dtype)

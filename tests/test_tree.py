@@ -16,7 +16,7 @@ from quantnet_jax.core.tree import (
     dequantize_tree,
     flatten,
     plan,
-    quantize_tree,
+    tree_quantizer,
 )
 from quantnet_jax.quantizers.lq_nets import lq_nets
 from quantnet_jax.quantizers.metaquant import metaquant
@@ -64,7 +64,7 @@ def test_paths_of_mixed_containers():
 
 def test_mixed_containers_keep_their_structure():
     tree = {"x": [array(0, 2, 3), {"y": array(1, 2, 3)}], "z": Pair(array(2, 4), None)}
-    q = quantize_tree([Rule("x/.*", binary_ste())], tree)
+    q = tree_quantizer([Rule("x/.*", binary_ste())], tree)
     qparams = q.init(jax.random.key(0), tree)
     soft, hard = q.soft(qparams, tree, step=0), q.hard(qparams, tree)
     assert jax.tree.structure(soft) == jax.tree.structure(tree)
@@ -137,7 +137,7 @@ def member():
 def test_batched_trees_equal_a_loop(share):
     """Soft, hard, penalty and gradients, with every parameter away from its start."""
     params, one = small_net(), member()
-    q = quantize_tree([Rule(CONVS, one, share)], params)
+    q = tree_quantizer([Rule(CONVS, one, share)], params)
     shapes = jax.eval_shape(q.init, jax.random.key(0), params)
     counter = iter(range(100))
     qparams = jax.tree.map(lambda x: 0.5 * array(next(counter), *x.shape), shapes)
@@ -174,7 +174,7 @@ def test_batched_trees_equal_a_loop(share):
 @pytest.mark.parametrize("share", ["layer", "shape", "kernel", "model"])
 def test_sharing_starts_and_deploys(share):
     params, one = small_net(), member()
-    q = quantize_tree([Rule(CONVS, one, share)], params)
+    q = tree_quantizer([Rule(CONVS, one, share)], params)
     key = jax.random.key(0)
     qparams = q.init(key, params)
     assert_trees_close(
@@ -200,7 +200,7 @@ def test_sharing_starts_and_deploys(share):
 
 def test_members_without_parameters_can_share():
     params = small_net()
-    q = quantize_tree([Rule(CONVS, tanh_sign(), "model")], params)
+    q = tree_quantizer([Rule(CONVS, tanh_sign(), "model")], params)
     qparams = q.init(jax.random.key(0), params)
     assert jax.tree.leaves(qparams) == []
     soft = q.soft(qparams, params, step=0)["c"]["kernel"]
@@ -210,7 +210,7 @@ def test_members_without_parameters_can_share():
 
 def count_primitives(layers, share):
     params = {f"layer{i}": array(i, 2, 2, 2, 2) for i in range(layers)}
-    q = quantize_tree([Rule(".*", member(), share)], params)
+    q = tree_quantizer([Rule(".*", member(), share)], params)
     qparams = jax.eval_shape(q.init, jax.random.key(0), params)
 
     def loss(args, step):
@@ -241,7 +241,7 @@ def test_every_tensor_has_a_key_of_its_own():
 
     noisy = q._replace(soft=soft, init=init)
     params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2)), "c": jnp.ones((2, 3))}
-    tree = quantize_tree([Rule("c", noisy), Rule("a|b", noisy)], params)
+    tree = tree_quantizer([Rule("c", noisy), Rule("a|b", noisy)], params)
     key = jax.random.key(7)
     qparams = tree.init(key, params)
     out = tree.soft(qparams, params, step=0, key=key)
@@ -254,7 +254,7 @@ def test_every_tensor_has_a_key_of_its_own():
 
 def test_trees_work_under_jit_and_eval_shape():
     params, one = small_net(), member()
-    q = quantize_tree([Rule(CONVS, one, "kernel")], jax.eval_shape(small_net))
+    q = tree_quantizer([Rule(CONVS, one, "kernel")], jax.eval_shape(small_net))
     qparams = jax.eval_shape(q.init, jax.random.key(0), params)
     soft = jax.eval_shape(lambda p, w: q.soft(p, w, step=0), qparams, params)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
@@ -267,7 +267,7 @@ def test_trees_work_under_jit_and_eval_shape():
 def test_penalty_is_the_sum_over_tensors():
     params = small_net()
     one = tanh_sign(penalty=2.0)
-    q = quantize_tree([Rule(CONVS, one), Rule("head/kernel", identity())], params)
+    q = tree_quantizer([Rule(CONVS, one), Rule("head/kernel", identity())], params)
     leaves = flatten(params)
     expected = sum(one.penalty(((), ()), leaves[path], step=0) for path in PATHS)
     qparams = q.init(jax.random.key(0), params)
@@ -276,7 +276,7 @@ def test_penalty_is_the_sum_over_tensors():
 
 def test_no_rules_leave_everything_as_it_is():
     params = small_net()
-    q = quantize_tree([], params)
+    q = tree_quantizer([], params)
     assert q.init(jax.random.key(0), params) == {}
     for tree in (q.soft({}, params, step=0), q.hard({}, params)):
         assert_trees_close(tree, params)
@@ -297,7 +297,7 @@ def mixed_rules():
 
 def test_rules_are_there_if_one_member_has_them():
     fields = lambda rules: tuple(
-        getattr(quantize_tree(rules, small_net()), name) is not None
+        getattr(tree_quantizer(rules, small_net()), name) is not None
         for name in ("gradient", "project")
     )
     meta, stem, head = mixed_rules()
@@ -310,7 +310,7 @@ def test_rules_are_there_if_one_member_has_them():
 def test_gradients_of_a_mixed_tree():
     """Of the network: its factor; of the others: the derivative of soft, or itself."""
     params = {k: v for k, v in small_net().items() if k != "count"}
-    q = quantize_tree(mixed_rules(), params)
+    q = tree_quantizer(mixed_rules(), params)
     qparams = q.init(jax.random.key(0), params)
     qparams["shared0"] = {k: 1.5 * x for k, x in qparams["shared0"].items()}
     g = jax.tree.map(lambda x: array(11, *x.shape), params)
@@ -332,7 +332,7 @@ def test_gradients_without_a_rule_are_the_vjp_of_soft():
     params = {k: v for k, v in small_net().items() if k in "ac"}
     soft_member = quantnet(width=2, sharpness=lambda step: 1.0 + step, penalty=1.0)
     rules = [Rule("a/kernel", soft_member), Rule("c/kernel", metaquant(width=2))]
-    q = quantize_tree(rules, params)
+    q = tree_quantizer(rules, params)
     qparams = q.init(jax.random.key(0), params)
     g = jax.tree.map(lambda x: array(12, *x.shape), params)
     step = jnp.asarray(2.0)
@@ -346,7 +346,7 @@ def test_gradients_without_a_rule_are_the_vjp_of_soft():
 
 def test_projection_of_a_mixed_tree_changes_only_its_own():
     params = small_net()
-    q = quantize_tree(mixed_rules(), params)
+    q = tree_quantizer(mixed_rules(), params)
     qparams = q.init(jax.random.key(0), params)
     moved, new = q.project(qparams, params, step=0)
     assert jax.tree.structure((moved, new)) == jax.tree.structure((qparams, params))
@@ -366,7 +366,7 @@ def test_projection_of_weights():
     params = {k: v for k, v in small_net().items() if k != "head"}
     params = jax.tree.map(lambda x: 3 * x, params)
     rules = [Rule("(a|b)/kernel", binaryconnect()), Rule("c/.*", binary_ste())]
-    q = quantize_tree(rules, params)
+    q = tree_quantizer(rules, params)
     qparams, new = q.project(q.init(jax.random.key(0), params), params, step=0)
     assert jax.tree.leaves(qparams) == []
     for path, leaf in flatten(params).items():
@@ -386,7 +386,7 @@ def test_projection_keeps_what_is_shared(share):
     init = lambda key, w: {"common": jnp.float32(2.0), "own": PerTensor(jnp.mean(w))}
     params = small_net()
     rule = Rule(CONVS, clip_sign()._replace(init=init, project=project), share)
-    q = quantize_tree([rule], params)
+    q = tree_quantizer([rule], params)
     before = q.init(jax.random.key(0), params)
     after, new = q.project(before, params, step=jnp.asarray(7.0))
     assert jax.tree.structure(after) == jax.tree.structure(before)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.core import tree
+from quantnet_jax.core.paths import replace
 from quantnet_jax.training import experiment, parts
 
 GROUPS = 20
@@ -45,7 +46,7 @@ def make_losses(exp: experiment.Experiment, images: int) -> tuple[Callable, Call
     Both are `(kernels, params, batch_stats, step) -> float32`, on the first training
     images.
     """
-    quantizer, task = tree.tree_quantizer(exp.buckets), exp.task
+    quantizer, task = tree.bucket_quantizer(exp.buckets), exp.task
     model = parts.make_model(exp.config, task.model_options, None)
     data = {k: x[:images] for k, x in exp.feed.train_data.items()}
     batch = {
@@ -64,25 +65,18 @@ def make_losses(exp: experiment.Experiment, images: int) -> tuple[Callable, Call
         return jnp.mean(task.loss(outputs, examples, train=False))
 
     def own(kernels, params, batch_stats, step):
-        model_params = _replaced(params["model"], kernels)
+        model_params = replace(params["model"], kernels)
         weights = quantizer.soft(params["quant"], model_params, step=step)
         penalty = quantizer.penalty(params["quant"], model_params, step=step)
         return loss(weights, batch_stats) + penalty
 
     def hard(kernels, params, batch_stats, step):
         del step
-        model_params = _replaced(params["model"], kernels)
+        model_params = replace(params["model"], kernels)
         weights = tree.dequantize_tree(quantizer.hard(params["quant"], model_params))
         return loss(weights, batch_stats)
 
     return jax.jit(own), jax.jit(hard)
-
-
-def _replaced(params: PyTree, kernels: dict[str, jax.Array]) -> PyTree:
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: kernels.get(name(path), x), params
-    )
 
 
 def cosine(

@@ -25,12 +25,8 @@ from quantnet_jax.checkpoint.storage import (
     check_writable,
     without_warning,
 )
-from quantnet_jax.checkpoint.warm_start import (
-    WarmStart,
-    check_fits,
-    flatten,
-    warm_start,
-)
+from quantnet_jax.checkpoint.warm_start import WarmStart, check_fits, warm_start
+from quantnet_jax.core.paths import flatten
 
 __all__ = [
     "FOLDER", "Checkpoints", "Restored", "StorageError", "WarmStart", "flatten",

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from quantnet_jax.core.paths import flatten
+
 
 class WarmStart(NamedTuple):
     """Which leaves a warm start took over; names are '/'-joined paths."""
@@ -22,21 +24,6 @@ class WarmStart(NamedTuple):
             shown = f" ({listed})" if names and field != "matched" else ""
             parts.append(f"{len(names)} {field}{shown}")
         return "warm start: " + ", ".join(parts)
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Returns `{'/'-joined path: leaf}` in tree order.
-
-    Raises:
-      ValueError: two leaves have the same path (`{'a/b': x, 'a': {'b': y}}`).
-    """
-    flat: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name in flat:
-            raise ValueError(f"state path {name!r} names two leaves; rename one key")
-        flat[name] = leaf
-    return flat
 
 
 def describe(leaf: Any) -> str:

@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from quantnet_jax.config.keys import base
-from quantnet_jax.core.names import unknown
+from quantnet_jax.core.names import nearest
 
 
 def parse(
@@ -55,6 +55,6 @@ def unknown_key(argv: list[str]) -> str:
             if not isinstance(place, dict):
                 return f"unknown config key {found[1]!r}: it is below a value"
             if name not in place:
-                return unknown(found[1], place)
+                return f"unknown config key {found[1]!r}{nearest(name, sorted(place))}"
             place = place[name]
     return ""

@@ -22,6 +22,14 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     return f"{did_you_mean(word, known)} (known: {words}{more})"
 
 
+def closest(word: str, known: list[str], most: int = 8) -> str:
+    """All known words, or of many those that `word` may have meant."""
+    if len(known) <= 2 * most:
+        return ", ".join(known)
+    near = difflib.get_close_matches(word, known, n=most, cutoff=0.0)
+    return ", ".join(sorted(near)) + f" and {len(known) - most} more"
+
+
 def unknown(key: str, known: Iterable[str]) -> str:
     """The message for a key (dotted) that is none of `known` on its level."""
     return f"unknown config key {key!r}{nearest(key.rsplit('.', 1)[-1], sorted(known))}"

@@ -20,7 +20,7 @@ def flatten(params: PyTree) -> dict[str, Any]:
     for path, leaf in leaves:
         name = joined(path)
         if name in found:
-            raise ValueError(f"two leaves of the tree have the path {name!r}")
+            raise ValueError(f"path {name!r} names two leaves; rename one key")
         found[name] = leaf
     return found
 

@@ -1,25 +1,26 @@
 """Rules over a parameter tree: which tensor gets which quantizer, and what is shared.
 
-`quantize_tree(rules, params)` is itself a `Quantizer`, whose `w` is a whole tree. Soft
+`tree_quantizer(rules, params)` is itself a `Quantizer`, whose `w` is a whole tree. Soft
 and hard trees go through the same `model.apply`; the model is never edited.
 """
 
 import contextlib
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.core import bucketed, paths
 from quantnet_jax.core import layout as layouts
-from quantnet_jax.core import paths
+from quantnet_jax.core.bucketed import Bucket
 from quantnet_jax.core.layout import Layout
+from quantnet_jax.core.names import closest
 from quantnet_jax.core.paths import flatten
 from quantnet_jax.core.qtensor import dequantize, is_qtensor
-from quantnet_jax.core.quantizer import PerTensor, PyTree, Quantizer
+from quantnet_jax.core.quantizer import PyTree, Quantizer
 
 SHARES = ("layer", "shape", "kernel", "model")
 
@@ -46,27 +47,6 @@ class Rule(NamedTuple):
     share: str = "layer"
     out: int | tuple[int, ...] = -1
     stack: int | tuple[int, ...] = ()
-
-
-class Bucket(NamedTuple):
-    """Tensors of one rule and one shape, computed together.
-
-    Attributes:
-      quantizer: of the rule.
-      paths: of the tensors, sorted.
-      layout: shape and axes that all of them have.
-      shared: key of the shared part of their `qparams`, None if nothing is shared.
-    """
-
-    quantizer: Quantizer
-    paths: tuple[str, ...]
-    layout: Layout
-    shared: str | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one tensor as the quantizer sees it."""
-        return self.layout.one
 
 
 def plan(rules: Iterable[Rule], params: PyTree) -> tuple[Bucket, ...]:
@@ -100,31 +80,37 @@ def plan(rules: Iterable[Rule], params: PyTree) -> tuple[Bucket, ...]:
     return tuple(buckets)
 
 
-def quantize_tree(rules: Iterable[Rule], params: PyTree) -> Quantizer:
-    """A quantizer for whole parameter trees; see `tree_quantizer` and `plan`.
+def tree_quantizer(rules: Iterable[Rule], params: PyTree) -> Quantizer:
+    """A quantizer for whole parameter trees; see `plan` for the errors.
+
+    `init(key, params)` gives `{path or shared key: qparams}`. `soft` gives a tree like
+    `params` with the claimed tensors replaced; `hard` the same with `QTensor` leaves
+    (see `dequantize_tree`); `penalty` the sum over tensors. `gradient` and `project`
+    are there if one of the quantizers has them.
+
+    Args:
+      rules: at most one may claim a tensor. Tensors that no rule claims stay float.
+      params: arrays or `jax.ShapeDtypeStruct`s.
 
     Example:
       >>> from quantnet_jax.core.quantizer import identity
       >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 2))}, "bias": jnp.ones(2)}
-      >>> q = quantize_tree([Rule(".*kernel", identity())], params)
+      >>> q = tree_quantizer([Rule(".*kernel", identity())], params)
       >>> qparams = q.init(jax.random.key(0), params)
       >>> sorted(flatten(q.soft(qparams, params, step=0)))
       ['bias', 'conv/kernel']
     """
-    return tree_quantizer(plan(rules, params))
+    return bucket_quantizer(plan(rules, params))
 
 
-def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
-    """The `Quantizer` over trees that a plan describes.
+def bucket_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
+    """The `Quantizer` over trees that a plan describes; see `tree_quantizer`.
 
-    `init(key, params)` gives `{path or shared key: qparams}`. `soft` gives a tree like
-    `params` with the claimed tensors replaced; `hard` the same with `QTensor` leaves
-    (see `dequantize_tree`); `penalty` the sum over tensors. Tensors of equal shape go
-    through one `vmap`, so the cost does not grow with the number of small kernels.
-    Every tensor gets a key of its own from `key`. Shared parameters are initialized on
-    the first of their tensors in path order. `gradient` and `project` are there if one
-    of the quantizers has them; tensors without a rule of their own keep the VJP of
-    `soft`, and their weights.
+    Tensors of equal shape go through one `vmap`, so the cost does not grow with the
+    number of small kernels. Every tensor gets a key of its own from `key`. Shared
+    parameters are initialized on the first of their tensors in path order. Tensors
+    whose quantizer has no `gradient` or `project` keep the VJP of `soft`, and their
+    weights.
     """
     order = sorted(path for bucket in buckets for path in bucket.paths)
     numbers = {path: number for number, path in enumerate(order)}
@@ -139,11 +125,11 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
         for bucket in buckets:
             keys = keys_of(key, bucket)
             for k, path in zip(keys, bucket.paths, strict=True):
-                full = _init(bucket, k, leaves[path])
+                full = bucketed.init(bucket, k, leaves[path])
                 if bucket.shared is None:
                     qparams[path] = full
                     continue
-                shared, qparams[path] = _split(full)
+                shared, qparams[path] = bucketed.split(full)
                 if bucket.layout.stack:  # of the first of the stacked tensors
                     shared = jax.tree.map(lambda x: x[0], shared)
                 qparams.setdefault(bucket.shared, shared)
@@ -151,7 +137,7 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
 
     def mapped(fn: Callable, bucket, qparams, leaves, *extra, out_axes: Any = 0):
         """vmap of fn(qparams, w, *extra) over the tensors of a bucket."""
-        w = _gather(bucket, leaves)
+        w = bucketed.gather(bucket, leaves)
         joined = jnp.concatenate if bucket.layout.stack else lambda x: jnp.stack(x)
         own = jax.tree.map(
             lambda *x: joined(x), *[qparams[path] for path in bucket.paths]
@@ -159,7 +145,7 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
         if bucket.shared is None:
             return jax.vmap(fn, out_axes=out_axes)(own, w, *extra)
         shared = qparams[bucket.shared]
-        with_shared = lambda o, *rest: fn(_merge(shared, o), *rest)
+        with_shared = lambda o, *rest: fn(bucketed.merge(shared, o), *rest)
         return jax.vmap(with_shared, out_axes=out_axes)(own, w, *extra)
 
     def soft(qparams, params, *, step, key=None):
@@ -167,16 +153,17 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
         for bucket in buckets:
             q = bucket.quantizer
             one = lambda p, w, k=None, q=q: q.soft(p, w, step=step, key=k)
-            extra = () if key is None else (_copies(bucket, keys_of(key, bucket)),)
+            keys = None if key is None else keys_of(key, bucket)
+            extra = () if keys is None else (bucketed.copied(bucket, keys),)
             out = mapped(one, bucket, qparams, leaves, *extra)
-            new |= _scatter(bucket, out)
+            new |= bucketed.scatter(bucket, out)
         return paths.replace(params, new)
 
     def hard(qparams, params):
         leaves, new = flatten(params), {}
         for bucket in buckets:
             rule = bucket.quantizer.hard
-            made = _scatter(bucket, mapped(rule, bucket, qparams, leaves))
+            made = bucketed.scatter(bucket, mapped(rule, bucket, qparams, leaves))
             if bucket.layout.stack and is_qtensor(next(iter(made.values()))):
                 levels = lambda p, w, rule=rule: rule(p, w).levels
                 with contextlib.suppress(ValueError):  # no table that all have
@@ -200,11 +187,11 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
         leaves, flat, new = flatten(params), flatten(grads), {}
         for bucket in buckets:
             q = bucket.quantizer
-            rule = q.gradient or _vjp_of(q)
+            rule = q.gradient or bucketed.vjp_of(q)
             one = lambda p, w, g, rule=rule: rule(p, w, g, step=step)
-            g = _gather(bucket, flat)
+            g = bucketed.gather(bucket, flat)
             out = mapped(one, bucket, qparams, leaves, g)
-            new |= _scatter(bucket, out)
+            new |= bucketed.scatter(bucket, out)
         return paths.replace(grads, new)
 
     def project(qparams, params, *, step):
@@ -217,11 +204,13 @@ def tree_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
             moved, out = mapped(one, bucket, qparams, leaves)
             if bucket.shared is not None:
                 # What tensors share has no tensor to be moved by.
-                _, moved = _split(moved)
-            own |= {p: x for p, x in _pieces(bucket, moved)}
-            new |= _scatter(bucket, out)
+                _, moved = bucketed.split(moved)
+            own |= {p: x for p, x in bucketed.pieces(bucket, moved)}
+            new |= bucketed.scatter(bucket, out)
         return qparams | own, paths.replace(params, new)
 
+    count = f"{len(order)} tensor{'s' * (len(order) != 1)}"
+    setattr(soft, "made_by", f"tree_quantizer({count})")  # noqa: B010
     has = lambda field: any(getattr(b.quantizer, field) for b in buckets)
     return Quantizer(
         init,
@@ -247,62 +236,6 @@ def _layout(rule: Rule, path: str, leaf: jax.Array) -> Layout:
         raise ValueError(f"rule {rule.pattern!r}, {path!r}: {e}") from None
 
 
-def _init(bucket: Bucket, key: jax.Array, w: jax.Array) -> PyTree:
-    """`qparams` of one leaf; of stacked tensors with `copies` in front."""
-    layout = bucket.layout
-    if layout.plain or not layout.shape:
-        return bucket.quantizer.init(key, w)
-    rows = layouts.split(w, layout)
-    if not layout.stack:
-        return bucket.quantizer.init(key, rows[0])
-    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(layout.copies))
-    return jax.vmap(bucket.quantizer.init)(keys, rows)
-
-
-def _gather(bucket: Bucket, leaves: dict[str, jax.Array]) -> jax.Array:
-    """The tensors of a bucket along a new first axis, as its quantizer sees them."""
-    found = [leaves[path] for path in bucket.paths]
-    if bucket.layout.plain or not bucket.layout.shape:
-        return jnp.stack(found)
-    return jnp.concatenate([layouts.split(x, bucket.layout) for x in found])
-
-
-def _copies(bucket: Bucket, keys: jax.Array) -> jax.Array:
-    """A key for each tensor, stacked ones included."""
-    if not bucket.layout.stack:
-        return keys
-    numbers = jnp.arange(bucket.layout.copies)
-    fold = jax.vmap(jax.random.fold_in, (None, 0))
-    return jax.vmap(lambda key: fold(key, numbers))(keys).reshape(-1)
-
-
-def _pieces(bucket: Bucket, out: PyTree) -> Iterator[tuple[str, PyTree]]:
-    """(path, its part) of a result of all tensors; `copies` in front if stacked."""
-    size, stacked = bucket.layout.copies, bool(bucket.layout.stack)
-    for i, path in enumerate(bucket.paths):
-        at = slice(size * i, size * (i + 1)) if stacked else i
-        yield path, jax.tree.map(lambda x, at=at: x[at], out)
-
-
-def _scatter(bucket: Bucket, out: PyTree) -> dict[str, PyTree]:
-    """{path: array or QTensor like the leaf} of a result of all tensors."""
-    layout, new = bucket.layout, dict(_pieces(bucket, out))
-    if layout.plain or not layout.shape:
-        return new
-    made = {}
-    for path, x in new.items():
-        if not is_qtensor(x):
-            made[path] = layouts.join(x, layout)
-            continue
-        table = x.levels if not layout.stack and x.levels.ndim == 1 else None
-        if not layout.stack:
-            x = jax.tree.map(lambda part: part[None], x)
-        made[path] = layouts.join_qtensor(x, layout)
-        if table is not None:
-            made[path] = dataclasses.replace(made[path], levels=table)
-    return made
-
-
 def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
     if rule.share not in SHARES:
         raise ValueError(
@@ -318,7 +251,7 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
     if not paths:
         raise ValueError(
             f"rule {rule.pattern!r} matches no parameter; the paths are "
-            + _near(rule.pattern, sorted(leaves))
+            + closest(rule.pattern, sorted(leaves))
         )
     for path in paths:
         if path in claims:
@@ -333,14 +266,6 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
             )
     claims |= dict.fromkeys(paths, rule.pattern)
     return paths
-
-
-def _near(pattern: str, paths: list[str], most: int = 8) -> str:
-    """All paths in words, of many those that a pattern may have meant."""
-    if len(paths) <= 2 * most:
-        return ", ".join(paths)
-    near = difflib.get_close_matches(pattern, paths, n=most, cutoff=0.0)
-    return ", ".join(sorted(near)) + f" and {len(paths) - most} more"
 
 
 def _share_key(rule: Rule, number: int, shape: tuple[int, ...]) -> str | None:
@@ -360,7 +285,7 @@ def _check_shared(rule: Rule, buckets: Sequence[Bucket]) -> None:
             continue
         w = jax.ShapeDtypeStruct(bucket.shape, jnp.float32)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        shared, _ = _split(jax.eval_shape(bucket.quantizer.init, key, w))
+        shared, _ = bucketed.split(jax.eval_shape(bucket.quantizer.init, key, w))
         shapes = [x.shape for x in jax.tree.leaves(shared)]
         other, other_shapes = first.setdefault(bucket.shared, (bucket, shapes))
         if shapes != other_shapes:
@@ -371,34 +296,3 @@ def _check_shared(rule: Rule, buckets: Sequence[Bucket]) -> None:
                 f"ones ({other_shapes} and {shapes}); choose a narrower share of "
                 f"{SHARES} or another unit"
             )
-
-
-def _split(qparams: PyTree) -> tuple[PyTree, PyTree]:
-    """(what may be shared, what is each tensor's own), None where the other has it."""
-    keep = lambda wanted: jax.tree.map(
-        lambda x: x if _is_own(x) == wanted else None, qparams, is_leaf=_is_own
-    )
-    return keep(False), keep(True)
-
-
-def _merge(shared: PyTree, own: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda s, o: s if o is None else o,
-        shared,
-        own,
-        is_leaf=lambda x: x is None or _is_own(x),
-    )
-
-
-def _is_own(x: object) -> bool:
-    return isinstance(x, PerTensor)
-
-
-def _vjp_of(q: Quantizer) -> Callable:
-    """The gradient rule of a quantizer that has none of its own."""
-
-    def rule(qparams, w, g, *, step):
-        _, vjp = jax.vjp(lambda w: q.soft(qparams, w, step=step), w)
-        return vjp(g)[0]
-
-    return rule

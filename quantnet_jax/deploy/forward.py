@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax.core.paths import joined
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy import popcount
 from quantnet_jax.deploy.packed import Packed, Words, is_packed, leaves, values
@@ -101,7 +102,7 @@ def with_words(params: PyTree, paths: Sequence[str]) -> PyTree:
     """`params` with the kernels of the given layers as `Words`."""
 
     def one(key, leaf):
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        path = joined(key)
         if not is_packed(leaf) or _layer(path) not in paths:
             return leaf
         codes = np.unpackbits(np.asarray(leaf.codes), bitorder="little")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.packing import pack, unpack
+from quantnet_jax.core.paths import joined
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 
 PyTree = Any
@@ -73,7 +74,7 @@ def is_quantized(x: object) -> bool:
 def leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """('/'-joined path, leaf) of a tree; `QTensor`, `Packed`, `Words` are leaves."""
     return [
-        (jax.tree_util.keystr(key, simple=True, separator="/"), leaf)
+        (joined(key), leaf)
         for key, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_quantized)
     ]
 

@@ -158,7 +158,7 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
         with named(key):
             buckets = tree.plan([rule], params)
             _check_kernels(path for bucket in buckets for path in bucket.paths)
-            quantizer = tree.tree_quantizer(buckets)
+            quantizer = tree.bucket_quantizer(buckets)
             made = jax.eval_shape(quantizer.init, jax.random.key(0), params)
         if (count := _count(made)) > LARGEST_NETWORK:
             raise ValueError(

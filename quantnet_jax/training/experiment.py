@@ -126,7 +126,7 @@ class Experiment:
     @cached_property
     def quantizer(self) -> Quantizer:
         """Over the tree of the model's parameters."""
-        return prepared(tree.tree_quantizer(self.buckets), self.runner.all_gather)
+        return prepared(tree.bucket_quantizer(self.buckets), self.runner.all_gather)
 
     def init_qparams(self, params: PyTree) -> PyTree:
         """(Re)initializes `qparams` from the weights of the model, on the host."""

@@ -4,11 +4,11 @@
 are artifacts as `python -m quantnet_jax.export` writes them.
 """
 
-import difflib
 import json
 import pathlib
 from typing import Any
 
+from quantnet_jax.core.names import nearest
 from quantnet_jax.core.text import table
 
 PREFIX = "zoo:"
@@ -38,12 +38,8 @@ def path(name: str) -> pathlib.Path:
     """
     known = entries()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.0)
-        hint = f"; did you mean {PREFIX + near[0]!r}?" if near else ""
-        raise ValueError(
-            f"{PREFIX + name!r} is not in the zoo{hint} "
-            f"(known: {', '.join(known) or 'none'})"
-        )
+        near = nearest(PREFIX + name, [PREFIX + known_name for known_name in known])
+        raise ValueError(f"{PREFIX + name!r} is not in the zoo{near}")
     return FOLDER / known[name]["file"]
 
 
