@@ -111,6 +111,11 @@ def test_conventions_of_the_literature():
     small = (get(f"cifar100_resnet{n}", "runlocal").to_dict() for n in (56, 110))
     assert next(small) == next(small)
     assert get("cifar100_resnet20_bits", "3").quantizer.quantnet.bits == 3
+    mixed = parts.make_rules(get("cifar100_resnet20_bits", "mixed"), 9)
+    assert [repr(r.quantizer).split(", ")[0] for r in mixed] == [
+        "quantnet(bits=2",
+        "lsq(bits=8)",
+    ]
     warm, first = (get("cifar100_resnet20", x) for x in ("warm", "float"))
     assert warm.epochs + first.epochs == get("cifar100_resnet20").epochs
     assert first.quantizer.name == "identity" and "_float" in warm.init_from
