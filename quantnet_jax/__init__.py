@@ -58,7 +58,16 @@ from quantnet_jax.quantizers.twn import twn
 from quantnet_jax.quantizers.uniform import dorefa, lsq, pact
 
 if TYPE_CHECKING:
-    from quantnet_jax import data, deploy, models, quantizers, tasks, testing, zoo
+    from quantnet_jax import (
+        activations,
+        data,
+        deploy,
+        models,
+        quantizers,
+        tasks,
+        testing,
+        zoo,
+    )
     from quantnet_jax.deploy import (
         NetworkSpec,
         Predictor,
@@ -71,7 +80,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Imported when asked for (PEP 562), so that `import quantnet_jax` needs jax alone.
-_MODULES = ("data", "deploy", "models", "quantizers", "tasks", "testing", "zoo")
+_MODULES = (
+    *("activations", "data", "deploy", "models", "quantizers", "tasks", "testing"),
+    "zoo",
+)
 _OF_DEPLOY = (
     *("NetworkSpec", "Predictor", "export_tree", "summarize", "to_onnx"),
     "to_stablehlo",
@@ -85,6 +97,7 @@ __all__ = [
     "Quantizer",
     "Reparam",
     "Rule",
+    "activations",
     "adabin",
     "add_penalty",
     "approx_sign",

@@ -122,14 +122,16 @@ def make_spec(
       origin: how the network was made.
     """
     origin, name = dict(origin or {}), config.activation.name
+    activation = None
+    if name:
+        sites = list(parts.activation_sites(config))
+        activation = {"name": name, "sites": sites, **config.activation[name].to_dict()}
     versions = origin.get("versions", {}) | {"quantnet_jax": __version__}
     return deploy.NetworkSpec(
         model=parts.model_options(config),
         **task.model_options,
         dtype=config.dtype,
-        activation={"name": name, **config.activation[name].to_dict()}
-        if name
-        else None,
+        activation=activation,
         shape=source.shape,
         mean=source.mean,
         std=source.std,

@@ -14,11 +14,11 @@ from util import learns
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers
+from quantnet_jax.activations import MEMBERS, create, options, sign_activation
+from quantnet_jax.activations.quantizer import SMALLEST
 from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.models.resnet import BiRealBlock, Bottleneck, ResNet
-from quantnet_jax.quantizers import ACTIVATIONS, create_activation, options
-from quantnet_jax.quantizers.activations import SMALLEST, sign_activation
 from quantnet_jax.testing import ORDER, check_docstring, check_quantizer
 from quantnet_jax.training import experiment, parts
 from quantnet_jax.training.feed import make_feed
@@ -26,7 +26,7 @@ from quantnet_jax.training.state import TrainState
 
 CASES = [
     (name, bits)
-    for name, member in ACTIVATIONS.items()
+    for name, member in MEMBERS.items()
     for bits in (1, 2, 4)
     if bits in member.bits
 ]
@@ -34,8 +34,8 @@ CASES = [
 
 def made(name, bits):
     """The activation quantizer of that width."""
-    options = {"bits": bits} if len(ACTIVATIONS[name].bits) > 1 else {}
-    return create_activation(name, **options)
+    options = {"bits": bits} if len(MEMBERS[name].bits) > 1 else {}
+    return create(name, **options)
 
 
 # ---------------------------------------------------------------- the quantizers
@@ -43,7 +43,7 @@ def made(name, bits):
 
 @pytest.mark.parametrize(("name", "bits"), CASES)
 def test_members_keep_the_laws(name, bits):
-    member = ACTIVATIONS[name]
+    member = MEMBERS[name]
     check_quantizer(
         made(name, bits),
         forward=member.forward,
@@ -55,21 +55,21 @@ def test_members_keep_the_laws(name, bits):
     )
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", MEMBERS)
 def test_rows_say_what_is_so(name):
-    member, x = ACTIVATIONS[name], images(0, (4, 3, 3, 4))
+    member, x = MEMBERS[name], images(0, (4, 3, 3, 4))
     check_docstring(member.factory)
     q = member.factory(**member.recipe)
     qparams = q.init(jax.random.key(0), x)
     says = "Learned: none" not in " ".join(inspect.getdoc(member.factory).split())
     assert bool(jax.tree.leaves(qparams)) == says
     assert member.forward == "hard"
-    assert (float(q.soft(qparams, x, step=0).min()) < 0) == member.signed
-    assert set(config_lib.base().activation[name]) == set(options(name, ACTIVATIONS))
+    assert (float(q.value(qparams, x).min()) < 0) == member.signed
+    assert set(config_lib.base().activation[name]) == set(options(name))
 
 
 # From closed forms: n = 2^bits - 1 steps; a of PACT and n s of LSQ are the clip.
-CLIP = {"dorefa": 1.0, "pact": 1.6931, "lsq": 1.6931}
+CLIP = {"dorefa": 1.0, "pact": 1.6931, "lsq": 1.6931, "learned_clip": 1.6931}
 POINTS = np.asarray(
     [-2, -0.1, 0, 0.0131, 0.3137, 0.9217, 1, 1.2311, 1.69, 1.71, 5], np.float32
 )
@@ -78,7 +78,7 @@ POINTS = np.asarray(
 def parameter(name, bits):
     """The learned parameter at which the clip is that of `CLIP`."""
     clip = jnp.asarray(CLIP[name], jnp.float32)
-    return {"dorefa": (), "pact": clip, "lsq": clip / (2**bits - 1)}[name]
+    return {"dorefa": (), "lsq": clip / (2**bits - 1)}.get(name, clip)
 
 
 @pytest.mark.parametrize("name", CLIP)
@@ -102,6 +102,9 @@ def test_values_and_gradients_are_the_closed_forms(name, bits):
     np.testing.assert_allclose(dx, g * ~(below | above), rtol=1e-6)
     if name == "pact":
         np.testing.assert_allclose(dp, np.sum(g * above), rtol=1e-5)
+    if name == "learned_clip":
+        slope = np.where(above, 1, np.where(below, 0, steps - position) / n)
+        np.testing.assert_allclose(dp, np.sum(g * slope), rtol=1e-4, atol=1e-5)
     if name == "lsq":
         slope = np.where(above, n, np.where(below, 0, steps - position))
         shrink = 1 / np.sqrt(x.size / examples * n)
@@ -158,7 +161,7 @@ def test_a_parameter_below_zero_can_come_back(name):
 )
 def test_bad_options_are_one_line(name, options, words):
     with pytest.raises(ValueError) as error:
-        create_activation(name, **options)
+        create(name, **options)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), error.value
 
@@ -168,9 +171,41 @@ def test_names_in_files_import_nothing(tmp_path, monkeypatch):
     (tmp_path / "mine_of_a_file.py").write_text("def f(*, x=1):\n    return x\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="unknown quantizer 'mine_of_a_file:f'"):
-        create_activation("mine_of_a_file:f")
+        create("mine_of_a_file:f")
     assert "mine_of_a_file" not in sys.modules
     assert quantizers.find("mine_of_a_file:f")[0].factory() == 1  # of weights
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_signed_clip_is_the_closed_form(bits):
+    q, n, c = create("learned_clip", bits=bits, signed=True), 2**bits - 1, 1.3371
+    check_quantizer(q, forward="hard", shape=(4, 3, 3, 4), laws={1, 2, 3, 4, 13})
+    x = np.concatenate([POINTS, -POINTS]).astype(np.float64)
+    part = np.clip(x / c, -1, 1)
+    rounded = 2 * np.floor((part + 1) / 2 * n + 0.5) / n - 1
+    g = np.random.default_rng(0).normal(size=x.shape)
+    loss = lambda c, x: jnp.sum(q.soft(c, x, step=0) * jnp.asarray(g, jnp.float32))
+    c32, x32 = jnp.asarray(c, jnp.float32), jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(q.soft(c32, x32, step=0), c * rounded, rtol=1e-5)
+    dc, dx = jax.grad(loss, (0, 1))(c32, x32)
+    inside = np.abs(x) <= c
+    np.testing.assert_allclose(dx, g * inside, rtol=1e-6)
+    slope = np.where(inside, rounded - part, np.sign(x))
+    np.testing.assert_allclose(dc, np.sum(g * slope), rtol=1e-4, atol=1e-5)
+
+
+def test_a_calibrated_clip_passes_inputs_first():
+    q = create("learned_clip", bits=2, warmup=3, calibration=0.5)
+    x, c = images(5, (4, 2, 2, 3)), jnp.asarray(0.8)
+    np.testing.assert_array_equal(q.soft(c, x, step=2), x)
+    assert float(q.penalty(c, x, step=2)) == 0.0
+    np.testing.assert_array_equal(q.soft(c, x, step=3), q.value(c, x))
+    distance = np.abs(np.asarray(x, np.float64) - np.asarray(q.value(c, x))).mean()
+    assert float(q.penalty(c, x, step=3)) == pytest.approx(0.5 * distance, rel=1e-5)
+    some = create("learned_clip", warmup=3, quantile=0.75)
+    expected = np.quantile(np.abs(np.asarray(x)), 0.75)
+    change = some.observe(jnp.asarray(0.0), x, step=0)
+    assert float(change) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_slope_that_does_not_exist():
@@ -223,7 +258,7 @@ def test_inputs_of_inner_convolutions_take_few_values(name, bits, dtype, options
     params = paths(variables["params"])
     learned = {p for p in params if "_input" in p}
     where = {f"{path}/qparams" for path in inputs}
-    assert learned == (where if learns(ACTIVATIONS[name].factory()) else set())
+    assert learned == (where if learns(MEMBERS[name].factory()) else set())
     for pattern in models.KERNELS.values():
         claimed = tree.plan([tree.Rule(pattern, q)], variables["params"])
         assert not learned & {path for bucket in claimed for path in bucket.paths}
@@ -361,7 +396,7 @@ def run(weights, bits, activation, **overrides):
     config.activation.name = activation
     if weights != "binary_ste":
         config.quantizer[weights].bits = bits[0]
-    if len(ACTIVATIONS[activation].bits) > 1:
+    if len(MEMBERS[activation].bits) > 1:
         config.activation[activation].bits = bits[1]
     with jax.default_prng_impl("rbg"):  # which compiles fast
         exp = experiment.build(config, jax.devices()[:1])

@@ -18,7 +18,7 @@ from util import noisy
 
 import quantnet_jax
 import train
-from quantnet_jax import deploy, evaluate, export, models, quantizers
+from quantnet_jax import activations, deploy, evaluate, export, models
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.packed import Packed, float_tree, leaves
@@ -466,7 +466,7 @@ def test_options_of_the_network_come_back(tmp_path):
         "resnet8",
         outputs=3,
         folded=True,
-        act_quant=quantizers.create_activation("sign_ste"),
+        act_quant=activations.create("sign_ste"),
         **options,
     )
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)

@@ -14,7 +14,7 @@ from tiny import tiny_config
 from util import noisy
 
 import quantnet_jax
-from quantnet_jax import deploy, export, models, quantizers
+from quantnet_jax import activations, deploy, export, models
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy import forward
 from quantnet_jax.deploy.packed import Packed, Words, is_packed, unpack_tree
@@ -185,7 +185,7 @@ def test_other_weights_are_not_counted():
     ],
 )
 def test_the_sign_is_known_by_its_values(name, options, found):
-    quantizer = quantizers.create_activation(name, **options)
+    quantizer = activations.create(name, **options)
     assert forward.gives_signs(quantizer) is found
 
 

@@ -34,6 +34,7 @@ ROOMS = {room: ONLY.get(room, set(ORDER[:number])) for number, room in enumerate
 # What a room may import from outside, the standard library and these aside.
 JAX = {"jax", "numpy"}
 OUTSIDE = {
+    "activations": {"flax"},
     "models": {"flax"},
     "tasks": {"flax", "optax"},
     "data": {

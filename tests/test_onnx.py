@@ -11,8 +11,12 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'onnx'")
 
-from quantnet_jax import deploy, export_onnx, models  # noqa: E402
-from quantnet_jax import quantizers as qs  # noqa: E402
+from quantnet_jax import (  # noqa: E402
+    activations,  # noqa: E402
+    deploy,
+    export_onnx,
+    models,
+)
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
 from quantnet_jax.deploy import onnx as onnx_files  # noqa: E402
 from quantnet_jax.deploy.onnx import check as onnx_check  # noqa: E402
@@ -27,9 +31,16 @@ def write(path, activation=None, dtype="float32", name="resnet8", **options):
     """An artifact with random weights, binary but for stem and head."""
     rng = np.random.default_rng(0)
     act = dict(activation or {})
-    quantizer = qs.create_activation(act.pop("name"), **act) if act else None
+    sites = act.pop("sites", ("input",))
+    quantizer = activations.create(act.pop("name"), **act) if act else None
     model = models.create(
-        name, outputs=10, folded=True, dtype=dtype, act_quant=quantizer, **options
+        name,
+        outputs=10,
+        folded=True,
+        dtype=dtype,
+        act_quant=quantizer,
+        sites=sites,
+        **options,
     )
     image = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -72,8 +83,22 @@ def run(path, images):
         (None, {"width": 4, "shortcut": "B", "stem_pool": True, "act": "hardtanh"}),
         ({"name": "sign_ste"}, {"width": 4, "bi_real": True, "act": "prelu"}),
         ({"name": "pact", "bits": 2, "start": 6.0}, {"name": "small"}),
+        (
+            {
+                "name": "learned_clip",
+                "signed": True,
+                "sites": ["residual", "output"],
+            },
+            {"width": 4},
+        ),
     ],
-    ids=["shortcut A", "shortcut B, pool", "signs, prelu", "2-bit inputs"],
+    ids=[
+        "shortcut A",
+        "shortcut B, pool",
+        "signs, prelu",
+        "2-bit inputs",
+        "residual and output",
+    ],
 )
 def test_onnx_gives_the_logits_of_the_packed_network(tmp_path, activation, options):
     path = write(tmp_path / "model.safetensors", activation, **options)

@@ -5,7 +5,8 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from quantnet_jax.quantizers import ACTIVATIONS, MEMBERS, Member
+from quantnet_jax import activations
+from quantnet_jax.quantizers import MEMBERS, Member
 
 FIELDS = ("Forward", "Backward", "Learned", "Reference", "Deviations")
 
@@ -36,16 +37,19 @@ def table(members: Mapping[str, Member]) -> str:
     return "\n".join(lines)
 
 
-def weights(folder: pathlib.Path) -> str:
+def of_weights(folder: pathlib.Path) -> str:
     """Quantizers of weights."""
     del folder
     return table(MEMBERS)
 
 
-def activations(folder: pathlib.Path) -> str:
+def of_activations(folder: pathlib.Path) -> str:
     """Quantizers of activations."""
     del folder
-    return table(ACTIVATIONS)
+    return table(activations.MEMBERS)
 
 
-BLOCKS = {"quantizers of weights": weights, "quantizers of activations": activations}
+BLOCKS = {
+    "quantizers of weights": of_weights,
+    "quantizers of activations": of_activations,
+}

@@ -55,9 +55,11 @@ def make_losses(exp: experiment.Experiment, images: int) -> tuple[Callable, Call
     }
     examples = task.prepare(None, {**data, **batch}, seed=0, train=False)
 
-    def loss(weights, batch_stats):
+    def loss(weights, batch_stats, step):
+        # Activations as in training both times: they have no part in the comparison.
+        training = {"step": step}
         outputs, _ = model.apply(
-            {"params": weights, "batch_stats": batch_stats},
+            {"params": weights, "batch_stats": batch_stats, "training": training},
             examples["input"],
             train=True,
             mutable=["batch_stats"],
@@ -68,13 +70,12 @@ def make_losses(exp: experiment.Experiment, images: int) -> tuple[Callable, Call
         model_params = replace(params["model"], kernels)
         weights = quantizer.soft(params["quant"], model_params, step=step)
         penalty = quantizer.penalty(params["quant"], model_params, step=step)
-        return loss(weights, batch_stats) + penalty
+        return loss(weights, batch_stats, step) + penalty
 
     def hard(kernels, params, batch_stats, step):
-        del step
         model_params = replace(params["model"], kernels)
         weights = tree.dequantize_tree(quantizer.hard(params["quant"], model_params))
-        return loss(weights, batch_stats)
+        return loss(weights, batch_stats, step)
 
     return jax.jit(own), jax.jit(hard)
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantnet_jax import data, models, quantizers, tasks
+from quantnet_jax import activations, data, models, quantizers, tasks
+from quantnet_jax.activations.sites import DEFAULT, SITES, check_sites
 from quantnet_jax.config import optax_names
 from quantnet_jax.core import tree
 from quantnet_jax.core.limits import (
@@ -67,7 +68,7 @@ LIMITS: dict[str, Limit] = {
     "dtype": Choice(("float32", "bfloat16", "float16")),
     "quantizer.name": QUANTIZER,
     "task.name": Choice(tuple(tasks.TASKS)),
-    "activation.name": Choice(("", *sorted(quantizers.ACTIVATIONS))),
+    "activation.name": Choice(("", *sorted(activations.MEMBERS))),
     "share": Choice(tree.SHARES),
     **{f"weights.{key}": limit for key, limit in OPTIMIZER.items()},
     **{f"meta.{key}": limit for key, limit in OPTIMIZER.items()},
@@ -89,16 +90,18 @@ LIMITS: dict[str, Limit] = {
 
 FACTORIES: dict[str, Callable[[str], Callable]] = {
     "quantizer": lambda name: quantizers.find(name)[0].factory,
-    "activation": lambda name: quantizers.find(name, quantizers.ACTIVATIONS)[0].factory,
+    "activation": lambda name: activations.find(name).factory,
     "task": tasks.find,
 }
 """Sections whose options stand under the name of a factory -> what finds it."""
 KNOWN = {
     "quantizer": quantizers.MEMBERS,
-    "activation": quantizers.ACTIVATIONS,
+    "activation": activations.MEMBERS,
     "task": tasks.TASKS,
 }
 """The names that ship."""
+PLAIN = {"activation": ("sites",)}
+"""Keys of these sections that are no names of a factory."""
 
 
 def check_config(config: dict, base: dict) -> None:
@@ -122,6 +125,9 @@ def check_config(config: dict, base: dict) -> None:
     models.check_options("model", model.pop("name"), model)
     for section, find in FACTORIES.items():
         _check_open(section, config[section], find)
+    quantized = bool(config["activation"]["name"])
+    known = models.sites(config["model"]["name"]) if quantized else SITES
+    check_sites(config["activation"].get("sites", DEFAULT), known, "activation.sites")
     tasks.check_terms(config["terms"], config["teacher"])
     _check_rules(config)
     for section in ("weights", "meta"):
@@ -164,13 +170,14 @@ def _check_open(section: str, config: dict, find: Callable[[str], Callable]) -> 
       find: `name -> factory`; ValueError for an unknown name.
     """
     for name, options in config.items():
-        if name == "name":
+        if name in ("name", *PLAIN.get(section, ())):
             continue
         key = f"{section}.{name}"
         try:
             factory = find(name)
         except ValueError:
-            raise ValueError(unknown(key, ["name", *KNOWN[section]])) from None
+            known = ["name", *PLAIN.get(section, ()), *KNOWN[section]]
+            raise ValueError(unknown(key, known)) from None
         if not isinstance(options, dict):
             raise ValueError(f"config key {key!r}={show(options)}, expected a section")
         check_options(f"{key}.", factory, options)
@@ -303,7 +310,7 @@ def _check_together(config: dict) -> None:
             f"meta.holdout={holdout}, expected 1/2, 1/3, 1/4 or another 1/n"
         )
     name, act = config["activation"]["name"], config["model"].get("act")
-    if name and quantizers.ACTIVATIONS[name].signed and act == "relu":
+    if name and activations.MEMBERS[name].signed and act == "relu":
         raise ValueError(
             f"model.act={act!r} is never negative, so activation.name={name!r} would "
             "make +1 of all activations; expected 'hardtanh' (what a network gets "

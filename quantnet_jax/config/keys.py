@@ -7,7 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from quantnet_jax import models, quantizers
+from quantnet_jax import activations, models, quantizers
+from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import checks as config_check
 from quantnet_jax.core.limits import Flag, Number, Scheduled, defaults_of, limits_of
 from quantnet_jax.core.names import show
@@ -66,13 +67,13 @@ def base() -> Config:
     c.quantizer.name = "quantnet"
     for name, member in quantizers.MEMBERS.items():
         c.quantizer[name] = _options(member.factory, quantizers.options(name))
-    # Of the inputs of the inner convolutions: `name`, '' for float activations, and the
-    # options of each quantizer of activations under its name.
+    # Of activations: `name`, '' for float ones; the options of each under its name; and
+    # `sites`: 'input' (of inner convolutions), 'residual' (sums), 'output' (of it all)
     c.activation = ConfigDict()
     c.activation.name = ""
-    for name, member in quantizers.ACTIVATIONS.items():
-        options = quantizers.options(name, quantizers.ACTIVATIONS)
-        c.activation[name] = _options(member.factory, options)
+    c.activation.sites = DEFAULT
+    for name, member in activations.MEMBERS.items():
+        c.activation[name] = _options(member.factory, activations.options(name))
     c.layers = "inner"  # 'all', 'inner', 'no_shortcut', or a regular expression
     c.share = "kernel"  # of the sub-network: 'layer', 'shape', 'kernel', 'model'
     # More rules, for mixed precision: ({"pattern": ..., "quantizer": name, perhaps

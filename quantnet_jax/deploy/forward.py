@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax.activations import ActivationQuantizer, as_activation
 from quantnet_jax.core.paths import joined
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy import popcount
@@ -83,12 +84,12 @@ def countable(model: Any, params: PyTree, shape: Sequence[int]) -> tuple[str, ..
     return tuple(path for path in paths if path in binary)
 
 
-def gives_signs(quantizer: Quantizer) -> bool:
+def gives_signs(quantizer: Quantizer | ActivationQuantizer) -> bool:
     """Whether a quantizer of activations without parameters is the sign."""
     x = np.asarray([-3.0, -0.6, -1e-30, -0.0, 0.0, 1e-30, 0.4, 2.0], np.float32)
     if jax.tree.leaves(jax.eval_shape(quantizer.init, jax.random.key(0), x)):
         return False
-    y = quantizer.soft((), jnp.asarray(x), step=0)
+    y = as_activation(quantizer).value((), jnp.asarray(x))
     return bool((np.asarray(y) == np.where(x >= 0, 1.0, -1.0)).all())
 
 

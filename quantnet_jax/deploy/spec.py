@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax import models, quantizers
+from quantnet_jax import activations, models
+from quantnet_jax.activations import ActivationQuantizer
+from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.core.limits import (
     Choice,
     Flag,
@@ -18,7 +20,6 @@ from quantnet_jax.core.limits import (
     check_options,
 )
 from quantnet_jax.core.names import show
-from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.deploy.artifact import FILE_KEYS, FLOATS
 
 LIMITS = {
@@ -46,7 +47,7 @@ class NetworkSpec:
       shape: (H, W, C) of the uint8 images.
       mean, std: of each channel, of pixels scaled to [0, 1].
       dtype: that the network computes in.
-      activation: 'name' and options of the activation quantizer, or None.
+      activation: 'name', 'sites' and options of the activation quantizer, or None.
       popcount: whether bit counts decided every example of the export as the float
         products did; None if they were not compared.
       floats: dtype of float tensors in the file, 'float32' or 'float16'.
@@ -121,7 +122,7 @@ class NetworkSpec:
         self,
         *,
         folded: bool = True,
-        wrap: Callable[[Quantizer], Quantizer] = lambda q: q,
+        wrap: Callable[[ActivationQuantizer], ActivationQuantizer] = lambda q: q,
     ) -> Any:
         """The linen network.
 
@@ -137,9 +138,9 @@ class NetworkSpec:
         if self.activation is not None:
             act = dict(self.activation)
             kind = act.pop("name")
-            member, _ = quantizers.find(kind, quantizers.ACTIVATIONS)
-            check_options("activation.", member.factory, act)
-            made["act_quant"] = wrap(quantizers.create_activation(kind, **act))
+            made["sites"] = act.pop("sites", DEFAULT)
+            check_options("activation.", activations.find(kind).factory, act)
+            made["act_quant"] = wrap(activations.create(kind, **act))
         model = models.create(
             name,
             outputs=self.outputs,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.activations import ActivationQuantizer
 from quantnet_jax.deploy import macs
 from quantnet_jax.deploy.artifact import NO_FILE
 from quantnet_jax.deploy.packed import Words, is_quantized, leaves
@@ -262,11 +262,11 @@ def _axes(t: _Tensor) -> int:
     return sum(n > 1 for n in t.shape)
 
 
-def _marked(quantizer: Quantizer) -> Quantizer:
+def _marked(quantizer: ActivationQuantizer) -> ActivationQuantizer:
     """The same activation quantizer, its results marked for `macs.count`."""
 
-    def soft(qparams, x, **rest):
+    def value(qparams, x):
         bits = jax.eval_shape(quantizer.hard, qparams, x).bits
-        return macs.mark_activation(quantizer.soft(qparams, x, **rest), bits)
+        return macs.mark_activation(quantizer.value(qparams, x), bits)
 
-    return quantizer._replace(soft=soft)
+    return quantizer._replace(value=value)

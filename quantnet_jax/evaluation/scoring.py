@@ -144,7 +144,7 @@ def make_apply(model, runner: runners.Runner) -> Callable:
         if not train:
             return runner.shard_batch(model.apply(variables, inputs, train=False))
         outputs, updated = model.apply(
-            variables, inputs, train=True, mutable=["batch_stats"]
+            variables, inputs, train=True, mutable=["batch_stats", "penalty"]
         )
         return runner.shard_batch(outputs), runner.all_gather(updated)
 

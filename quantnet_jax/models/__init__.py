@@ -8,12 +8,14 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from quantnet_jax.activations.quantizer import ActivationQuantizer
+from quantnet_jax.activations.sites import check_sites
 from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check
 from quantnet_jax.core.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.activations import ACTS
 from quantnet_jax.models.autoencoder import Autoencoder
 from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
+from quantnet_jax.models.nonlinearities import ACTS
 from quantnet_jax.models.resnet import (
     SHORTCUTS,
     BasicBlock,
@@ -49,6 +51,7 @@ __all__ = [
     "fold",
     "kernel_rule",
     "names",
+    "sites",
 ]
 
 _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
@@ -73,6 +76,11 @@ _FIXED = {"blocks", "block", "name", "parent"}
 def names() -> tuple[str, ...]:
     """Names that `create` knows."""
     return tuple(_MODELS)
+
+
+def sites(name: str) -> tuple[str, ...]:
+    """Where the network of a given name can quantize activations."""
+    return _MODELS[name][0].SITES  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
@@ -118,7 +126,7 @@ def create(
       axis_name: mapped axis over which BatchNorm averages its statistics, or None.
       **options: further attributes of the network, such as `width`, `shortcut` ('A' or
         'B'), `stem_strides`, `act` (a name of `ACTS` or a factory), `act_quant`,
-        `bi_real`, `momentum`, `zero_init_last`; see `ResNet`.
+        `sites`, `bi_real`, `momentum`, `zero_init_last`; see `ResNet`.
 
     Returns:
       A linen module; `apply(variables, images, train)` gives float32 logits.
@@ -152,10 +160,13 @@ def create(
                 "factory"
             )
         options["act"] = ACTS[options["act"]]
-    if not isinstance(options.get("act_quant"), Quantizer | None):
+    kinds = Quantizer | ActivationQuantizer | None
+    if not isinstance(options.get("act_quant"), kinds):
         raise ValueError(
             f"`act_quant` is {options['act_quant']!r}, expected a Quantizer or None"
         )
+    if "sites" in options:
+        options["sites"] = check_sites(options["sites"], cls.SITES)
     return make(outputs=outputs, dtype=_dtype(dtype), axis_name=axis_name, **options)
 
 

@@ -1,17 +1,19 @@
 """A small autoencoder: images through a narrow, quantizable middle, and back."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.activations.quantizer import ActivationQuantizer
+from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.activations import ActFactory, QuantizeInput, relu
-from quantnet_jax.models.layers import BatchNorm, Conv, as_images
+from quantnet_jax.models.layers import BatchNorm, Conv, Sites, as_images
+from quantnet_jax.models.nonlinearities import ActFactory, relu
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Sites, nn.Module):
     """Stem of stride 2, inner convolutions, and a head that doubles the size again.
 
     The head computes 4 * outputs channels, which become 2 x 2 pixels each (sub-pixel
@@ -22,18 +24,22 @@ class Autoencoder(nn.Module):
       width: channels of the middle.
       depth: inner convolutions, 'conv1', 'conv2', ...
       act: as in `ResNet`.
-      act_quant: of the inputs of the inner convolutions, as in `ResNet`.
+      act_quant: as in `ResNet`.
+      sites: 'input' (of inner convolutions), 'output' (of the image), as in `ResNet`.
       dtype: as in `ResNet`.
       axis_name: as in `ResNet`.
       momentum: as in `ResNet`.
       folded: as in `ResNet`.
     """
 
+    SITES: ClassVar[tuple[str, ...]] = (INPUT, OUTPUT)
+
     outputs: int
     width: int = 8
     depth: int = 2
     act: ActFactory = relu
-    act_quant: Quantizer | None = None
+    act_quant: Quantizer | ActivationQuantizer | None = None
+    sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
@@ -45,14 +51,14 @@ class Autoencoder(nn.Module):
         x = as_images(x, self.dtype)
         n, height, width, _ = x.shape
         for number in range(self.depth + 1):
-            name, quantized = f"conv{number}", number > 0 and self.act_quant is not None
-            if self.act_quant is not None and quantized:
-                x = QuantizeInput(self.act_quant, name=f"{name}_input")(x)
+            name = f"conv{number}"
+            if number > 0:
+                x = self.quantized(INPUT, x, name=f"{name}_input")
             x = Conv(
                 self.width,
                 strides=1 if number else 2,
                 folded=self.folded,
-                quantized_input=quantized,
+                quantized_input=number > 0 and self.has(INPUT),
                 name=name if number else "stem",
             )(x)
             norm = f"bn{number}" if number else "stem_bn"
@@ -64,4 +70,4 @@ class Autoencoder(nn.Module):
         x = x.astype(jnp.float32).reshape(n, *x.shape[1:3], 2, 2, self.outputs)
         x = x.transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(n, 2 * x.shape[1], 2 * x.shape[3], self.outputs)
-        return x[:, :height, :width]
+        return self.quantized(OUTPUT, x[:, :height, :width], name="output")

@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from quantnet_jax.activations.quantizer import ActivationQuantizer
+from quantnet_jax.activations.sites import QuantizeActivation, fold_running
 from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.quantizer import Quantizer
 
 KERNELS = {
     # Every convolution and the dense head (the convention of MetaQuant).
@@ -130,6 +133,30 @@ def replace_convolutions(
     return nn.intercept_methods(intercept)
 
 
+class Sites:
+    """What networks with sites of activation quantizers share; their attributes:
+
+    `act_quant`, `sites`, `axis_name` and `folded`, see `quantnet_jax.models.ResNet`.
+    """
+
+    act_quant: Quantizer | ActivationQuantizer | None
+    sites: tuple[str, ...]
+    axis_name: str | None
+    folded: bool
+
+    def has(self, site: str) -> bool:
+        """Whether activations are quantized there."""
+        return self.act_quant is not None and site in self.sites
+
+    def quantized(self, site: str, x: jax.Array, *, name: str) -> jax.Array:
+        """`x` itself, or what the site of this name makes of it."""
+        if self.act_quant is None or site not in self.sites:
+            return x
+        return QuantizeActivation(
+            self.act_quant, self.axis_name, self.folded, name=name
+        )(x)
+
+
 class Dense(nn.Module):
     """Dense layer: parameters 'kernel' (Cin, channels) and 'bias', float32.
 
@@ -206,15 +233,20 @@ def fold(params: Any, batch_stats: Any, epsilon: float = BatchNorm.epsilon) -> A
 
     Args:
       params: of a network of this room; kernels may be QTensors.
-      batch_stats: its running statistics, {'mean', 'var'} for each {'scale', 'bias'}.
+      batch_stats: its running statistics, {'mean', 'var'} for each {'scale', 'bias'},
+        and {'qparams'} for activation quantizers with running state.
       epsilon: of `BatchNorm`.
 
     Returns:
       A tree like `params`, with scale / sqrt(var + epsilon) in the place of each scale
-      and bias - mean * (that) in the place of each bias.
+      and bias - mean * (that) in the place of each bias; and the parameters of
+      activation quantizers with the running state put in.
     """
     if not isinstance(params, Mapping):
         return params
+    if "qparams" in batch_stats:
+        folded = fold_running(params["qparams"], batch_stats["qparams"])
+        return dict(params) | {"qparams": folded}
     if "mean" in batch_stats and "scale" in params:
         scale = params["scale"] * lax.rsqrt(batch_stats["var"] + epsilon)
         bias = params["bias"] - batch_stats["mean"] * scale

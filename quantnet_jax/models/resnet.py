@@ -3,26 +3,30 @@
 He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from quantnet_jax.activations.quantizer import ActivationQuantizer
+from quantnet_jax.activations.sites import INPUT, OUTPUT, RESIDUAL
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.activations import ActFactory, QuantizeInput, relu
 from quantnet_jax.models.layers import (
     BatchNorm,
     Conv,
     Dense,
+    Sites,
     as_images,
     subsample_pad,
 )
+from quantnet_jax.models.nonlinearities import ActFactory, relu
 
 SHORTCUTS = ("A", "B")
 
 
-class _Block(nn.Module):
+class _Block(Sites, nn.Module):
     """What both residual blocks share.
 
     Attributes:
@@ -32,6 +36,7 @@ class _Block(nn.Module):
         BatchNorm), used where the shape changes; elsewhere the identity.
       act: factory of activations, called once per site.
       act_quant: see `ResNet`.
+      sites: see `ResNet`.
       axis_name: see `BatchNorm`.
       momentum: see `BatchNorm`.
       zero_init_last: start the scale of the last BatchNorm at zero.
@@ -42,7 +47,8 @@ class _Block(nn.Module):
     strides: int = 1
     shortcut: str = "A"
     act: ActFactory = relu
-    act_quant: Quantizer | None = None
+    act_quant: Quantizer | ActivationQuantizer | None = None
+    sites: tuple[str, ...] = (INPUT,)
     axis_name: str | None = None
     momentum: float = 0.9
     zero_init_last: bool = False
@@ -52,15 +58,13 @@ class _Block(nn.Module):
         self, x: jax.Array, channels: int, size: int = 3, strides: int = 1, *, name: str
     ) -> jax.Array:
         """A convolution of the residual branch, whose input may be quantized."""
-        if self.act_quant is not None:
-            x = QuantizeInput(self.act_quant, name=f"{name}_input")(x)
-        quantized = self.act_quant is not None
+        x = self.quantized(INPUT, x, name=f"{name}_input")
         return Conv(
             channels,
             size,
             strides,
             folded=self.folded,
-            quantized_input=quantized,
+            quantized_input=self.has(INPUT),
             name=name,
         )(x)
 
@@ -73,6 +77,15 @@ class _Block(nn.Module):
             folded=self.folded,
             name=name,
         )
+
+    def plus(self, x: jax.Array, y: jax.Array, *, name: str = "residual") -> jax.Array:
+        """The residual sum, both of whose terms one site may quantize."""
+        if self.has(RESIDUAL):
+            both = jnp.concatenate([x, y], axis=-1)
+            both, size = self.quantized(RESIDUAL, both, name=name), x.shape[-1]
+            x = lax.slice_in_dim(both, 0, size, axis=3)
+            y = lax.slice_in_dim(both, size, 2 * size, axis=3)
+        return x + y
 
     def skip(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
         """The shortcut of the block, in the shape of its residual branch."""
@@ -94,7 +107,7 @@ class BasicBlock(_Block):
         y = self.act()(self.norm("bn1")(y, train))
         y = self.conv(y, self.channels, name="conv2")
         y = self.norm("bn2", self.zero_init_last)(y, train)
-        return self.act()(y + self.skip(x, self.channels, train))
+        return self.act()(self.plus(y, self.skip(x, self.channels, train)))
 
 
 class BiRealBlock(_Block):
@@ -110,10 +123,11 @@ class BiRealBlock(_Block):
         """(N, H, W, Cin) -> (N, ceil(H / strides), ceil(W / strides), channels)."""
         y = self.conv(x, self.channels, 3, self.strides, name="conv1")
         y = self.norm("bn1", self.zero_init_last)(y, train)
-        x = self.act()(y + self.skip(x, self.channels, train))
+        skip = self.skip(x, self.channels, train)
+        x = self.act()(self.plus(y, skip, name="residual1"))
         y = self.conv(x, self.channels, name="conv2")
         y = self.norm("bn2", self.zero_init_last)(y, train)
-        return self.act()(y + x)
+        return self.act()(self.plus(y, x, name="residual2"))
 
 
 class Bottleneck(_Block):
@@ -132,10 +146,10 @@ class Bottleneck(_Block):
         y = self.act()(self.norm("bn2")(y, train))
         y = self.conv(y, wide, 1, name="conv3")
         y = self.norm("bn3", self.zero_init_last)(y, train)
-        return self.act()(y + self.skip(x, wide, train))
+        return self.act()(self.plus(y, self.skip(x, wide, train)))
 
 
-class ResNet(nn.Module):
+class ResNet(Sites, nn.Module):
     """Residual network: stem, stages of blocks, global average pool, dense head.
 
     Stage s (from 1) has `width * 2**(s-1)` channels; stages after the first start at
@@ -155,10 +169,12 @@ class ResNet(nn.Module):
       act: `act()` is called once per site and gives the activation of that site: a
         function, or a linen module with parameters of its own. `create` takes a
         name of `ACTS` too.
-      act_quant: None, or a straight-through quantizer of the inputs of the blocks'
-        convolutions. Stem and head see real inputs, and so do the shortcuts, 1x1
-        convolutions included: what is added to a residual branch is never quantized.
-        Learned parameters are 'stage1_block0/conv1_input/qparams' and so on.
+      act_quant: None, or a quantizer of activations, at the `sites`.
+      sites: some of 'input' (of the blocks' convolutions), 'residual' (both terms of
+        each residual sum, by one quantizer) and 'output' (of the head). Stem and head
+        see real inputs, and so do 1x1 convolutions of shortcuts. Learned parameters are
+        'stage1_block0/conv1_input/qparams', 'stage1_block0/residual/qparams',
+        'output/qparams' and so on.
       bi_real: a shortcut around every 3x3 convolution, see `BiRealBlock`; basic blocks
         only.
       dtype: compute dtype of convolutions; BatchNorm, pooling and head are float32.
@@ -167,6 +183,8 @@ class ResNet(nn.Module):
       zero_init_last: start every block as identity (the last BatchNorm's scale at 0).
       features: also return the pooled features, the input of the head.
     """
+
+    SITES: ClassVar[tuple[str, ...]] = (INPUT, RESIDUAL, OUTPUT)
 
     outputs: int
     blocks: tuple[int, ...]
@@ -177,7 +195,8 @@ class ResNet(nn.Module):
     stem_strides: int = 1
     stem_pool: bool = False
     act: ActFactory = relu
-    act_quant: Quantizer | None = None
+    act_quant: Quantizer | ActivationQuantizer | None = None
+    sites: tuple[str, ...] = (INPUT,)
     bi_real: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -236,6 +255,7 @@ class ResNet(nn.Module):
                     shortcut=self.shortcut,
                     act=self.act,
                     act_quant=self.act_quant,
+                    sites=self.sites,
                     axis_name=self.axis_name,
                     momentum=self.momentum,
                     zero_init_last=self.zero_init_last,
@@ -244,6 +264,7 @@ class ResNet(nn.Module):
                 )(x, train)
         features = x.astype(jnp.float32).mean((1, 2))
         logits = Dense(self.outputs, self.folded, name="head")(features)
+        logits = self.quantized(OUTPUT, logits, name="output")
         if self.features:
             return {"outputs": logits, "features": features}
         return logits

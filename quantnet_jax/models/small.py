@@ -1,17 +1,19 @@
 """A network of a few hundred parameters, for tests and first steps."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.activations.quantizer import ActivationQuantizer
+from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.activations import ActFactory, QuantizeInput, relu
-from quantnet_jax.models.layers import BatchNorm, Conv, Dense, as_images
+from quantnet_jax.models.layers import BatchNorm, Conv, Dense, Sites, as_images
+from quantnet_jax.models.nonlinearities import ActFactory, relu
 
 
-class Small(nn.Module):
+class Small(Sites, nn.Module):
     """Three 3x3 convolutions with BatchNorm, global average pool, dense head.
 
     'conv1' and 'conv2' have kernels of equal shape. With width 4, 10 outputs and 3
@@ -22,7 +24,8 @@ class Small(nn.Module):
       width: channels of every convolution.
       stem_strides: stride of the first convolution.
       act: as in `ResNet`.
-      act_quant: of the inputs of 'conv1' and 'conv2', as in `ResNet`.
+      act_quant: as in `ResNet`.
+      sites: 'input' (of 'conv1' and 'conv2'), 'output', as in `ResNet`.
       dtype: as in `ResNet`.
       axis_name: as in `ResNet`.
       momentum: as in `ResNet`.
@@ -30,11 +33,14 @@ class Small(nn.Module):
       features: as in `ResNet`.
     """
 
+    SITES: ClassVar[tuple[str, ...]] = (INPUT, OUTPUT)
+
     outputs: int
     width: int = 4
     stem_strides: int = 2
     act: ActFactory = relu
-    act_quant: Quantizer | None = None
+    act_quant: Quantizer | ActivationQuantizer | None = None
+    sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
     momentum: float = 0.9
@@ -50,15 +56,14 @@ class Small(nn.Module):
             ("conv1", "bn1", 1),
             ("conv2", "bn2", 1),
         ):
-            quantized = self.act_quant is not None and name != "stem"
-            if self.act_quant is not None and quantized:
-                x = QuantizeInput(self.act_quant, name=f"{name}_input")(x)
+            if name != "stem":
+                x = self.quantized(INPUT, x, name=f"{name}_input")
             x = Conv(
                 self.width,
                 3,
                 strides,
                 folded=self.folded,
-                quantized_input=quantized,
+                quantized_input=self.has(INPUT) and name != "stem",
                 name=name,
             )(x)
             bn = BatchNorm(self.axis_name, self.momentum, folded=self.folded, name=norm)
@@ -66,6 +71,7 @@ class Small(nn.Module):
             x = self.act()(x)
         features = x.astype(jnp.float32).mean((1, 2))
         logits = Dense(self.outputs, self.folded, name="head")(features)
+        logits = self.quantized(OUTPUT, logits, name="output")
         if self.features:
             return {"outputs": logits, "features": features}
         return logits

@@ -1,4 +1,4 @@
-"""From names to quantizers: `create`, `create_activation`, and what they know.
+"""From names to quantizers of weights: `create`, and what it knows.
 
 To add a quantizer: write its file with a factory, and add one row to
 `quantnet_jax.quantizers.members`. One of your own needs neither: 'module:factory' is a
@@ -17,15 +17,14 @@ from quantnet_jax.core import schedules
 from quantnet_jax.core.limits import check_options, defaults_of, passes
 from quantnet_jax.core.names import nearest
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.quantizers.members import ACTIVATIONS, MEMBERS, Member
+from quantnet_jax.quantizers.members import MEMBERS, Member
 
 __all__ = [
-    "ACTIVATIONS",
     "MEMBERS",
     "Member",
     "create",
-    "create_activation",
     "find",
+    "make",
     "names",
     "options",
 ]
@@ -47,8 +46,8 @@ def find(
       name: a key of `members`; for weights also 'module:factory', perhaps with options,
         as in 'my_module:my_quantizer(bits=2)': a factory in a module of your own, which
         is imported from the current folder or wherever Python finds it.
-      members: `MEMBERS` or `ACTIVATIONS`. The latter are named in files that ship, and
-        a file must not decide what is imported: only keys count.
+      members: `MEMBERS`, or another list. Activation quantizers are named in files that
+        ship, and a file must not decide what is imported: only keys count there.
 
     Raises:
       ValueError: one line: an unknown name, with the nearest one, or what is wrong with
@@ -98,21 +97,13 @@ def create(name: str, *, total_steps: int = 1, **options: Any) -> Quantizer:
       >>> sharpness = dict(schedule="exponential", start=0.3, end=50.0, until=0.9)
       >>> q = create("tanh_sign", total_steps=100, sharpness=sharpness)
     """
-    return _make(MEMBERS, name, total_steps, options)
+    return make(MEMBERS, name, total_steps, options)
 
 
-def create_activation(name: str, *, total_steps: int = 1, **options: Any) -> Quantizer:
-    """Makes a quantizer of activations; arguments and errors as for `create`.
-
-    Example:
-      >>> q = create_activation("dorefa", bits=2)
-    """
-    return _make(ACTIVATIONS, name, total_steps, options)
-
-
-def _make(
+def make(
     members: Mapping[str, Member], name: str, total_steps: int, options: Mapping
-) -> Quantizer:
+) -> Any:
+    """`create`, of a given list."""
     member, given = find(name, members)
     given = given | dict(options)
     plain = {k: v for k, v in given.items() if not passes(v)}

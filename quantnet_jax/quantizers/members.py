@@ -9,17 +9,6 @@ from typing import Any, NamedTuple
 
 from quantnet_jax.core.limits import Number, limits_of
 from quantnet_jax.core.quantizer import Quantizer, identity
-from quantnet_jax.quantizers.activations import (
-    approx_sign as approx_sign_activation,
-)
-from quantnet_jax.quantizers.activations import (
-    dorefa_activation,
-    lsq_activation,
-    pact_activation,
-)
-from quantnet_jax.quantizers.activations import (
-    sign_ste as sign_ste_activation,
-)
 from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
 from quantnet_jax.quantizers.lq_nets import lq_nets
@@ -151,12 +140,3 @@ MEMBERS: dict[str, Member] = {
     ),
 }
 """Quantizers of weights."""
-
-ACTIVATIONS: dict[str, Member] = {
-    "sign_ste": Member(sign_ste_activation, "hard"),
-    "approx_sign": Member(approx_sign_activation, "hard"),
-    "dorefa": Member(dorefa_activation, "hard", signed=False),
-    "pact": Member(pact_activation, "hard", signed=False),
-    "lsq": Member(lsq_activation, "hard", recipe={"bits": 2}, signed=False),
-}
-"""Quantizers of activations: straight-through, for the hook of the shipped networks."""

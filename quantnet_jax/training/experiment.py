@@ -110,7 +110,8 @@ class Experiment:
     def model(self):
         """The linen network."""
         options = self.task.model_options
-        return parts.make_model(self.config, options, self.runner.axis_name)
+        axis_name = self.runner.axis_name
+        return parts.make_model(self.config, options, axis_name, self.steps)
 
     @cached_property
     def _image(self) -> jax.ShapeDtypeStruct:

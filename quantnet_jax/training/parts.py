@@ -5,8 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from quantnet_jax import activations, models, quantizers
 from quantnet_jax import config as config_lib
-from quantnet_jax import models, quantizers
+from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import Config
 from quantnet_jax.core import tree
 from quantnet_jax.core.quantizer import Quantizer
@@ -15,9 +16,14 @@ from quantnet_jax.tasks.terms import TERMS, Term, weighted
 from quantnet_jax.training import build_check, optim
 
 
-def make_model(config: Config, of_task: Mapping[str, Any], axis_name: str | None):
+def make_model(
+    config: Config,
+    of_task: Mapping[str, Any],
+    axis_name: str | None,
+    total_steps: int = 1,
+):
     """The network of `config.model`, with the options that follow from the task."""
-    options = config_lib.model_options(config) | make_activation(config)
+    options = config_lib.model_options(config) | make_activation(config, total_steps)
     try:
         return models.create(
             options.pop("name"),
@@ -33,20 +39,31 @@ def make_model(config: Config, of_task: Mapping[str, Any], axis_name: str | None
 def model_options(config: Config) -> dict:
     """Name and options of the network as plain data, without its quantizer."""
     made = config_lib.model_options(config) | make_activation(config)
-    return {name: value for name, value in made.items() if name != "act_quant"}
+    return {k: v for k, v in made.items() if k not in ("act_quant", "sites")}
 
 
-def make_activation(config: Config) -> dict:
-    """Options of the network that follow from `config.activation`."""
+def activation_sites(config: Config) -> tuple[str, ...]:
+    """Where the network quantizes activations."""
+    return tuple(config.activation.get("sites", DEFAULT))
+
+
+def make_activation(config: Config, total_steps: int = 1) -> dict:
+    """Options of the network that follow from `config.activation`.
+
+    Args:
+      config: the configuration.
+      total_steps: of the run; evaluation and deployment need no schedule.
+    """
     name, act = config.activation.name, config.model.get("act")
     if not name:
         return {}
     options = config.activation.get(name, ConfigDict()).to_dict()
     try:
-        found: dict = {"act_quant": quantizers.create_activation(name, **options)}
+        made = activations.create(name, total_steps=total_steps, **options)
     except (ValueError, TypeError) as e:
         raise ValueError(f"config.activation: {e}") from None
-    if quantizers.ACTIVATIONS[name].signed:
+    found = {"act_quant": made, "sites": activation_sites(config)}
+    if activations.find(name).signed:
         if act == "relu":
             raise ValueError(
                 f"model.act={act!r} is never negative, so activation.name={name!r} "

@@ -18,6 +18,10 @@ from quantnet_jax.training.gradients import Gradients, pmean
 from quantnet_jax.training.state import TrainState, average
 
 PyTree = Any
+ACTIVATIONS = 1
+"""For `fold_in`: separates the noise of activations from that of weights."""
+OF_ACTIVATIONS = "penalty of activations"
+"""A metric of the loss, which the training step adds to 'penalty'."""
 
 
 def make_loss(
@@ -34,8 +38,9 @@ def make_loss(
 
     Args:
       apply: `(variables, input, train) -> (outputs, updated)`, as `model.apply` with
-        `mutable=['batch_stats']` when `train`. Its statistics must be equal on all
-        devices, as those of our BatchNorm with an `axis_name` are.
+        `mutable=['batch_stats', 'penalty']` when `train`. Its statistics must be equal
+        on all devices, as those of our BatchNorm with an `axis_name` are. Activation
+        quantizers read 'training', see `quantnet_jax.activations.sites`.
       quantizer: over the tree of the model's parameters.
       task: its loss and metrics; `examples` are what its `prepare` returns, with a mask
         whose mean is 1, and 'teacher', the outputs of a teacher, where there is one.
@@ -53,16 +58,20 @@ def make_loss(
         penalty = quantizer.penalty(quant, model, step=step)
         if offset is not None:
             weights = jax.tree.map(jnp.add, weights, offset)
-        outputs, updated = apply(
-            {"params": weights, "batch_stats": batch_stats},
-            examples["input"],
-            train=True,
-        )
+        variables = {
+            "params": weights,
+            "batch_stats": batch_stats,
+            "training": {"step": step, "key": jax.random.fold_in(key, ACTIVATIONS)},
+        }
+        outputs, updated = apply(variables, examples["input"], train=True)
         mean = lambda x: jnp.mean(x * examples["mask"])
         own = mean(task.loss(outputs, examples, train=True))
         measured = jax.tree.map(mean, task.metrics(outputs, examples))
         metrics = {"loss": own, **measured, "penalty": penalty}
         total = own + penalty
+        if penalties := jax.tree.leaves(updated.get("penalty", {})):
+            metrics[OF_ACTIVATIONS] = sum(penalties)
+            total += metrics[OF_ACTIVATIONS]
         if terms is not None:
             context = Context(
                 outputs=outputs,
@@ -103,8 +112,9 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, opt_state, state.params)
         penalty = metrics.pop("penalty")  # of weights, which all devices share
-        metrics = pmean(metrics, axis_name) | {
-            "penalty": penalty,
+        metrics = pmean(metrics, axis_name)
+        metrics |= {
+            "penalty": penalty + metrics.pop(OF_ACTIVATIONS, 0.0),
             "grad_norm": optax.tree.norm(grads["model"]),
             "meta_grad_norm": jnp.asarray(optax.tree.norm(grads["quant"]), jnp.float32),
         }

@@ -11,8 +11,8 @@ import os
 import pytest
 from ml_collections import ConfigDict
 
+from quantnet_jax import activations, models, quantizers, tasks
 from quantnet_jax import config as config_lib
-from quantnet_jax import models, quantizers, tasks
 from quantnet_jax.config import checks
 from quantnet_jax.core import limits
 from quantnet_jax.core.limits import (
@@ -27,8 +27,8 @@ from quantnet_jax.core.limits import (
 from tests.integration.referee import build, config_of, fault, start
 
 INF = float("inf")
-MEMBERS = {"quantizer": quantizers.MEMBERS, "activation": quantizers.ACTIVATIONS}
-CREATE = {"quantizer": quantizers.create, "activation": quantizers.create_activation}
+MEMBERS = {"quantizer": quantizers.MEMBERS, "activation": activations.MEMBERS}
+CREATE = {"quantizer": quantizers.create, "activation": activations.create}
 
 
 @pytest.fixture(autouse=True)

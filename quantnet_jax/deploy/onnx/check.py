@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from quantnet_jax.activations.sites import replace_quantizers
 from quantnet_jax.deploy.predictor import Predictor
-from quantnet_jax.models.activations import replace_quantizers
 
 TOLERANCE = 1e-4
 CHUNK = 50

@@ -254,6 +254,13 @@ class Graph:
         pads = np.concatenate([low, high])
         return self.add("Pad", [x, pads, value], shape, x.channels_first)
 
+    def _concatenate(self, args, params, shape) -> Value:
+        (args, first), axis = self.alike(args), params["dimension"]
+        if axis == 0:
+            raise ValueError("a concatenation goes over the batch")
+        axis = FIRST.index(axis) if first else axis
+        return self.add("Concat", args, shape, first, axis=axis)
+
     def _slice(self, args, params, shape) -> Value:
         x = args[0]
         steps = params["strides"] or (1,) * len(shape)

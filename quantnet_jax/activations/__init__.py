@@ -1,0 +1,63 @@
+"""Quantizers of activations by name: `create`, and the list `MEMBERS`.
+
+To add one: write its file with a factory, and add one row here. Any `Quantizer` can sit
+at a site of a network, too; see `quantnet_jax.activations.sites`.
+"""
+
+from typing import Any
+
+from quantnet_jax import quantizers
+from quantnet_jax.activations.learned_clip import learned_clip
+from quantnet_jax.activations.quantizer import ActivationQuantizer, as_activation
+from quantnet_jax.activations.signs import approx_sign, sign_activation, sign_ste
+from quantnet_jax.activations.uniform import (
+    dorefa_activation,
+    lsq_activation,
+    pact_activation,
+)
+from quantnet_jax.quantizers import Member
+
+__all__ = [
+    "MEMBERS",
+    "ActivationQuantizer",
+    "approx_sign",
+    "as_activation",
+    "create",
+    "dorefa_activation",
+    "find",
+    "learned_clip",
+    "lsq_activation",
+    "options",
+    "pact_activation",
+    "sign_activation",
+    "sign_ste",
+]
+
+MEMBERS: dict[str, Member] = {
+    "sign_ste": Member(sign_ste, "hard"),
+    "approx_sign": Member(approx_sign, "hard"),
+    "dorefa": Member(dorefa_activation, "hard", signed=False),
+    "pact": Member(pact_activation, "hard", signed=False),
+    "lsq": Member(lsq_activation, "hard", recipe={"bits": 2}, signed=False),
+    "learned_clip": Member(learned_clip, "hard", recipe={"warmup": 20}, signed=False),
+}
+"""Those that a configuration can name."""
+
+
+def find(name: str) -> Member:
+    """The row of a name; ValueError with the nearest one if there is none."""
+    return quantizers.find(name, MEMBERS)[0]
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a run and their defaults, schedules as plain data; a copy."""
+    return quantizers.options(name, MEMBERS)
+
+
+def create(name: str, *, total_steps: int = 1, **options: Any) -> ActivationQuantizer:
+    """Makes a quantizer of activations; arguments and errors as `quantizers.create`.
+
+    Example:
+      >>> q = create("dorefa", bits=2)
+    """
+    return quantizers.make(MEMBERS, name, total_steps, options)

@@ -1,0 +1,114 @@
+"""A learned clip that is calibrated first: the quantizer of FQSR.
+
+Wang et al., Fully Quantized Image Super-Resolution Networks, arXiv 2011.14265; the
+formulas are those of its published code.
+"""
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.activations.quantizer import (
+    SMALLEST,
+    ActivationQuantizer,
+    guard,
+    steps,
+    uniform,
+)
+from quantnet_jax.core.limits import Number
+from quantnet_jax.core.quantizer import as_schedule, factory, no_penalty
+from quantnet_jax.core.surrogates import round_ste, with_slope
+from quantnet_jax.quantizers.options import Bits, Weight
+
+Steps = Annotated[int, Number(0, 2**31 - 1, whole=True)]
+Quantile = Annotated[float, Number(0, 1, above=True)]
+
+
+@factory
+def learned_clip(
+    *,
+    bits: Bits = 4,
+    signed: bool = False,
+    warmup: Steps = 0,
+    quantile: Quantile = 1.0,
+    calibration: Weight = 0.0,
+) -> ActivationQuantizer:
+    """2^bits evenly spaced values up to a learned clip c, calibrated for some steps.
+
+    Forward: c r(clip(x / c, 0, 1)), r(v) = round(n v) / n, n = 2^bits - 1, halves up;
+      signed: c (2 r((clip(x / c, -1, 1) + 1) / 2) - 1). In the first `warmup` steps of
+      training x itself.
+    Backward: for x, 1 where 0 <= x <= c (signed: |x| <= c), else 0;
+      for c, (forward - x) / c there, 1 above, 0 below (signed: -1). In the first
+      `warmup` steps 1 for x and 0 for c.
+    Learned: c, one per tensor. In the first `warmup` steps it is the running mean of
+      the `quantile` of |x|; then the gradient moves it.
+    Reference: Wang et al., FQSR, arXiv 2011.14265.
+    Deviations: c is kept positive by a lower bound (there |c|); the choice of quantile.
+
+    Penalty: calibration(step) mean |x - forward|.
+
+    Args:
+      bits: 1 to 8.
+      signed: values on both sides of zero, for inputs that are not behind a ReLU; zero
+        itself is none of them.
+      warmup: steps of the calibration; 20 in the published code. Without it c starts
+        from the activations that initialize the network.
+      quantile: of |x| over a batch; 1.0 for the maximum, as in the published code.
+      calibration: weight of the penalty, or a schedule; 0.3 in the published code.
+    """
+    n, weight = steps(bits), as_schedule(calibration)
+    low = -1.0 if signed else 0.0
+
+    def largest(x):
+        size = jnp.abs(x)
+        found = jnp.max(size) if quantile == 1.0 else jnp.quantile(size, quantile)
+        return jnp.asarray(found, jnp.float32)
+
+    def init(key, x):
+        found = largest(x)
+        return jnp.where(found > SMALLEST, found, 1.0)
+
+    def position(c, x):
+        """From 0 to n."""
+        part = jnp.clip(x / guard(c), low, 1.0)
+        return (part + 1.0) / 2.0 * n if signed else part * n
+
+    def surrogate(c, x, *, step, key=None):
+        c = with_slope(guard, jnp.ones_like)(c)
+        inside = (x >= low * c) & (x <= c)
+        # No activation far outside is divided: 0 times an overflow is not a number.
+        part = jnp.where(inside, x, 0.0) / c
+        if signed:
+            rounded = 2.0 * round_ste((part + 1.0) / 2.0 * n) / n - 1.0
+        else:
+            rounded = round_ste(part * n) / n
+        return jnp.where(inside, c * rounded, jnp.where(x > c, c, low * c))
+
+    def observe(c, x, *, step):
+        change = lambda: (largest(x) - c) / (jnp.asarray(step, jnp.float32) + 1.0)
+        return jax.lax.cond(step < warmup, change, lambda: jnp.zeros_like(c))
+
+    discrete = uniform(
+        bits,
+        init=init,
+        position=position,
+        scale=lambda c: guard(c) / n,
+        surrogate=surrogate,
+        signed=signed,
+    )
+
+    def soft(c, x, *, step, key=None):
+        y = discrete.soft(c, x, step=step)
+        return jnp.where(step < warmup, x, y) if warmup else y
+
+    def penalty(c, x, *, step):
+        distance = jnp.mean(jnp.abs(x - soft(c, x, step=step)))
+        return jnp.asarray(weight(step) * distance, jnp.float32)
+
+    return discrete._replace(
+        soft=soft,
+        penalty=no_penalty if calibration == 0.0 else penalty,
+        observe=observe if warmup else None,
+    )
