@@ -61,7 +61,7 @@ def rule(pattern, quantizer, **options):
             [".*bias9", "head/bias"],
         ),
         (
-            {"rules": (rule("conv1/kernel", "lsq"),)},
+            {"rules": (rule("conv1/kernel", "lsq"), rule("conv1/k.*", "lsq"))},
             ["both claim", "conv1/kernel"],
         ),
         ({"weights__schedule": "cos"}, ["weights", "cos", "cosine"]),
@@ -128,6 +128,13 @@ def test_rules_decide_what_is_quantized():
     exp = experiment.build(config, jax.devices()[:1])
     claimed = {path: bucket.shared for bucket in exp.buckets for path in bucket.paths}
     assert set(claimed) == {"conv1/kernel", "head/kernel"}
+    # A row takes what `layers` would: four bits here, two there, the rest as it is.
+    rows = (rule("head/kernel", "lsq", bits=4), rule("conv2/kernel", "lsq", bits=2))
+    exp = experiment.build(tiny_config(layers="all", rules=rows), jax.devices()[:1])
+    found = {path: repr(b.quantizer) for b in exp.buckets for path in b.paths}
+    assert found["head/kernel"] == "lsq(bits=4)"
+    assert found["conv2/kernel"] == "lsq(bits=2)"
+    assert all(found[f"{k}/kernel"].startswith("quantnet(") for k in ("stem", "conv1"))
     assert claimed["head/kernel"] is None and claimed["conv1/kernel"] is not None
     hard = tree.bucket_quantizer(exp.buckets).hard(
         exp.state.params["quant"], exp.state.params["model"]

@@ -83,12 +83,18 @@ def make_task(config: Config, source: Source) -> Task:
 
 
 def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
-    """The rules of `config.layers`, `config.quantizer` and `config.rules`."""
+    """The rules of `config.layers`, `config.quantizer` and `config.rules`.
+
+    A tensor that a row of `config.rules` claims is none of `config.layers`.
+    """
+    kernels = lambda pattern: str(models.KERNELS.get(pattern, pattern))
     default = {
-        "pattern": config.layers,
+        "pattern": kernels(config.layers),
         "quantizer": config.quantizer.name,
         "share": config.share,
     }
+    if claimed := "|".join(kernels(row["pattern"]) for row in config.rules):
+        default["pattern"] = f"(?!(?:{claimed})$)(?:{default['pattern']})"
     made = []
     for row in (default, *config.rules):
         options = dict(row)
@@ -99,8 +105,7 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
             quantizer = quantizers.create(
                 name, total_steps=total_steps, **section | options
             )
-        pattern = str(models.KERNELS.get(pattern, pattern))
-        made.append(tree.Rule(pattern, quantizer, **of_rule))
+        made.append(tree.Rule(kernels(pattern), quantizer, **of_rule))
     return made
 
 

@@ -71,7 +71,7 @@ CASES = [
     ("rules[0].out", {"rules": (RULE | {"out": "last"},)}),
     ("rules", {"rules": (RULE | {"pattern": "stage9/kernel"},)}),
     ("rules", {"rules": (RULE, RULE)}),
-    ("rules", {"rules": (RULE | {"pattern": "conv1/kernel"},)}),
+    ("rules", {"rules": (RULE | {"pattern": "conv1/kernel"},) * 2}),
     ("layers", {"layers": "stage9/kernel"}),
     ("layers", {"layers": "conv1/kerne"}),
     ("layers", {"layers": "*conv"}),
