@@ -133,6 +133,6 @@ def replace_quantizers(
             context.method_name != "__call__"
         ):
             return call(*args, **kwargs)
-        return instead("/".join(site.path), *args, call)
+        return instead("/".join(site.path), args[0], call)
 
     return nn.intercept_methods(intercept)

@@ -54,9 +54,10 @@ def pact_activation(
     """PACT: 2^bits evenly spaced values from 0 to a learned clip a.
 
     Forward: a round(n clip(x / a, 0, 1)) / n, n = 2^bits - 1, halves up.
-    Backward: for x, 1 where 0 <= x <= a, else 0; for a, 1 where x > a, else 0.
-    Learned: a, one per tensor, from `start`. The weight decay of a in the paper is
-      left out. Reference: Choi et al., PACT, arXiv 1805.06085, equations 1 to 3.
+    Backward: for x, 1 where 0 <= x <= a, else 0;
+      for a, 1 where x > a, else 0.
+    Learned: a, one per tensor, from `start`.
+    Reference: Choi et al., PACT, arXiv 1805.06085, equations 1 to 3.
     Deviations: no weight decay of a.
 
     Args:
@@ -87,9 +88,10 @@ def lsq_activation(*, bits: Bits = 2) -> ActivationQuantizer:
     """LSQ, unsigned: 2^bits multiples, from 0 on, of a learned step s.
 
     Forward: s round(clip(x / s, 0, Q)), Q = 2^bits - 1, halves up.
-    Backward: for x, 1 where 0 <= x <= Q s, else 0; for s, round(x / s) - x / s
-      there, 0 below, Q above, all times 1 / sqrt(N Q), where N is the number of
-      activations of one example (H W C: it does not change with the batch).
+    Backward: for x, 1 where 0 <= x <= Q s, else 0;
+      for s, round(x / s) - x / s there, 0 below, Q above, all times 1 / sqrt(N Q),
+      where N is the number of activations of one example (H W C: it does not change
+      with the batch).
     Learned: s, one per tensor, from 2 mean |x| / sqrt(Q), or 1 if all of x is zero.
 
     Reference: Esser et al., Learned Step Size Quantization, arXiv 1902.08153,

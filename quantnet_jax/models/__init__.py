@@ -166,7 +166,7 @@ def create(
             f"`act_quant` is {options['act_quant']!r}, expected a Quantizer or None"
         )
     if "sites" in options:
-        options["sites"] = check_sites(options["sites"], cls.SITES)
+        options["sites"] = check_sites(options["sites"], sites(name))
     return make(outputs=outputs, dtype=_dtype(dtype), axis_name=axis_name, **options)
 
 
