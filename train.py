@@ -110,6 +110,7 @@ def train(
         checkpoints = manager.Checkpoints(
             workdir,
             keep_latest=config.keep_latest,
+            higher_is_better=exp.task.primary.higher_is_better,
             processes=exp.runner.process_count,
             deletes=writes,
         )

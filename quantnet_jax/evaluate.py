@@ -62,9 +62,12 @@ def restore(
     if len(devices) % config.fsdp:
         config.fsdp = 1
     exp = experiment.Experiment(config, devices)
-    with manager.Checkpoints(workdir, read_only=True) as checkpoints:
+    higher = exp.task.primary.higher_is_better
+    with manager.Checkpoints(
+        workdir, higher_is_better=higher, read_only=True
+    ) as checkpoints:
         wanted = {k: getattr(exp.state, k) for k in ("params", "batch_stats", "ema")}
-        restored = checkpoints.restore_params(wanted, step)
+        restored = checkpoints.restore(wanted, step)
     saved = restored.state | {"step": np.asarray(restored.step, np.int32)}
     return exp, exp.state._replace(**exp.runner.place(saved)), restored.step
 

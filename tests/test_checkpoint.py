@@ -93,24 +93,27 @@ def assert_identical(a, b):
     assert bits(a) == bits(b)
 
 
-def abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+def abstract(tree, sharding=None):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
 
 
 def step_folder(workdir, step):
     return os.path.join(workdir, "checkpoints", f"{step:08d}")
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_round_trip_is_exact_and_keeps_the_structure(tmp_path, asynchronous):
+def test_round_trip_is_exact_and_retains_the_structure(tmp_path):
     state = make_state(3)
-    with manager.Checkpoints(tmp_path, asynchronous=asynchronous) as saved:
+    with manager.Checkpoints(tmp_path) as saved:
         assert saved.latest() is None and saved.best() is None
-        assert saved.save(4, state, {"hard": 0.5}, {"epoch": 2, "name": "a"})
+        aux = {"codes": np.arange(3, dtype=np.uint8)}
+        assert saved.save(4, state, {"hard": 0.5}, {"epoch": 2, "name": "a"}, aux)
         assert not saved.save(4, state)
     with manager.Checkpoints(tmp_path) as again:
         out = again.restore(abstract(state))
         assert (out.step, out.extra) == (4, {"epoch": 2, "name": "a"})
+        assert bits(out.aux) == bits(aux) and out.aux.keys() == aux.keys()
         assert_identical(out.state, state)
         assert isinstance(out.state, State)
         assert out.state.params["quant"]["head/kernel"] == ()
@@ -147,6 +150,17 @@ def test_latest_and_best_survive_also_after_reopening(tmp_path):
         assert saved.restore(like, 2).step == 2
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_direction_of_the_metric(tmp_path, higher):
+    options = dict(keep_latest=1, metric="error", higher_is_better=higher)
+    with manager.Checkpoints(tmp_path, **options) as saved:
+        for step, error in enumerate([0.5, 0.9, 0.1, 0.3], 1):
+            saved.save(step, tiny(), {"error": error})
+        saved.wait()
+        best = 2 if higher else 3
+        assert (saved.best(), saved.steps()) == (best, [best, 4])
+
+
 def test_restores_onto_other_device_counts(tmp_path):
     state = make_state(1)
     four = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
@@ -156,7 +170,7 @@ def test_restores_onto_other_device_counts(tmp_path):
         saved.save(1, jax.device_put(state, wide))
         saved.wait()
         for target in (one, wide):
-            out = saved.restore(abstract(state), sharding=target).state
+            out = saved.restore(abstract(state, target)).state
             assert_identical(out, state)
             stored = [x for x in jax.tree.leaves(out) if x.size]
             assert all(x.sharding == target for x in stored)
@@ -171,7 +185,7 @@ def test_params_are_read_without_the_optimizer(tmp_path):
     shutil.rmtree(os.path.join(step_folder(tmp_path, 9), "optimizer"))
     like = {"params": state.params, "batch_stats": state.batch_stats}
     with manager.Checkpoints(tmp_path, read_only=True) as saved:
-        out = saved.restore_params(abstract(like))
+        out = saved.restore(abstract(like))
         assert_identical(out.state, like)
         arrays = saved.load_arrays().state
     assert all(isinstance(a, np.ndarray) for a in arrays.values())

@@ -17,6 +17,7 @@ from configs import smoke
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.config import checks
 from quantnet_jax.core import limits
+from quantnet_jax.core.paths import flatten
 from quantnet_jax.training import experiment
 
 pytestmark = pytest.mark.cheap
@@ -205,7 +206,7 @@ def test_warm_start_takes_over_what_fits(whole, tmp_path, capsys):
     assert "head/bias: float32[4] -> float32[3]" in line
     report = json.loads((tmp_path / "warm" / "warm_start.json").read_text())
     assert (report["from"], report["step"]) == (str(source), STEPS)
-    built = manager.flatten(state_of(tmp_path / "warm", config)._asdict())
+    built = flatten(state_of(tmp_path / "warm", config)._asdict())
     built = {k for k in built if k.split("/")[0] in ("params", "batch_stats")}
     other = {line.split(":")[0] for line in report["mismatched"]}
     assert other == {"params/model/head/kernel", "params/model/head/bias"}
@@ -252,7 +253,7 @@ def test_useless_warm_start_claims_no_workdir(whole, tmp_path, fits):
 def test_workdir_of_another_configuration(whole):
     workdir, _ = whole
     before = contents(workdir)
-    with pytest.raises(SystemExit, match="^error: .*: seed is 0 there and 1 here"):
+    with pytest.raises(SystemExit, match="^error: .* was created with seed=0, got 1"):
         train.train(settings(seed=1), workdir)
     assert contents(workdir) == before
 

@@ -1,21 +1,27 @@
-"""Saved arrays against built ones, by path: does all fit, or take what fits."""
+"""Warm starts: partial restore by path."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
+from quantnet_jax.checkpoint.layout import describe
 from quantnet_jax.core.paths import flatten
 
 
 class WarmStart(NamedTuple):
-    """Which leaves a warm start took over; names are '/'-joined paths."""
+    """Which leaves a warm start restored, as '/'-joined paths.
+
+    Attributes:
+      matched: restored.
+      missing: built here, but not saved; they retain their initial values.
+      unexpected: saved, but not built here; ignored.
+      mismatched: 'path: saved -> built'; they retain their initial values.
+    """
 
     matched: tuple[str, ...]
-    missing: tuple[str, ...]  # built here, not in the saved arrays: keep their init
-    unexpected: tuple[str, ...]  # saved, but not built here: ignored
-    mismatched: tuple[str, ...]  # 'name: saved -> built': keep their init
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
 
     def __str__(self) -> str:
         parts = []
@@ -26,29 +32,11 @@ class WarmStart(NamedTuple):
         return "warm start: " + ", ".join(parts)
 
 
-def describe(leaf: Any) -> str:
-    """Returns 'float32[3,3,16,16]' for an array or its description."""
-    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
-
-
-def check_fits(saved: Mapping[str, Any], built: Mapping[str, Any], folder: str) -> None:
-    """Raises ValueError naming the first path whose shape or dtype differs."""
-    for name in [*built, *(k for k in saved if k not in built)]:
-        was = describe(saved[name]) if name in saved else "nothing"
-        now = describe(built[name]) if name in built else "nothing"
-        if was != now:
-            raise ValueError(
-                f"checkpoint {folder!r} is of another architecture: {name!r} was saved"
-                f" as {was}, the config builds {now}; restore with the config of that"
-                " run, or use another workdir"
-            )
-
-
 def warm_start(like: Any, saved: Any) -> tuple[Any, WarmStart]:
     """Copies the saved arrays whose path, shape and dtype match into `like`.
 
     Args:
-      like: pytree of arrays as initialized; its structure and placement are kept.
+      like: pytree of arrays as initialized; gives structure and placement.
       saved: pytree of arrays, or the flat dict of `Checkpoints.load_arrays`.
 
     Returns:

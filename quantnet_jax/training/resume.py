@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from quantnet_jax.checkpoint.manager import Checkpoints, warm_start
+from quantnet_jax.checkpoint.manager import Checkpoints
+from quantnet_jax.checkpoint.warm_start import warm_start
 from quantnet_jax.config import Config
 from quantnet_jax.logging.records import jsonable
 from quantnet_jax.training.experiment import Experiment
@@ -50,7 +51,7 @@ def start(
         step, saved = restored.step, restored.extra
         check(saved, exp.config, exp.feed.train_size, step)
         state = exp.runner.place(restored.state)
-        codes = exp.codes(state) if step in evaluations else restored.beside or None
+        codes = exp.codes(state) if step in evaluations else restored.aux or None
         note = f"resuming at step {step}"
         return Start(state, step, saved["seconds"], saved["seen"], codes, note)
     source = exp.config.init_from

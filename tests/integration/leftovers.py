@@ -9,6 +9,7 @@ import numpy as np
 
 from quantnet_jax import config as config_lib
 from quantnet_jax.checkpoint import manager
+from quantnet_jax.core.paths import flatten
 from quantnet_jax.logging import records as run_records
 from quantnet_jax.training import experiment
 
@@ -63,7 +64,7 @@ def differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
     for folder in (workdir, reference):
         with manager.Checkpoints(folder, read_only=True) as kept:
             states = {step: kept.restore(like, step).state for step in kept.steps()}
-            runs.append({k: manager.flatten(v) for k, v in states.items()})
+            runs.append({k: flatten(v) for k, v in states.items()})
     if runs[0].keys() != runs[1].keys():
         found.append(f"saved steps {sorted(runs[0])}, not {sorted(runs[1])}")
     for step in runs[0].keys() & runs[1].keys():
