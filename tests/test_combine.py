@@ -156,7 +156,7 @@ def test_chain_gives_every_part_a_key_of_its_own():
     "parts", [(), (doubled(),), (clip_sign(), doubled()), (clip_sign(), clip_sign())]
 )
 def test_chain_names_what_it_got(parts):
-    with pytest.raises(ValueError, match="chain takes Reparams and, at the end, one"):
+    with pytest.raises(ValueError, match="chain takes Reparams and, last, one"):
         chain(*parts)
 
 
@@ -429,7 +429,7 @@ def test_rules_for_other_weights_are_refused(name, combine, field):
     """What holds for the weights that `q` sees does not hold for the latent ones."""
     combine(clip_sign())
     q = clip_sign()._replace(**{field: getattr(with_rules(), field)})
-    with pytest.raises(ValueError, match=f"^{name} cannot keep the `{field}` "):
+    with pytest.raises(ValueError, match=f"^{name} cannot retain the `{field}` "):
         combine(q)
 
 

@@ -3,6 +3,7 @@
 Each takes a `Quantizer` and returns one. None of them branches on a method.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -21,11 +22,11 @@ from quantnet_jax.core.quantizer import (
 
 @factory
 def chain(*parts: Reparam | Quantizer) -> Quantizer:
-    """Quantizes the composition of continuous maps.
+    """Quantizes a composition of continuous maps.
 
     Args:
-      *parts: any number of `Reparam`s, applied from left to right, and one `Quantizer`
-        at the end. The parameters become a tuple, one entry a part.
+      *parts: any number of `Reparam`s, applied from left to right, and a `Quantizer` at
+        the end. `qparams` is the tuple of their parameters.
 
     Raises:
       ValueError: if the last part is not a Quantizer or an earlier one is.
@@ -33,10 +34,8 @@ def chain(*parts: Reparam | Quantizer) -> Quantizer:
     maps = [part for part in parts[:-1] if isinstance(part, Reparam)]
     q = parts[-1] if parts else None
     if not isinstance(q, Quantizer) or len(maps) != len(parts) - 1:
-        raise ValueError(
-            "chain takes Reparams and, at the end, one Quantizer; got "
-            + ", ".join(type(p).__name__ for p in parts)
-        )
+        got = ", ".join(type(p).__name__ for p in parts)
+        raise ValueError(f"chain takes Reparams and, last, one Quantizer; got {got}")
     _plain(q, "chain")
 
     def init(key, w):
@@ -55,12 +54,10 @@ def chain(*parts: Reparam | Quantizer) -> Quantizer:
     def soft(qparams, w, *, step, key=None):
         return q.soft(qparams[-1], mapped(qparams, w), step=step, key=key)
 
-    def hard(qparams, w):
-        return q.hard(qparams[-1], mapped(qparams, w))
-
     def penalty(qparams, w, *, step):
         return q.penalty(qparams[-1], mapped(qparams, w), step=step)
 
+    hard = lambda qparams, w: q.hard(qparams[-1], mapped(qparams, w))
     return Quantizer(init, soft, hard, penalty)
 
 
@@ -75,8 +72,7 @@ def straight_through(
       backward: `(qparams, w, *, step, key) -> array like w`, differentiated in place of
         the forward value; default `q.soft`.
 
-    Written with `jax.custom_vjp`: the additive trick `soft + stop_gradient(hard -
-    soft)` is not exact in floating point.
+    By `jax.custom_vjp`: `soft + stop_gradient(hard - soft)` is not exact in floats.
     """
     surrogate = q.soft if backward is None else backward
 
@@ -92,58 +88,47 @@ def straight_through(
         return (*vjp(g), None, None)
 
     forward.defvjp(forward_fwd, forward_bwd)
-
-    def soft(qparams, w, *, step, key=None):
-        return forward(qparams, w, step, key)
-
+    soft = lambda qparams, w, *, step, key=None: forward(qparams, w, step, key)
     return q._replace(soft=soft)
 
 
 @factory
 def per_channel(q: Quantizer) -> Quantizer:
-    """One set of parameters, levels and scale for each output channel (last axis).
+    """Separate parameters, levels and scale for each output channel (last axis).
 
-    Equal to a loop over `w[..., c]`: keys are split, parameters stacked along a new
-    first axis, the codes put back along the last one.
+    Equal to a loop over `w[..., c]` with split keys; parameters get a new first axis.
     """
 
     def init(key, w):
-        keys = jax.random.split(key, w.shape[-1])
-        return jax.vmap(q.init, in_axes=(0, -1))(keys, w)
+        return jax.vmap(q.init, (0, -1))(jax.random.split(key, w.shape[-1]), w)
 
     def soft(qparams, w, *, step, key=None):
         keys = None if key is None else jax.random.split(key, w.shape[-1])
         one = lambda p, v, k: q.soft(p, v, step=step, key=k)
-        return jax.vmap(one, in_axes=(0, -1, 0), out_axes=-1)(qparams, w, keys)
+        return jax.vmap(one, (0, -1, 0), -1)(qparams, w, keys)
 
     def hard(qparams, w):
         def one(p, v):
             qt = q.hard(p, v)
-            return qt.codes, qt.levels, jnp.broadcast_to(qt.scale, _scale_shape(qt))
+            shape = qt.scale.shape or (1,) * v.ndim
+            return qt.codes, qt.levels, jnp.broadcast_to(qt.scale, shape)
 
-        codes, levels, scale = jax.vmap(one, (0, -1), (-1, 0, -1))(qparams, w)
-        return QTensor(codes, levels, scale)
+        return QTensor(*jax.vmap(one, (0, -1), (-1, 0, -1))(qparams, w))
 
     def penalty(qparams, w, *, step):
-        one = lambda p, v: q.penalty(p, v, step=step)
-        return jnp.mean(jax.vmap(one, in_axes=(0, -1))(qparams, w))
+        one = functools.partial(q.penalty, step=step)
+        return jnp.mean(jax.vmap(one, (0, -1))(qparams, w))
 
     def gradient(qparams, w, g, *, step):
-        one = lambda p, v, g: q.gradient(p, v, g, step=step)  # pyright: ignore
-        return jax.vmap(one, in_axes=(0, -1, -1), out_axes=-1)(qparams, w, g)
+        one = functools.partial(q.gradient, step=step)  # pyright: ignore
+        return jax.vmap(one, (0, -1, -1), -1)(qparams, w, g)
 
     def project(qparams, w, *, step):
-        one = lambda p, v: q.project(p, v, step=step)  # pyright: ignore
-        return jax.vmap(one, in_axes=(0, -1), out_axes=(0, -1))(qparams, w)
+        one = functools.partial(q.project, step=step)  # pyright: ignore
+        return jax.vmap(one, (0, -1), (0, -1))(qparams, w)
 
-    return Quantizer(
-        init,
-        soft,
-        hard,
-        penalty,
-        gradient if q.gradient else None,
-        project if q.project else None,
-    )
+    rules = q.gradient and gradient, q.project and project
+    return Quantizer(init, soft, hard, penalty, *rules)
 
 
 @factory
@@ -175,14 +160,13 @@ def learned_scale(q: Quantizer, *, per: str = "channel") -> Quantizer:
     """Multiplies soft and hard values by a learned positive factor.
 
     The parameter is its logarithm, one per output channel or one per tensor, starting
-    from log(mean |w|). Kept per tensor even where a rule shares the rest.
+    from log(mean |w|); per tensor even where a rule shares the other parameters.
     """
     _plain(q, "learned_scale")
     mean = _reduction(jnp.mean, per)
 
     def init(key, w):
-        log_scale = jnp.log(mean(jnp.abs(w)) + 1e-12)
-        return PerTensor(log_scale), q.init(key, w)
+        return PerTensor(jnp.log(mean(jnp.abs(w)) + 1e-12)), q.init(key, w)
 
     def soft(qparams, w, *, step, key=None):
         return q.soft(qparams[1], w, step=step, key=key) * jnp.exp(qparams[0].value)
@@ -191,9 +175,7 @@ def learned_scale(q: Quantizer, *, per: str = "channel") -> Quantizer:
         qt = q.hard(qparams[1], w)
         return QTensor(qt.codes, qt.levels, qt.scale * jnp.exp(qparams[0].value))
 
-    def penalty(qparams, w, *, step):
-        return q.penalty(qparams[1], w, step=step)
-
+    penalty = lambda qparams, w, *, step: q.penalty(qparams[1], w, step=step)
     return Quantizer(init, soft, hard, penalty)
 
 
@@ -205,15 +187,15 @@ def add_penalty(
     weight = as_schedule(weight)
 
     def penalty(qparams, w, *, step):
-        extra = weight(step) * fn(qparams, w, step=step)
-        return q.penalty(qparams, w, step=step) + extra
+        own = q.penalty(qparams, w, step=step)
+        return own + weight(step) * fn(qparams, w, step=step)
 
     return q._replace(penalty=penalty)
 
 
 @factory
 def bit_planes(q: Quantizer, bits: int) -> Quantizer:
-    """A `bits`-bit quantizer from a binary one: each plane quantizes what is left.
+    """A `bits`-bit quantizer from a binary one: each plane quantizes the residual.
 
     With a_j = 2^j / (2^bits - 1), r = w at first, and j from the highest plane down:
     b_j = q(r), r <- r - a_j b_j, and the value is sum_j a_j b_j. Hard values are the
@@ -228,7 +210,7 @@ def bit_planes(q: Quantizer, bits: int) -> Quantizer:
       ValueError: if `bits` is out of range or `q` is not binary.
     """
     if bits not in range(1, 9):
-        raise ValueError(f"`bits` is {bits!r}, expected an integer from 1 to 8")
+        raise ValueError(f"bits={bits!r}, expected an integer from 1 to 8")
     _plain(q, "bit_planes")
     planes = [(j, 2**j / (2**bits - 1)) for j in reversed(range(bits))]
 
@@ -237,30 +219,28 @@ def bit_planes(q: Quantizer, bits: int) -> Quantizer:
 
     def soft(qparams, w, *, step, key=None):
         keys = [None] * bits if key is None else jax.random.split(key, bits)
-        total, rest = jnp.zeros_like(w), w
+        total, residual = jnp.zeros_like(w), w
         for (_, a), p, k in zip(planes, qparams, keys, strict=True):
-            b = a * q.soft(p, rest, step=step, key=k)
-            total, rest = total + b, rest - b
+            b = a * q.soft(p, residual, step=step, key=k)
+            total, residual = total + b, residual - b
         return total
 
     def hard(qparams, w):
-        codes, rest = jnp.zeros(w.shape, jnp.uint8), w
+        codes, residual = jnp.zeros(w.shape, jnp.uint8), w
         for (j, a), p in zip(planes, qparams, strict=True):
-            qt = q.hard(p, rest)
+            qt = q.hard(p, residual)
             if qt.levels.shape != (2,):
-                raise ValueError(
-                    f"bit_planes needs a binary quantizer, got levels of shape "
-                    f"{qt.levels.shape}"
-                )
+                found = f"levels of shape {qt.levels.shape}"
+                raise ValueError(f"bit_planes needs a binary quantizer, got {found}")
             codes = codes + (qt.codes << jnp.uint8(j))
-            rest = rest - a * dequantize(qt)
+            residual = residual - a * dequantize(qt)
         return QTensor(codes, uniform_levels(bits), jnp.ones((), jnp.float32))
 
     def penalty(qparams, w, *, step):
-        total, rest = jnp.zeros((), jnp.float32), w
+        total, residual = jnp.zeros((), jnp.float32), w
         for (_, a), p in zip(planes, qparams, strict=True):
-            total = total + q.penalty(p, rest, step=step)
-            rest = rest - a * q.soft(p, rest, step=step)
+            total = total + q.penalty(p, residual, step=step)
+            residual = residual - a * q.soft(p, residual, step=step)
         return total / bits
 
     return Quantizer(init, soft, hard, penalty)
@@ -288,16 +268,15 @@ def uniform_levels(bits: int) -> jax.Array:
 
 
 def _plain(q: Quantizer, combinator: str) -> None:
-    """Refuses rules for the latent weights: they hold for other weights than `q`'s."""
+    """Refuses rules for latent weights, which are not those that `q` gets."""
     for field in ("gradient", "project"):
         if getattr(q, field) is not None:
-            raise ValueError(f"{combinator} cannot keep the `{field}` of a quantizer")
+            raise ValueError(f"{combinator} cannot retain the `{field}` of a quantizer")
 
 
 def _scaled(q: Quantizer, factor: Callable, detach: bool) -> Quantizer:
     def soft(qparams, w, *, step, key=None):
-        s = factor(w)
-        s = jax.lax.stop_gradient(s) if detach else s
+        s = jax.lax.stop_gradient(factor(w)) if detach else factor(w)
         return q.soft(qparams, w, step=step, key=key) * s
 
     def hard(qparams, w):
@@ -308,9 +287,9 @@ def _scaled(q: Quantizer, factor: Callable, detach: bool) -> Quantizer:
 
 
 def _reduction(reduce: Callable, per: str) -> Callable:
-    """`reduce` over a tensor with kept dimensions, for every channel or for all."""
+    """`reduce` over each channel or the whole tensor, with `keepdims`."""
     if per not in ("channel", "tensor"):
-        raise ValueError(f"`per` is {per!r}, expected 'channel' or 'tensor'")
+        raise ValueError(f"per={per!r}, expected 'channel' or 'tensor'")
 
     def apply(x):
         if x.size == 0:
@@ -319,7 +298,3 @@ def _reduction(reduce: Callable, per: str) -> Callable:
         return reduce(x, axis=axes, keepdims=True)
 
     return apply
-
-
-def _scale_shape(qt: QTensor) -> tuple[int, ...]:
-    return qt.scale.shape or (1,) * qt.codes.ndim

@@ -1,11 +1,11 @@
-"""Pure functions of weights that `add_penalty` turns into penalties."""
+"""Regularizers: pure functions of weights, to be used with `add_penalty`."""
 
 import jax
 import jax.numpy as jnp
 
 
 def binarization_distance(b: jax.Array) -> jax.Array:
-    """Mean of 1 - b^2: how far soft signs are from -1 and +1.
+    """Mean of 1 - b^2: the distance of soft signs from -1 and +1.
 
     Args:
       b: float32, any shape, values in [-1, 1].
@@ -43,7 +43,7 @@ def kurtosis(w: jax.Array, eps: float = 1e-12) -> jax.Array:
     normal distribution. `eps` is added to the variance, so that constant tensors have
     a finite gradient.
     """
-    centred = w - jnp.mean(w)
-    variance = jnp.mean(centred**2) + eps
-    # Not mean(centred^4) / variance^2: its gradient would divide by eps^4, which is 0.
-    return jnp.mean((centred * jax.lax.rsqrt(variance)) ** 4)
+    centered = w - jnp.mean(w)
+    variance = jnp.mean(centered**2) + eps
+    # Not mean(centered^4) / variance^2: its gradient divides by eps^4, which is 0.
+    return jnp.mean((centered * jax.lax.rsqrt(variance)) ** 4)

@@ -1,4 +1,4 @@
-"""Step functions with a stated slope: what straight-through backward passes are of."""
+"""Surrogate gradients: step functions with a custom derivative."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,17 @@ import jax.numpy as jnp
 
 
 def with_slope(value: Callable, slope: Callable) -> Callable:
-    """The elementwise function `value(x)`, whose derivative is said to be `slope`.
+    """The elementwise function `value`, with derivative defined as `slope`.
+
+    Forward: value(x)
+    Backward: slope(x, *args) * gradient; `args` get none.
 
     Args:
       value: `x -> array like x`.
       slope: `(x, *args) -> array like x`, finite for every x.
 
     Returns:
-      `fn(x, *args)`; `args` (a schedule's value, say) shape the slope alone and get no
-      gradient.
+      `fn(x, *args)`; `args`, such as the value of a schedule, are for the slope alone.
 
     Example:
       >>> fn = with_slope(jnp.floor, lambda x: 3.0 * jnp.ones_like(x))
@@ -41,7 +43,7 @@ def sign(x: jax.Array) -> jax.Array:
 
 
 def half_up(x: jax.Array) -> jax.Array:
-    """The nearest integer; the upper one of two, as `encode` decides on a midpoint."""
+    """Rounds half up, as `encode` does at a midpoint."""
     return jnp.floor(x + 0.5)
 
 
@@ -78,7 +80,7 @@ SLOPES = {
     "approx": approx_slope,
     "swish": swish_slope,
 }
-"""Slopes of the sign that need nothing but the weight."""
+"""Derivatives of the sign without further arguments."""
 
 round_ste = with_slope(half_up, identity_slope)
-"""Rounds half up; the gradient passes unchanged."""
+"""Rounds half up; the derivative is 1."""
