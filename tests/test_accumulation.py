@@ -3,12 +3,13 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
-from util import assert_trees_close, learned_tanh, make_step, normal, ready_task
+from util import learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
@@ -104,8 +105,8 @@ def test_parts_equal_the_whole_batch(kind, loop, masked):
     wanted, wanted_metrics = whole(first, None, ready(16, masked), None)
     runner, state, data, step = parted(kind, loop)
     got, metrics = step(state, data, runner.shard(ready(16, masked)))
-    assert_trees_close(got.params, wanted.params, 1e-5, 1e-6)
-    assert_trees_close(metrics, wanted_metrics, 1e-5, 1e-6)
+    chex.assert_trees_all_close(got.params, wanted.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(metrics, wanted_metrics, rtol=1e-5, atol=1e-6)
     assert float(metrics["meta_grad_norm"]) > 1e-3 and float(metrics["penalty"]) > 1e-3
 
 

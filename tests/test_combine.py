@@ -2,11 +2,12 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from util import assert_trees_close, clip_sign, normal, with_zeros
+from util import clip_sign, normal, with_zeros
 
 from quantnet_jax.core.combine import (
     add_penalty,
@@ -99,7 +100,7 @@ def test_straight_through_has_the_gradient_of_soft():
         for soft in (straight_through(q).soft, q.soft)
     )
     for step in (jnp.asarray(0), jnp.asarray(7)):
-        assert_trees_close(got(step), expected(step))
+        chex.assert_trees_all_close(got(step), expected(step), rtol=1e-5, atol=1e-6)
         assert all(np.any(x != 0) for x in jax.tree.leaves(got(step)))
 
 
@@ -185,7 +186,9 @@ def test_per_channel_against_a_loop():
     qparams = whole.init(key, w)
     keys = jax.random.split(key, SHAPE[-1])
     alone = [q.init(keys[c], w[..., c]) for c in channels]
-    assert_trees_close(qparams, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+    chex.assert_trees_all_close(
+        qparams, jax.tree.map(lambda *x: jnp.stack(x), *alone), rtol=1e-5, atol=1e-6
+    )
     soft = [q.soft(alone[c], w[..., c], step=0) for c in channels]
     np.testing.assert_allclose(
         whole.soft(qparams, w, step=0), np.stack(soft, -1), rtol=1e-6

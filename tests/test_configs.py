@@ -2,10 +2,10 @@
 
 import functools
 import importlib
-import math
 import pathlib
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -68,7 +68,7 @@ def test_small_variant_takes_a_step(name):
     exp = experiment.build(config, jax.devices()[:1])
     before = jax.device_get(exp.state.params)
     state, metrics = train(exp, 1)
-    assert all(math.isfinite(v) for v in metrics.values()), metrics
+    chex.assert_tree_all_finite(metrics)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
     # The very first step of a warm-up has rate 0.
     assert any(jax.tree.leaves(moved)) == (config.weights.warmup == 0)
@@ -232,7 +232,7 @@ def test_streamed_set_trains_and_evaluates(tiny):
     assert exp.feed.info == {"classes": ["a", "b", "c"]} and exp.train_data is None
     assert exp.steps == round(100 * 11 / 4)
     state, metrics = train(exp, 2)
-    assert all(math.isfinite(v) for v in metrics.values()), metrics
+    chex.assert_tree_all_finite(metrics)
     scores, layers, _ = exp.evaluate(state)
     assert scores["examples"] == 7  # each once, in a padded batch of 8
     assert scores["soft"] in [k / 7 for k in range(8)]

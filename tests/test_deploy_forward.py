@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def test_words_hold_the_weights(network, predictors):
     values, codes = jax.jit(lambda a, b: (deploy.float_tree(a), unpack_tree(b)))(
         counting, packed
     )
-    jax.tree.map(np.testing.assert_array_equal, values, hard)
+    chex.assert_trees_all_equal(values, hard)
     for path in predictors[True].countable:
         block, layer = path.split("/")
         found, qt = (x[block][layer]["kernel"] for x in (counting, codes))

@@ -4,12 +4,13 @@ import functools
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config, train
-from util import assert_trees_close, learned_tanh, make_step, normal, ready_task
+from util import learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax import evaluate, models
 from quantnet_jax.checkpoint import manager
@@ -116,7 +117,7 @@ def test_weight_says_whose_word_counts(mode, weight):
         "other labels": step(state, None, batch | {"label": labels[1]}, None)[0].params,
     }
     if weight:
-        assert_trees_close(ends["it"], ends["other labels"], 0, 0)
+        chex.assert_trees_all_equal(ends["it"], ends["other labels"])
         # Both losses, of the weights and of the sub-network, follow the teacher.
         other = batch | {"teacher": -batch["teacher"]}
         moved = step(state, None, other, None)[0].params
@@ -126,7 +127,7 @@ def test_weight_says_whose_word_counts(mode, weight):
             assert np.abs(a - b).max() > 1e-4
     else:
         alone = step(state, None, batch | {"teacher": -batch["teacher"]}, None)[0]
-        assert_trees_close(ends["it"], alone.params, 0, 0)
+        chex.assert_trees_all_equal(ends["it"], alone.params)
         moved = ends["it"]["model"]["kernel"] - state.params["model"]["kernel"]
         assert np.abs(moved).max() > 1e-3
 
@@ -177,7 +178,7 @@ def test_run_with_teacher_average_and_parts(teacher, tmp_path):
             np.testing.assert_array_equal(got, other)
     wanted = models.fold(averaged["model"]["bn1"], host.ema["batch_stats"]["bn1"])
     got = {k: shipped[f"bn1/{k}"] for k in ("scale", "bias")}
-    assert_trees_close(got, wanted)
+    chex.assert_trees_all_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 # What is refused ---------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Gradients of the members without sub-network against formulas derived by hand."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,4 +128,4 @@ def test_regularizers_at_special_points():
     assert kurtosis(jnp.asarray([1.0, -1.0, 1.0, -1.0])) == pytest.approx(1.0)
     assert float(orthogonality(jnp.eye(3)[:2])) == 0.0
     slope = jax.grad(kurtosis)(jnp.ones((3, 2)))
-    assert bool(jnp.isfinite(slope).all())
+    chex.assert_tree_all_finite(slope)

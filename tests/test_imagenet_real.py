@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_resnet18_learns_from_real_pictures_and_is_scored_on_them(real):  # noqa
     assert batch["image"].dtype == np.uint8
     before = jax.device_get((exp.state.params, exp.state.ema["params"]))
     state, metrics = exp.train_step(exp.state, exp.train_data, batch)
-    assert all(math.isfinite(x) for x in metrics.values()), metrics
+    chex.assert_tree_all_finite(metrics)
     assert abs(metrics["loss"] - math.log(40)) < 1  # knows nothing, of 40 classes
     for old, new in zip(before, (state.params, state.ema["params"]), strict=True):
         for part in ("model", "quant"):
@@ -46,4 +47,4 @@ def test_resnet18_learns_from_real_pictures_and_is_scored_on_them(real):  # noqa
             assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
     scores, layers, _ = exp.evaluate(state)
     assert scores["examples"] == 11 and len(layers) == 19  # all but stem and head
-    assert all(math.isfinite(x) for x in scores.values()), scores
+    chex.assert_tree_all_finite(scores)

@@ -1,11 +1,12 @@
 """Gradient networks and projections in the training step, against loops in NumPy."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
-from util import assert_trees_close, make_step, normal, ready_task
+from util import make_step, normal, ready_task
 
 from quantnet_jax import quantizers
 from quantnet_jax.checkpoint import manager
@@ -180,7 +181,7 @@ def test_devices_and_checkpoints_keep_the_latent_state(name, tmp_path):
         for _ in range(3):
             state, _ = exp.train_step(state, exp.train_data, next(data))
         states.append(jax.device_get(state))
-    assert_trees_close(*states, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(*states, rtol=1e-3, atol=1e-5)
     start = jax.device_get(experiment.build(config, jax.devices()[:1]).state)
     moved = [
         bool(np.any(a != b))
@@ -194,7 +195,7 @@ def test_devices_and_checkpoints_keep_the_latent_state(name, tmp_path):
         saved.save(3, states[0], {"hard": 0.5}, {"seconds": 1.0})
     with manager.Checkpoints(tmp_path) as saved:
         restored = saved.restore(start).state
-    assert_trees_close(restored, states[0], rtol=0, atol=0)
+    chex.assert_trees_all_equal(restored, states[0])
 
 
 def test_gradient_networks_refuse_bilevel():

@@ -1,5 +1,6 @@
 """Tests of schedules and optimizers against closed forms and NumPy loops."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,4 +237,4 @@ def test_quantizers_without_parameters_pass(name, empty):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     assert params["quant"] == empty
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(params)))
+    chex.assert_tree_all_finite(params)

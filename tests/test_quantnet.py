@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -252,7 +253,7 @@ def test_hard_does_not_depend_on_sharpness():
         q = make({"bits": 2}, sharpness=sharpness)
         outputs.append(q.hard(*start(q)))
     for qt in outputs[1:]:
-        jax.tree.map(np.testing.assert_array_equal, qt, outputs[0])
+        chex.assert_trees_all_equal(qt, outputs[0])
 
 
 def test_penalty_is_the_weighted_mean_of_one_minus_squared():

@@ -2,13 +2,14 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from tiny import tiny_config
-from util import assert_trees_close, make_step, noisy, ready_task
+from util import make_step, noisy, ready_task
 
 from quantnet_jax import models, quantizers
 from quantnet_jax.core import tree
@@ -165,8 +166,10 @@ def test_joint_step_is_the_gradient_of_the_loss(smoothing):
         state.params
     )
     new, metrics = step(state, batch)
-    assert_trees_close(difference(state.params, new.params), grads, 1e-4, 1e-6)
-    assert_trees_close(new.batch_stats, stats)
+    chex.assert_trees_all_close(
+        difference(state.params, new.params), grads, rtol=1e-4, atol=1e-6
+    )
+    chex.assert_trees_all_close(new.batch_stats, stats, rtol=1e-5, atol=1e-6)
     assert int(new.step) == 1
     assert float(metrics["penalty"]) == pytest.approx(float(penalty), rel=1e-5)
     assert float(metrics["loss"] + metrics["penalty"]) == pytest.approx(
@@ -218,8 +221,8 @@ def test_identity_equals_a_plain_training_loop():
         state, metrics = step(state, batch)
         params, stats, opt_state, value = plain(params, stats, opt_state, batch)
         assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
-    assert_trees_close(state.params["model"], params)
-    assert_trees_close(state.batch_stats, stats)
+    chex.assert_trees_all_close(state.params["model"], params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(state.batch_stats, stats, rtol=1e-5, atol=1e-6)
     assert float(metrics["penalty"]) == 0.0
 
 
@@ -265,12 +268,14 @@ def test_bilevel_gradients(exact):
     (value, (stats, penalty)), grads = jax.jit(jax.value_and_grad(kept, has_aux=True))(
         state.params
     )
-    assert_trees_close(got["model"], grads["model"], 1e-4, 1e-6)
-    assert_trees_close(new.batch_stats, stats)
+    chex.assert_trees_all_close(got["model"], grads["model"], rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(new.batch_stats, stats, rtol=1e-5, atol=1e-6)
     assert float(metrics["loss"]) == pytest.approx(float(value - penalty), rel=1e-5)
 
     held_out = jax.jit(jax.grad(look_ahead(quantizer, state, batch, exact)))
-    assert_trees_close(got["quant"], held_out(state.params["quant"]), 1e-4, 1e-6)
+    chex.assert_trees_all_close(
+        got["quant"], held_out(state.params["quant"]), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_exact_meta_gradient_against_finite_differences():
@@ -367,7 +372,7 @@ def test_padding_has_no_influence_on_the_tally(kind):
     label = data["label"][:5]
     log_p = soft - np.log(np.exp(soft).sum(-1, keepdims=True))
     log_q = hard - np.log(np.exp(hard).sum(-1, keepdims=True))
-    assert_trees_close(
+    chex.assert_trees_all_close(
         results[0],
         {
             "examples": 5.0,
@@ -383,4 +388,6 @@ def test_padding_has_no_influence_on_the_tally(kind):
             },
             "compare": {"kl": float((np.exp(log_p) * (log_p - log_q))[:5].sum())},
         },
+        rtol=1e-5,
+        atol=1e-6,
     )

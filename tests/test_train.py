@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -312,7 +313,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert steps and f"step {steps[-1]}" in text and steps[-1] < step
     for number in steps:
         state = state_of(tmp_path / "run", config, number)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+        chex.assert_tree_all_finite(state)
     assert not (tmp_path / "run" / "result.json").exists()
 
 

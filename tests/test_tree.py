@@ -3,11 +3,12 @@
 import collections
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from util import assert_trees_close, clip_sign, equations, normal
+from util import clip_sign, equations, normal
 
 from quantnet_jax.core.qtensor import QTensor, dequantize, validate
 from quantnet_jax.core.quantizer import PerTensor, identity
@@ -70,7 +71,7 @@ def test_mixed_containers_keep_their_structure():
     assert jax.tree.structure(soft) == jax.tree.structure(tree)
     assert isinstance(hard["x"][1]["y"], QTensor) and isinstance(hard["z"], Pair)
     assert soft["z"].left is tree["z"].left
-    assert_trees_close(dequantize_tree(hard), soft)
+    chex.assert_trees_all_close(dequantize_tree(hard), soft, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(flatten(hard)["x/0"].codes, tree["x"][0] >= 0)
 
 
@@ -168,7 +169,7 @@ def test_batched_trees_equal_a_loop(share):
         inner = lambda p, f, fn=fn: fn(p, f | {"count": params["count"]})
         graded = jax.jit(jax.value_and_grad(inner, argnums=(0, 1), has_aux=True))
         results.append(graded(qparams, floats))
-    assert_trees_close(*results, rtol=2e-4, atol=2e-5)
+    chex.assert_trees_all_close(*results, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("share", ["layer", "shape", "kernel", "model"])
@@ -177,9 +178,11 @@ def test_sharing_starts_and_deploys(share):
     q = tree_quantizer([Rule(CONVS, one, share)], params)
     key = jax.random.key(0)
     qparams = q.init(key, params)
-    assert_trees_close(
+    chex.assert_trees_all_close(
         jax.tree.map(jnp.shape, jax.eval_shape(q.init, key, params)),
         jax.tree.map(jnp.shape, qparams),
+        rtol=1e-5,
+        atol=1e-6,
     )
     for path in PATHS:
         w = flatten(params)[path]
@@ -279,7 +282,7 @@ def test_no_rules_leave_everything_as_it_is():
     q = tree_quantizer([], params)
     assert q.init(jax.random.key(0), params) == {}
     for tree in (q.soft({}, params, step=0), q.hard({}, params)):
-        assert_trees_close(tree, params)
+        chex.assert_trees_all_close(tree, params, rtol=1e-5, atol=1e-6)
     assert float(q.penalty({}, params, step=0)) == 0.0
 
 
@@ -354,11 +357,11 @@ def test_projection_of_a_mixed_tree_changes_only_its_own():
         np.testing.assert_array_equal(flatten(new)[path], leaf)
     assert moved["shared0"] is qparams["shared0"]
     for path in set(qparams) - {"stem/kernel"}:
-        assert_trees_close(moved[path], qparams[path], rtol=0, atol=0)
+        chex.assert_trees_all_equal(moved[path], qparams[path])
     one, _ = lq_nets(bits=2, momentum=0.5).project(
         qparams["stem/kernel"], params["stem"]["kernel"], step=0
     )
-    assert_trees_close(moved["stem/kernel"], one)
+    chex.assert_trees_all_close(moved["stem/kernel"], one, rtol=1e-5, atol=1e-6)
     assert not np.allclose(one.value, qparams["stem/kernel"].value, rtol=1e-3)
 
 

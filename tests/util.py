@@ -84,17 +84,6 @@ def make_step(
     return steps.make_train_step(estimator(loss, prepare), tx, decay=decay)
 
 
-def assert_trees_close(x, y, rtol=1e-5, atol=1e-6):
-    """Same structure, and leaves equal within the tolerance."""
-    assert jax.tree.structure(x) == jax.tree.structure(y)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(x), jax.tree.leaves(y), strict=True
-    ):
-        np.testing.assert_allclose(
-            a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path)
-        )
-
-
 def equations(fn, args, constants=()):
     """Equations of `fn(args, constants)` that the gradient for `args` runs through.
 
