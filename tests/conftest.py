@@ -1,7 +1,7 @@
 """Strict settings for every test: 4 forced CPU devices, no silent promotion.
 
 Most of the time of the tests is XLA's. Each program is compiled once for all processes
-of a session, and modules marked `cheap` do with little optimization.
+of a session and, but in modules marked `optimized`, with little optimization.
 """
 
 import atexit
@@ -14,7 +14,10 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    # Without these two a program takes half as long again to compile.
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # By the first process: the workers of pytest-xdist and subprocesses inherit it.
     CACHE = tempfile.mkdtemp(prefix="quantnet_jax_tests_")
@@ -30,32 +33,32 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A plugin may have imported jax before the variable was set.
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "cheap: see conftest.optimization")
+    config.addinivalue_line("markers", "optimized: see conftest.optimization")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def optimization(request):
-    """Compiles all programs of a module marked `cheap` with little optimization.
+    """Compiles the programs of a module marked `optimized` as a user's are.
 
-    For modules of large programs that run for a few steps. Not for those that compare
-    the bits of two programs: what may part them, a fused multiply-add for one, is
-    the work of the optimization.
+    For tests that compare the bits of two programs: what may part them, a fused
+    multiply-add for one, is the work of the optimization.
     """
-    if request.node.get_closest_marker("cheap") is None:
+    if request.node.get_closest_marker("optimized") is None:
         yield
         return
     setting = "jax_disable_most_optimizations"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(setting.upper(), "1")  # for subprocesses
+        patch.setenv(setting.upper(), "0")  # for subprocesses
         jax.clear_caches()
-        jax.config.update(setting, True)
-        yield
         jax.config.update(setting, False)
+        yield
+        jax.config.update(setting, True)
         jax.clear_caches()
 
 

@@ -17,8 +17,6 @@ from quantnet_jax.training import experiment, gradients, optim
 from quantnet_jax.training.gradients import accumulate, check_accumulation
 from quantnet_jax.training.state import create_state
 
-pytestmark = pytest.mark.cheap
-
 LOOPS = pytest.mark.parametrize("loop", [False, True], ids=["written", "loop"])
 
 

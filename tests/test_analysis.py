@@ -10,8 +10,6 @@ from tiny import tiny_config
 from quantnet_jax.analysis import cost, mismatch
 from quantnet_jax.training import experiment
 
-pytestmark = pytest.mark.cheap
-
 RNG = np.random.default_rng(0)
 KERNELS = {
     "a": RNG.normal(size=(3, 3)).astype(np.float32),

@@ -10,8 +10,6 @@ from artifacts import SPEC, make_params
 
 import quantnet_jax as qn
 
-pytestmark = pytest.mark.cheap
-
 
 def test_every_quantizer_and_combinator_is_at_the_top():
     for name, member in qn.quantizers.MEMBERS.items():

@@ -21,8 +21,6 @@ from benchmarks import (
 from quantnet_jax import config as config_lib
 from quantnet_jax.experiments import results
 
-pytestmark = pytest.mark.cheap
-
 QUIET = "--max-load=1000"
 
 

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.cheap
-
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = str(ROOT / "train.py")
 

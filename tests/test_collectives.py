@@ -10,8 +10,6 @@ from quantnet_jax.analysis.collectives import collectives, expected_bytes, volum
 from quantnet_jax.distributed import runners
 from quantnet_jax.training import experiment
 
-pytestmark = pytest.mark.cheap
-
 CPU = """
 ENTRY %main (p: f32[8,4]) -> f32[8,4] {
   %p = f32[8,4]{1,0} parameter(0), metadata={op_name="all-reduce(x)"}

@@ -27,8 +27,6 @@ from quantnet_jax.training import (
 )
 from quantnet_jax.training.state import create_state
 
-pytestmark = pytest.mark.cheap
-
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
     path.stem

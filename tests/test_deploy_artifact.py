@@ -26,6 +26,8 @@ from quantnet_jax.logging.progress import summary
 from quantnet_jax.models.layers import BatchNorm
 from quantnet_jax.training import experiment
 
+pytestmark = pytest.mark.optimized
+
 KERNELS = {"conv": (3, 3, 2, 3), "dense": (5, 3)}
 
 

@@ -23,6 +23,8 @@ from quantnet_jax.deploy.predictor import make_predictor
 from quantnet_jax.models.layers import Conv, subsample_pad
 from quantnet_jax.training import experiment
 
+pytestmark = pytest.mark.optimized
+
 OPTIONS = {"shortcut": "B", "bi_real": True, "act": "hardtanh", "width": 4}
 W1A1 = deploy.NetworkSpec(
     model={"name": "resnet8", **OPTIONS},

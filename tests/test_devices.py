@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from tiny import tiny_config
 
 from quantnet_jax import evaluate
@@ -10,8 +9,6 @@ from quantnet_jax.checkpoint import manager
 from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
 from quantnet_jax.training import experiment
-
-pytestmark = pytest.mark.cheap
 
 PLACES = (("pmap", 1, range(2)), ("jit", 4, range(2, 4)), ("pmap", 2, range(4, 25)))
 EPOCHS = 4  # of 100 examples, in 25 steps; after step 6 the rates are 0

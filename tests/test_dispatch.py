@@ -10,8 +10,6 @@ from tiny import tiny_config
 from quantnet_jax.distributed import runners
 from quantnet_jax.training import dispatch, experiment
 
-pytestmark = pytest.mark.cheap
-
 
 @pytest.mark.parametrize(
     ("steps", "every", "save", "evaluations", "saves"),

@@ -22,8 +22,6 @@ from quantnet_jax.training import distillation, experiment, gradients, optim, pa
 from quantnet_jax.training.feed import make_feed
 from quantnet_jax.training.state import create_state, scored
 
-pytestmark = pytest.mark.cheap
-
 
 def save_run(workdir, **overrides):
     """A float run that was never trained; returns (network, its variables)."""

@@ -24,8 +24,6 @@ from quantnet_jax.distributed import runners
 from quantnet_jax.distributed.preemption import RESUME_ME
 from quantnet_jax.training import experiment
 
-pytestmark = pytest.mark.cheap
-
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
 TIMEOUT = 300  # seconds, of a few seconds' work: slow machines fail late, none hangs
@@ -51,9 +49,8 @@ def start_two(*command, blow=None, victim=1, codes=(0, 0)):
         address = f"localhost:{s.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # Little optimization: most of the time is the compiler's.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"]  # the last of two values counts
+        + " --xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     # Only the first process would write to the cache: the other one, compiling all by

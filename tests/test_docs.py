@@ -22,8 +22,6 @@ from ml_collections import ConfigDict
 
 import quantnet_jax as qn
 
-pytestmark = pytest.mark.cheap
-
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = sorted(
     ["quantnet_jax"]

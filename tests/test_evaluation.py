@@ -16,6 +16,8 @@ from quantnet_jax.evaluation.forward import make_statistics
 from quantnet_jax.tasks import Metric
 from quantnet_jax.training import experiment
 
+pytestmark = pytest.mark.optimized
+
 QUANTIZED = {"conv1/kernel", "conv2/kernel"}
 COUNTS = ("soft", "hard", "hard_bn", "examples")
 

@@ -9,8 +9,6 @@ import pytest
 
 from examples import binarize_your_model as example
 
-pytestmark = pytest.mark.cheap
-
 OPTIONS = "--train-size=160 --test-size=60 --batch-size=16 --epochs=3"
 
 

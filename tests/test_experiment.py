@@ -11,8 +11,6 @@ from quantnet_jax import data as qdata
 from quantnet_jax.core import tree
 from quantnet_jax.training import experiment
 
-pytestmark = pytest.mark.cheap
-
 
 def refusal(**overrides):
     """The one line with which a configuration is refused, built on 4 devices."""

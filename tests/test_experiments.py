@@ -23,8 +23,6 @@ from quantnet_jax.training import experiment
 from sweeps import common
 from tools import make_zoo
 
-pytestmark = pytest.mark.cheap
-
 DEVICE = "1 x abacus"
 TINY = Study(
     "made up",

@@ -24,8 +24,6 @@ import train
 from quantnet_jax.checkpoint import manager, storage
 from quantnet_jax.logging import records
 
-pytestmark = pytest.mark.cheap  # as the run of test_train.py that is compared with
-
 # Disks --------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from quantnet_jax.quantizers.quantization_networks import boundaries
 from quantnet_jax.quantizers.sign import staircase
 from quantnet_jax.quantizers.standardized import laplace_quantile
 
+pytestmark = pytest.mark.optimized
+
 KEY = jax.random.key(0)
 
 

@@ -12,8 +12,6 @@ from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.quantizer import PerTensor
 from quantnet_jax.quantizers import create
 
-pytestmark = pytest.mark.cheap
-
 # Plain signs
 
 

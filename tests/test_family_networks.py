@@ -21,8 +21,6 @@ from util import noisy, normal
 from quantnet_jax.core.quantizer import PerTensor
 from quantnet_jax.quantizers import create
 
-pytestmark = pytest.mark.cheap
-
 # Standardized channels: x = (w - m) / s; a gradient h for x becomes (h - mean(h) - x
 # mean(h x)) / s for w.
 

@@ -9,8 +9,6 @@ from by_hand import KEY, SHAPE, close, weights
 from quantnet_jax.core import schedules
 from quantnet_jax.quantizers import create
 
-pytestmark = pytest.mark.cheap
-
 
 def root_mean_square(x):
     return np.sqrt(np.square(x.astype(np.float64)).mean())

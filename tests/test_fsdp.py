@@ -22,8 +22,6 @@ from quantnet_jax.core.quantizer import Quantizer, prepared
 from quantnet_jax.distributed import runners
 from quantnet_jax.training import experiment
 
-pytestmark = pytest.mark.cheap
-
 STEPS = 5
 
 

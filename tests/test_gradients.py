@@ -15,8 +15,6 @@ from quantnet_jax.core.regularizers import (
 from quantnet_jax.quantizers.sign import RANGES, tanh_sign
 from quantnet_jax.quantizers.ste import binary_ste
 
-pytestmark = pytest.mark.cheap
-
 SHAPE = (3, 2, 2, 4)
 
 

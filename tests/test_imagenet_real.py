@@ -5,13 +5,10 @@ import math
 import chex
 import jax
 import numpy as np
-import pytest
 from test_data_streaming import real  # noqa: F401  # a fixture
 
 from configs import imagenet_resnet18
 from quantnet_jax.training import experiment
-
-pytestmark = pytest.mark.cheap
 
 
 def test_resnet18_learns_from_real_pictures_and_is_scored_on_them(real):  # noqa: F811

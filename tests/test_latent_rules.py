@@ -14,8 +14,6 @@ from quantnet_jax.core import tree
 from quantnet_jax.training import experiment, gradients, optim
 from quantnet_jax.training.state import create_state
 
-pytestmark = pytest.mark.cheap
-
 RATE, META_RATE, MOMENTUM = 0.3, 0.2, 0.9
 
 

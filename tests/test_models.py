@@ -14,8 +14,6 @@ from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.models.layers import BatchNorm, subsample_pad
 from quantnet_jax.models.resnet import Bottleneck, ResNet, cifar_resnet, imagenet_resnet
 
-pytestmark = pytest.mark.cheap
-
 
 def paths(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)

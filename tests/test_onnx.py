@@ -22,8 +22,6 @@ from quantnet_jax.deploy import onnx as onnx_files  # noqa: E402
 from quantnet_jax.deploy.onnx import check as onnx_check  # noqa: E402
 from quantnet_jax.deploy.onnx import graph  # noqa: E402
 
-pytestmark = pytest.mark.cheap
-
 SHAPE = (8, 8, 3)
 
 

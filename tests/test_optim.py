@@ -10,8 +10,6 @@ import pytest
 from quantnet_jax.config import checks
 from quantnet_jax.training import optim
 
-pytestmark = pytest.mark.cheap
-
 TOTAL, PEAK = 40, 0.3
 SCHEDULES, OPTIMIZERS = ("constant", "cosine", "linear", "steps"), ("sgd", "adam")
 

@@ -12,6 +12,8 @@ from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy import popcount
 
+pytestmark = pytest.mark.optimized
+
 PAD1 = ((1, 1), (1, 1))
 
 

@@ -16,8 +16,6 @@ from quantnet_jax.evaluation.gap import evaluate_tree
 from quantnet_jax.logging import progress
 from quantnet_jax.training import experiment
 
-pytestmark = pytest.mark.cheap
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -19,8 +19,6 @@ from quantnet_jax.evaluation.forward import make_tally
 from quantnet_jax.training import experiment, gradients, optim
 from quantnet_jax.training.state import create_state
 
-pytestmark = pytest.mark.cheap
-
 PATTERN = models.KERNELS["inner"]
 MODEL = models.create("small", outputs=4)
 

@@ -21,8 +21,6 @@ from quantnet_jax.core import limits
 from quantnet_jax.core.paths import flatten
 from quantnet_jax.training import experiment
 
-pytestmark = pytest.mark.cheap
-
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12  # in three evaluations, each with a checkpoint
 TIMING = ("seconds", "step_time", "examples_per_second", "data_wait", "device_memory")

@@ -25,8 +25,6 @@ from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import tanh_sign
 from quantnet_jax.quantizers.ste import binary_ste, binaryconnect
 
-pytestmark = pytest.mark.cheap
-
 
 class Pair(NamedTuple):
     left: jax.Array

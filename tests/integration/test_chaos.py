@@ -3,13 +3,10 @@
 import json
 import signal
 
-import pytest
 from test_train import compile_once, settings  # noqa: F401  # a fixture for all
 
 import train
 from tests.integration import chaos
-
-pytestmark = pytest.mark.cheap
 
 OPTIONS = [
     f"--config={chaos.ROOT / 'configs' / 'smoke.py'}",
