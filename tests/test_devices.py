@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from tiny import tiny_config
 
 from quantnet_jax import evaluate

@@ -12,7 +12,6 @@ from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed import runners as parallel
 from quantnet_jax.training import experiment
 
-
 STEPS = 3
 METHODS = {
     "quantnet": {},
@@ -44,7 +43,7 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "runner", "devices"), CASES)
 def test_runners_agree_with_one_program_on_one_device(method, runner, devices):
-    """To 1e-6 after three steps: weights, sub-network, BatchNorm, optimizer, metrics."""
+    """To 1e-6 after three steps: all of the state, and the metrics."""
     reference, reference_metrics = run(method, "jit", 1)
     state, metrics = run(method, runner, devices)
     got, wanted = host(state), host(reference)

@@ -118,7 +118,7 @@ def check_sites(
 
 
 def replace_quantizers(
-    instead: Callable[[str, jax.Array, Callable[[jax.Array], jax.Array]], jax.Array],
+    instead: Callable[..., jax.Array],
 ) -> AbstractContextManager:
     """Within it, another function decides what the sites of a network return.
 

@@ -64,7 +64,8 @@ def enable_compilation_cache() -> None:
     programs, whose autotuned algorithms might otherwise differ. Programs for CPUs are
     not cached: they compile fast, and depend on the features of one machine.
     """
-    if jax.config.jax_compilation_cache_dir or backend() == "cpu":
+    named = jax.config.jax_compilation_cache_dir  # pyright: ignore (made at run time)
+    if named or backend() == "cpu":
         return
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     folder = pathlib.Path(home) / "quantnet_jax"
