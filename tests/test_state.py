@@ -109,10 +109,10 @@ def test_checkpoints_hold_the_average_beside_the_weights(tmp_path):
     with manager.Checkpoints(tmp_path, read_only=True) as saved:
         whole = saved.restore(state).state
         like = {k: getattr(state, k) for k in ("params", "batch_stats", "ema")}
-        part = saved.restore_params(like).state
+        part = saved.restore(like).state
         arrays = saved.load_arrays().state
     chex.assert_trees_all_equal(jax.device_get(whole), state)
     chex.assert_trees_all_equal(jax.device_get(part), like)
-    assert arrays.keys() == manager.flatten(state.ema).keys()
-    for name, wanted in manager.flatten(state.ema).items():
+    assert arrays.keys() == tree.flatten(state.ema).keys()
+    for name, wanted in tree.flatten(state.ema).items():
         np.testing.assert_array_equal(arrays[name], wanted)
