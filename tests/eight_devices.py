@@ -1,4 +1,4 @@
-"""For test_fsdp.py: eight forced devices train whole and divided; prints JSON."""
+"""For test_fsdp.py: eight forced devices train whole and sharded; prints JSON."""
 
 import json
 import os
@@ -29,21 +29,21 @@ def measure(fsdp):
 
 if __name__ == "__main__":
     whole, codes, bytes_whole = measure(1)
-    divided, codes_divided, bytes_divided = measure(4)
-    pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(divided), strict=True)
+    sharded, codes_sharded, bytes_sharded = measure(4)
+    pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(sharded), strict=True)
     error = [
         float(np.max(np.abs(a - b) / (np.max(np.abs(a)) + 1e-3)))
         for a, b in pairs
         if a.size
     ]
-    flipped = [int(np.sum(codes[path] != codes_divided[path])) for path in codes]
+    flipped = [int(np.sum(codes[path] != codes_sharded[path])) for path in codes]
     print(
         json.dumps(
             {
                 "error": max(error),
                 "flipped": sum(flipped),
                 "whole": bytes_whole,
-                "divided": bytes_divided,
+                "sharded": bytes_sharded,
             }
         )
     )

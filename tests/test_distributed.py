@@ -149,7 +149,7 @@ def test_both_processes_hold_the_same(outcomes, runner):
     assert first["metrics"] == second["metrics"]
 
 
-def test_a_state_divided_over_two_processes_is_that_of_one(outcomes):
+def test_a_state_sharded_over_two_processes_is_that_of_one(outcomes):
     """Metrics and codes in both, and what they saved, as another process reads it."""
     processes, folder = outcomes
     wanted = of_one_process("jit")
@@ -243,7 +243,7 @@ def test_program_in_two_processes_equals_one(program, one_process, which):
     assert_states_close(restored.state, state)
 
 
-def test_only_the_first_process_speaks_and_writes(program):
+def test_only_the_first_process_prints_and_writes(program):
     whole, resumed, outputs = program
     for (_, err), (other_out, other_err) in outputs:
         assert "step " in err and "error" not in err + other_err

@@ -14,9 +14,9 @@ import pytest
 from test_train import (  # noqa: F401  # two are fixtures
     assert_same_run,
     compile_once,
+    preempted,
     replaced,
     settings,
-    told_to_stop,
     whole,
 )
 
@@ -27,7 +27,11 @@ from quantnet_jax.logging import records
 # Disks --------------------------------------------------------------------------------
 
 
-def test_full_disk_is_told_in_one_line_and_costs_nothing(whole, tmp_path, monkeypatch):  # noqa: F811
+def test_full_disk_is_reported_in_one_line_and_costs_nothing(
+    whole,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
     workdir = tmp_path / "run"
     usage = storage.shutil.disk_usage
 
@@ -73,7 +77,7 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_save_that_fails_in_the_background_is_told_at_the_next(tmp_path):
+def test_save_that_fails_in_the_background_is_reported_at_the_next(tmp_path):
     def state(value):
         return {"step": np.int32(0), "params": np.full(1 << 18, value, np.float32)}
 
@@ -163,7 +167,7 @@ def test_events_on_a_full_disk_are_an_error_of_the_run(tmp_path):
 # A state that is not finite -----------------------------------------------------------
 
 
-def test_told_to_stop_with_a_bad_state_saves_nothing(
+def test_preemption_with_a_bad_state_saves_nothing(
     tmp_path,
     monkeypatch,
     compile_once,  # noqa: F811
@@ -172,7 +176,7 @@ def test_told_to_stop_with_a_bad_state_saves_nothing(
         exp = compile_once(config)
         return replaced(exp, is_finite=lambda state: int(state.step) < 5)
 
-    told_to_stop(monkeypatch, sick, 6)  # between two checkpoints
+    preempted(monkeypatch, sick, 6)  # between two checkpoints
     with pytest.raises(SystemExit, match="^error: diverged at step 6") as e:
         train.train(settings(checkpoint_every=4), tmp_path / "run")
     assert "last good checkpoint: step 4" in str(e.value)

@@ -82,7 +82,7 @@ def test_each_device_holds_its_part_of_the_state(fsdp):
     assert rest < 0.2 * whole  # of this small network; see docs/tpu_pod.md
 
 
-def test_divided_training_is_the_same_training():
+def test_sharded_training_is_the_same_training():
     """Two by two devices against one: states, metrics, scores; and codes."""
     _, wanted, wanted_metrics, (wanted_scores, _, wanted_codes) = run(1, 1)
     start, state, metrics, (scores, layers, codes) = run(4, 2)
@@ -179,7 +179,7 @@ def test_fsdp_needs_jit():
         runners.make_runner("pmap", None, 2)
 
 
-def test_eight_devices_divided_by_four():
+def test_eight_devices_sharded_by_four():
     """Equal to eight whole ones, and each device holds about a quarter."""
     folder = pathlib.Path(__file__).parent
     paths = [str(folder.parent), os.environ.get("PYTHONPATH", "")]
@@ -194,5 +194,5 @@ def test_eight_devices_divided_by_four():
     found = json.loads(done.stdout)
     assert found["error"] < 1e-5 and found["flipped"] == 0
     assert len(set(found["whole"])) == 1 and len(found["whole"]) == 8
-    shares = [a / b for a, b in zip(found["divided"], found["whole"], strict=True)]
+    shares = [a / b for a, b in zip(found["sharded"], found["whole"], strict=True)]
     assert all(0.25 <= share < 0.3 for share in shares), shares

@@ -114,7 +114,7 @@ def test_compile_replicates_splits_and_gathers(kind):
 
 
 @pytest.mark.parametrize("kind", parallel.RUNNERS)
-def test_donated_arguments_are_given_up_and_others_are_not(kind):
+def test_donated_arguments_are_deleted_and_others_are_not(kind):
     runner = parallel.make_runner(kind)
     step = runner.compile(lambda s, x, axis_name: s + 1.0, 1, donate=True)
     state = runner.replicate(np.zeros(3, np.float32))
@@ -163,7 +163,7 @@ def test_one_process_joins_nothing():
 
 
 @pytest.mark.parametrize("cache_home", [True, False])
-def test_programs_are_kept_for_accelerators(cache_home, tmp_path, monkeypatch):
+def test_programs_are_cached_for_accelerators(cache_home, tmp_path, monkeypatch):
     key = "jax_compilation_cache_dir"
     given = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("HOME", str(tmp_path))

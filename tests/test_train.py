@@ -365,7 +365,7 @@ def test_straight_through_has_no_gap(tmp_path):
 # Checkpoints between evaluations, SIGTERM, chunks, a trace ----------------------------
 
 
-def told_to_stop(monkeypatch, build, step):
+def preempted(monkeypatch, build, step):
     """Makes the run get SIGTERM while it takes its `step`-th own dispatch."""
 
     def build_one(config):
@@ -394,7 +394,7 @@ def test_sigterm_saves_the_step_and_asks_to_be_resumed(
     workdir, config = tmp_path / "told", settings(steps_per_call=chunk)
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        told_to_stop(patch, compile_once, 4)
+        preempted(patch, compile_once, 4)
         with pytest.raises(SystemExit) as stopped:
             train.train(config, workdir)
     assert stopped.value.code == 75

@@ -13,7 +13,7 @@ import numpy as np
 STEPS = 3
 
 
-def divided(folder):
+def sharded(folder):
     """Trains with a state that all devices of both processes divide among them.
 
     It is saved in `folder` and restored from there onto the same devices.
@@ -47,7 +47,7 @@ def main(folder: str, coordinator: str, processes: str, process: str) -> None:
     outcomes = {
         runner: outcome(tiny_config(runner=runner), STEPS) for runner in runners.RUNNERS
     }
-    outcomes["fsdp"] = divided(pathlib.Path(folder) / "fsdp")
+    outcomes["fsdp"] = sharded(pathlib.Path(folder) / "fsdp")
     path = pathlib.Path(folder) / f"process{process}.pickle"
     path.write_bytes(pickle.dumps(outcomes))
 
