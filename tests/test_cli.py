@@ -116,9 +116,9 @@ def test_report_of_several_runs(trained, tmp_path):
     [
         (
             ["--config.wieghts.learning_rate=1"],
-            ["'wieghts.learning_rate'", '"weights"'],
+            ["'wieghts.learning_rate'", "did you mean 'weights'"],
         ),
-        (["--config.flip=0"], ["'flip'", "'data.flip'"]),
+        (["--config.sead=0"], ["'sead'", "did you mean 'seed'"]),
         (["--config.seed=x"], ["config.seed=x", "int"]),
         (["--config=nowhere.py"], ["nowhere.py"]),
         ([f"--config={ROOT / 'configs' / 'smoke.py'}:bread"], ["'bread'", "runlocal"]),

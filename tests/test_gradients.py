@@ -15,6 +15,8 @@ from quantnet_jax.core.regularizers import (
 from quantnet_jax.quantizers.sign import RANGES, tanh_sign
 from quantnet_jax.quantizers.ste import binary_ste
 
+pytestmark = pytest.mark.optimized  # smallest gradients are compared
+
 SHAPE = (3, 2, 2, 4)
 
 

@@ -72,6 +72,12 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+LOST = (
+    "error: a collective failed, probably because another task died; rerun all "
+    "processes with the same workdir to resume"
+)
+
+
 @contextlib.contextmanager
 def exit_on_error(expected: tuple[int, ...] = ()) -> Iterator[None]:
     """With several processes, exits at once when the block raises.
@@ -90,6 +96,8 @@ def exit_on_error(expected: tuple[int, ...] = ()) -> Iterator[None]:
             raise
         if not isinstance(e, SystemExit):
             sys.excepthook(type(e), e, e.__traceback__)
+            if isinstance(e, jax.errors.JaxRuntimeError):
+                print(LOST, file=sys.stderr)
         elif not isinstance(code, int):
             print(code, file=sys.stderr)
         sys.stdout.flush()
