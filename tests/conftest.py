@@ -5,6 +5,7 @@ of a session and, but in modules marked `optimized`, with little optimization.
 """
 
 import atexit
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -12,11 +13,12 @@ import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+FLAGS = ["--xla_force_host_platform_device_count=4"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # unknown ones are fatal
     # Without these two a program takes half as long again to compile.
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+    FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # By the first process: the workers of pytest-xdist and subprocesses inherit it.
