@@ -1,4 +1,4 @@
-"""Grid, queue, records and tables of studies, on made-up results and once for real."""
+"""Grid, queue, records and tables of studies, on synthetic results and for real."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def options(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The configurations that were trained, each with a made-up result."""
+    """The configurations that were trained, each with a synthetic result."""
     trained = []
 
     def call(config, workdir):
@@ -95,7 +95,7 @@ def test_queue_from_search_to_finals(options, calls, capsys):
     assert sorted(r.label for r in plan) == sorted(records)
     by_label = {r.label: r for r in plan}
     chosen = by_label["final/quantnet-seed1"]
-    # The made-up accuracy rises with the learning rate, and a warm start is better.
+    # The synthetic accuracy rises with the learning rate, and a warm start is better.
     assert (chosen.initialization.name, chosen.learning_rate) == ("warm", 0.2)
     assert by_label["final/wide-seed0"][3:5] == chosen[3:5]
     source = by_label["float/search"]
