@@ -99,7 +99,8 @@ def _source(config: Any) -> Any:
     c = config.data
     if c.name in IMAGES:
         names, shape = data.CLASSES[c.name], IMAGES[c.name]
-        info = {"classes": names[: c.classes or len(names)]}
+        first = c.first_class
+        info = {"classes": names[first : first + (c.classes or len(names))]}
     elif c.name == "imagenet2012":
         size = c.image_size or 224
         info, shape = {"classes": [str(n) for n in range(1000)]}, (size, size, 3)

@@ -55,6 +55,51 @@ def tuned() -> dict[str, Row]:
     return found
 
 
+def schedule(
+    method: str, start: float, end: float, until: float = 1.0, **changes: float
+) -> Row:
+    """A member whose sharpness grows exponentially from `start` to `end`."""
+    key = f"quantizer.{method}.sharpness."
+    given = {key + "start": start, key + "end": end, key + "until": until}
+    return Row(method, given | changes)
+
+
+def schedules() -> dict[str, Row]:
+    """QuantNet with its sharpness from, to and until other values, and its rivals."""
+    decay = {"weights.weight_decay": 2e-3}
+    q, t = "quantnet", "tanh_sign"
+    return {
+        "quantnet": schedule(q, 0.03, 20.0),
+        "0.1 to 10 until 0.9": schedule(q, 0.1, 10.0, 0.9),
+        "tanh_sign": schedule(t, 0.03, 20.0),
+        "rate 0.2": schedule(q, 0.03, 20.0)._replace(learning_rates=(0.2,)),
+        "from 0.1": schedule(q, 0.1, 20.0),
+        "from 0.01": schedule(q, 0.01, 20.0),
+        "to 10": schedule(q, 0.03, 10.0),
+        "to 50": schedule(q, 0.03, 50.0),
+        "weight decay 2e-3": schedule(q, 0.03, 20.0, **decay),
+        "until 0.9": schedule(q, 0.03, 20.0, 0.9),
+        "tanh_sign: rate 0.2": schedule(t, 0.03, 20.0)._replace(learning_rates=(0.2,)),
+        "dorefa": Row("dorefa", {}, (0.4,)),
+        "dorefa: weight decay 2e-3": Row("dorefa", decay, (0.4,)),
+        "dorefa: rate 0.2": Row("dorefa", {}, (0.2,)),
+        "clipped_ste: weight decay 2e-3": Row("clipped_ste", decay, (0.4,)),
+    }
+
+
+def claim() -> dict[str, Row]:
+    """Members whose settings were chosen on other classes."""
+    fixed = lambda row, rate: row._replace(learning_rates=(rate,))
+    plain = {x: fixed(Row(x), 0.4) for x in ("dorefa", "clipped_ste", "binary_ste")}
+    return {
+        "quantnet": schedule("quantnet", 0.03, 20.0),
+        FLOAT: fixed(Row("identity"), 0.2),
+        **plain,
+        "tanh_sign": schedule("tanh_sign", 0.03, 20.0),
+        "quantnet, 0.1 to 10 until 0.9": schedule("quantnet", 0.1, 10.0, 0.9),
+    }
+
+
 def all_layers() -> dict[str, Row]:
     """Of MetaQuant's protocol: with Adam too, which it found to be best for STE."""
     adam = {

@@ -1,5 +1,6 @@
 """Sets from their original files, checked against bytes that the tests write."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import data
 from quantnet_jax.data import formats, sources
 from tools import make_bundled
@@ -361,6 +363,18 @@ def test_subset_of_twenty_classes(cifar100):
     rows = [i for i, c in enumerate(cifar100.train_label) if c < 20]
     np.testing.assert_array_equal(part.train_image, cifar100.train_image[rows])
     np.testing.assert_array_equal(part.train_label, cifar100.train_label[rows])
+
+
+def test_classes_from_a_later_one(monkeypatch):
+    ds = data.synthetic(train=60, test=30, classes=6, size=4)
+    monkeypatch.setattr(sources, "load", lambda *_: ds)
+    c = config_lib.base().data
+    c.name, c.classes, c.first_class = "mnist", 2, 3
+    part = sources.load_part(c, lambda *_, **__: contextlib.nullcontext())
+    assert part.classes == ("class_3", "class_4")
+    kept = np.isin(ds.train_label, (3, 4))
+    np.testing.assert_array_equal(part.train_image, ds.train_image[kept])
+    np.testing.assert_array_equal(part.train_label, ds.train_label[kept] - 3)
 
 
 def test_subset_relabels_and_is_stratified():

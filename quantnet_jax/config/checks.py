@@ -59,6 +59,7 @@ LIMITS: dict[str, Limit] = {
     "data.train_size": COUNT_OR_0,
     "data.test_size": COUNT_OR_0,
     "data.classes": Number(2, 2**20, whole=True, zero=True),
+    "data.first_class": COUNT_OR_0,
     "data.validation_size": COUNT_OR_0,
     "data.pad": Number(0, 2**12, whole=True),
     "data.image_size": Number(0, 2**12, whole=True),
@@ -197,6 +198,11 @@ def _check_data(c: dict) -> None:
             raise ValueError(
                 f"data.{key}={c[key]}: {c['name']!r} is streamed whole, use 0"
             )
+    if c["first_class"] and (not c["classes"] or c["name"] == "synthetic"):
+        raise ValueError(
+            f"data.first_class={c['first_class']}, expected 0 without data.classes, "
+            "and for data.name='synthetic'"
+        )
     for key in ("workers", "max_unreadable"):
         if c[key] and not streamed:
             raise ValueError(

@@ -37,7 +37,8 @@ def base() -> Config:
     c.data.folder = ""  # with the original files; '' takes a named dataset from TFDS
     c.data.train_size = 0  # a stratified part, 0 for all
     c.data.test_size = 0
-    c.data.classes = 0  # use only the first N classes, 0 for all
+    c.data.classes = 0  # use only N classes, 0 for all
+    c.data.first_class = 0  # label of the first of them
     # Size of a validation split of the training images, evaluated on in place of test.
     c.data.validation_size = 0
     c.data.pad = 2  # padding of the random crop

@@ -209,7 +209,7 @@ def load_part(c: Any, named: Callable) -> Dataset:
 
     Args:
       c: the section, with `name`, `folder`, `train_size`, `test_size`, `classes`,
-        `validation_size` and `image_size`.
+        `first_class`, `validation_size` and `image_size`.
       named: context manager `(key, **arguments)` that names the key in errors.
     """
     if c.name == "synthetic":  # generated at that size
@@ -222,8 +222,11 @@ def load_part(c: Any, named: Callable) -> Dataset:
     if c.train_size or c.test_size or c.classes:
         keys = {"train": "data.train_size", "test": "data.test_size"}
         with named("data", **keys, classes="data.classes"):
-            sizes = (c.train_size or None, c.test_size or None, c.classes or None)
-            dataset = subset(dataset, *sizes)
+            first = c.first_class
+            classes = range(first, first + c.classes) if first else c.classes or None
+            dataset = subset(
+                dataset, c.train_size or None, c.test_size or None, classes
+            )
     return _held_out(dataset, c, named)
 
 

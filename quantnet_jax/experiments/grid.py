@@ -194,14 +194,22 @@ def plan(study: Study, records: Records) -> list[Run]:
 
 
 def search_runs(study: Study, row: str) -> Iterator[Run]:
-    """Every initialization with every learning rate; none for a row `like` another."""
-    if study.rows[row].like:
+    """Every initialization with every learning rate.
+
+    None for a row `like` another, nor for one whose single candidate is given.
+    """
+    candidates = _candidates(study, row)
+    if study.rows[row].like or len(candidates) == 1:
         return
-    for start in study.initializations_of(row):
-        for rate in study.learning_rates_of(row):
-            name = f"{slug(row)}-{start.name}-lr{rate:g}"
-            seed = study.seeds[0]
-            yield Run("search", row, name, start, rate, seed, True, study.search)
+    for start, rate in candidates:
+        name = f"{slug(row)}-{start.name}-lr{rate:g}"
+        seed = study.seeds[0]
+        yield Run("search", row, name, start, rate, seed, True, study.search)
+
+
+def _candidates(study: Study, row: str) -> list[tuple[Initialization, float]]:
+    rates = study.learning_rates_of(row)
+    return [(start, rate) for start in study.initializations_of(row) for rate in rates]
 
 
 def final_run(study: Study, records: Records, row: str, seed: int) -> Run:
@@ -254,6 +262,8 @@ def choice(
     given = study.rows[row]
     if study.search_from:
         return choice(load(study.search_from), records, given.like, scratch)
+    if len(candidates := _candidates(study, given.like or row)) == 1:
+        return candidates[0]
     runs = [
         r
         for r in search_runs(study, given.like or row)

@@ -96,6 +96,7 @@ CASES = [
     ("data.test_size", BUNDLED | {"data.test_size": 2_001}),
     ("data.classes", BUNDLED | {"data.classes": 11}),
     ("data.classes", {"data.classes": 1}),
+    ("data.first_class", BUNDLED | {"data.first_class": 3}),
     ("data.classes data.train_size", {"data.classes": 101}),
     ("data.classes data.train_size",
      BUNDLED | {"data.train_size": 5, "batch_size": 4}),
