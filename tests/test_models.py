@@ -273,6 +273,41 @@ def test_any_size_and_channel_count(name, size, channels):
     assert features.shape == (2, head.shape[0]) and features.dtype == jnp.float32
 
 
+def test_mobilenet_equals_numpy():
+    """Each depthwise kernel sees one channel; strides 2 keep the even pixels."""
+    x = images(1, (2, 9, 7, 3))
+    model = models.create("mobilenet", outputs=3, width=2)
+    variables = randomized(model, x)
+    values = {k: np.asarray(v, np.float64) for k, v in paths(variables).items()}
+    at = lambda path: values[f"params/{path}"]
+
+    def bn_relu(y, name):
+        mean, var = (values[f"batch_stats/{name}/{s}"] for s in ("mean", "var"))
+        y = (y - mean) / np.sqrt(var + 1e-5) * at(f"{name}/scale") + at(f"{name}/bias")
+        return np.maximum(y, 0)
+
+    def shifted(y):
+        """(9, N, H, W, C): the neighbours of every pixel."""
+        rows, cols = y.shape[1:3]
+        y = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        corners = [(i, j) for i in range(3) for j in range(3)]
+        return np.stack([y[:, i : i + rows, j : j + cols] for i, j in corners])
+
+    y = shifted(np.asarray(x, np.float64))
+    kernel = at("stem/kernel").reshape(9, 3, 2)
+    y = bn_relu(sum(a @ k for a, k in zip(y, kernel, strict=True)), "stem_bn")
+    for i, (_, strides) in enumerate(model.blocks):  # pyright: ignore
+        kernel = at(f"block{i}/depthwise/kernel").reshape(9, -1)
+        y = sum(a * k for a, k in zip(shifted(y), kernel, strict=True))
+        y = bn_relu(y[:, ::strides, ::strides], f"block{i}/depthwise_bn")
+        y = y @ at(f"block{i}/pointwise/kernel")[0, 0]
+        y = bn_relu(y, f"block{i}/pointwise_bn")
+    expected = y.mean((1, 2)) @ at("head/kernel") + at("head/bias")
+    got = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
+    assert y.shape[1:] == (3, 2, 16)
+
+
 def test_features_are_what_the_head_sees():
     model = models.create("small", outputs=5, features=True)
     variables = randomized(model, images())

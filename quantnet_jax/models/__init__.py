@@ -15,6 +15,7 @@ from quantnet_jax.core.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.autoencoder import Autoencoder
 from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
+from quantnet_jax.models.mobilenet import MobileNet
 from quantnet_jax.models.nonlinearities import ACTS
 from quantnet_jax.models.resnet import (
     SHORTCUTS,
@@ -43,6 +44,7 @@ __all__ = [
     "ACTS",
     "Autoencoder",
     "KERNELS",
+    "MobileNet",
     "OPTIONS",
     "ResNet",
     "Small",
@@ -57,6 +59,7 @@ __all__ = [
 _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "small": (Small, Small),
     "autoencoder": (Autoencoder, Autoencoder),
+    "mobilenet": (MobileNet, MobileNet),
     "resnet8": (ResNet, partial(cifar_resnet, 8)),
     "resnet14": (ResNet, partial(cifar_resnet, 14)),
     "resnet20": (ResNet, partial(cifar_resnet, 20)),
