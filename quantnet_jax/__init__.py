@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         data,
         deploy,
         models,
+        nnx,
         quantizers,
         tasks,
         testing,
@@ -81,8 +82,8 @@ __version__ = "0.1.0"
 
 # Imported when asked for (PEP 562), so that `import quantnet_jax` needs jax alone.
 _MODULES = (
-    *("activations", "data", "deploy", "models", "quantizers", "tasks", "testing"),
-    "zoo",
+    *("activations", "data", "deploy", "models", "nnx", "quantizers", "tasks"),
+    *("testing", "zoo"),
 )
 _OF_DEPLOY = (
     *("NetworkSpec", "Predictor", "export_tree", "summarize", "to_onnx"),
@@ -128,6 +129,7 @@ __all__ = [
     "lsq",
     "metaquant",
     "models",
+    "nnx",
     "ops",
     "packing",
     "pact",

@@ -48,7 +48,7 @@ OUTSIDE = {
     "training": {"optax", "ml_collections", "absl"},
     "deploy": {"safetensors", "onnx", "onnxruntime"},
     "experiments": {"ml_collections"},
-    "": {"ml_collections", "absl", "PIL", "onnx", "onnxruntime"},
+    "": {"ml_collections", "absl", "PIL", "flax", "onnx", "onnxruntime"},
 }
 OUTSIDE = {room: JAX | others for room, others in OUTSIDE.items()}
 
