@@ -60,7 +60,7 @@ def main(argv):
             DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
         )
         with hosts.exit_on_error(expected=(RESUME_ME,)):
-            train_with_baseline(config, workdir, PROFILE.value)
+            train(config, workdir, profile=PROFILE.value)
 
 
 def parse_flags(argv):
@@ -68,45 +68,44 @@ def parse_flags(argv):
     return command_line.parse(argv, flags.FLAGS, CONFIG, DEFAULT_CONFIG)
 
 
-def train_with_baseline(config: ConfigDict, workdir: pathlib.Path, profile: bool):
-    """Trains a configuration, after the float network if that is wanted too."""
-    baseline = None
-    if config.float_baseline:
-        with errors():  # not after the float run only
-            config_lib.check_same_run(config, workdir)
-            experiment.build(config_lib.untaught(config))
-        baseline = train(config_lib.float_twin(config), workdir / "float")
-    train(config, workdir, baseline, profile=profile)
-
-
 def train(
     config: ConfigDict,
     workdir: pathlib.Path,
-    baseline: dict | None = None,
     *,
     profile: bool = False,
+    preemption: Preemption | None = None,
 ) -> dict:
-    """Trains one configuration, resuming if `workdir` has a checkpoint.
+    """Trains a configuration, resuming if `workdir` has a checkpoint.
+
+    After the float network, in WORKDIR/float, if `config.float_baseline`.
 
     Args:
       config: see `quantnet_jax.config`.
       workdir: created if missing; receives config.json, metrics.jsonl, checkpoints/,
         TensorBoard events, after a warm start warm_start.json, and at the end
         result.json, export/ and report.html.
-      baseline: result of the float run to print beside this one.
       profile: write a trace of ten steps to `workdir/profile`.
+      preemption: entered; one of its own by default.
 
     Returns:
       What result.json holds.
     """
     with contextlib.ExitStack() as held:
         held.enter_context(errors())
-        preemption = held.enter_context(Preemption())  # building may take minutes
+        if preemption is None:  # building may take minutes
+            preemption = held.enter_context(Preemption())
         config_lib.check_same_run(config, workdir)
-        exp = experiment.build(config)
-        writes = exp.runner.process_index == 0
-        if writes:
+        before = config.float_baseline  # then its teacher may not be trained yet
+        exp = experiment.build(config_lib.untaught(config) if before else config)
+        if writes := hosts.process_index() == 0:
             held.enter_context(storage.claim(workdir))
+        baseline = None
+        if before:
+            twin = config_lib.float_twin(config)
+            baseline = train(twin, workdir / "float", preemption=preemption)
+            if preemption.signalled:  # by a signal at its last step
+                sys.exit(RESUME_ME)
+            exp = experiment.build(config)
         checkpoints = manager.Checkpoints(
             workdir,
             keep_latest=config.keep_latest,

@@ -1,6 +1,8 @@
 """Stops of the loop and chunks of steps: laws over many runs, and equal training."""
 
 import itertools
+import math
+import tracemalloc
 
 import jax
 import numpy as np
@@ -22,29 +24,45 @@ from quantnet_jax.training import dispatch, experiment
     ],
 )
 def test_stops(steps, every, save, evaluations, saves):
-    assert dispatch.stops(steps, every, save) == (evaluations, saves)
+    found = dispatch.stops(steps, every, save)
+    assert [set(filter(stop, range(-1, 200))) for stop in found] == [evaluations, saves]
+
+
+def test_stops_of_a_long_run_are_not_listed():
+    tracemalloc.start()
+    evaluated, saved = dispatch.stops(80_000_000, 390.625, 3)
+    counts = dispatch.counts(79_999_000, 80_000_000, 1, [evaluated, saved])
+    assert sum(counts) == 1000
+    assert tracemalloc.get_traced_memory()[1] < 1e5
+    tracemalloc.stop()
+    # As the rule says it, where rounding is at its worst.
+    for every in (1.5, 2.5, 390.625, 1 / 3, 1e5 / 7):
+        evaluated, _ = dispatch.stops(1000, every, 0)
+        rule = {round(k * every) for k in range(1, math.ceil(1000 / every))}
+        assert set(filter(evaluated, range(1001))) == rule - {0} | {1000}
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 5, 6, 7, 9])
 @pytest.mark.parametrize("every", [3.0, 6.5, 50.0])
 def test_division_depends_on_the_step_alone(chunk, every):
     total = 23
-    stops = dispatch.stops(total, every, 4)[0] | dispatch.stops(total, every, 4)[1]
+    stops = dispatch.stops(total, every, 4)
     counts = list(dispatch.counts(0, total, chunk, stops))
     ends = list(itertools.accumulate(counts))
     sizes = {1, dispatch.part(chunk), chunk}
-    assert ends[-1] == total and stops <= set(ends) and set(counts) <= sizes
+    wanted = {step for step in range(total + 1) if any(s(step) for s in stops)}
+    assert ends[-1] == total and wanted <= set(ends) and set(counts) <= sizes
     assert not [c for end, c in zip(ends, counts, strict=True) if end % c]
     for i, end in enumerate(ends):
         assert list(dispatch.counts(end, total, chunk, stops)) == counts[i + 1 :]
 
 
 def test_chunks_are_used_wherever_no_stop_is_in_between():
-    assert list(dispatch.counts(0, 20, 5, {10, 12})) == [5, 5, 1, 1, 1, 1, 1, 5]
-    assert list(dispatch.counts(3, 10, 5, set())) == [1, 1, 5]
-    assert list(dispatch.counts(0, 18, 6, {9})) == [6, 2, 1, 1, 2, 6]
+    assert list(dispatch.counts(0, 20, 5, [{10, 12}.__contains__])) == [5, 5, 1, 1, 1, 1, 1, 5]
+    assert list(dispatch.counts(3, 10, 5, [])) == [1, 1, 5]
+    assert list(dispatch.counts(0, 18, 6, [{9}.__contains__])) == [6, 2, 1, 1, 2, 6]
     # CIFAR in batches of 128, evaluated every epoch: 391 steps in few dispatches.
-    stops = dispatch.stops(78_125, 390.625, 0)[0]
+    stops = dispatch.stops(78_125, 390.625, 0)
     assert sum(1 for _ in dispatch.counts(0, 78_125, 50, stops)) < 23 * 200
 
 

@@ -175,6 +175,29 @@ def test_unreadable_folder_of_checkpoints_is_told_in_one_line(whole):
     assert "\n" not in str(error.value)
 
 
+def test_configuration_in_the_checkpoint_counts_where_config_json_is_lost(whole):
+    workdir, _ = whole
+    (workdir / "config.json").unlink()
+    config = settings()
+    config.weights.learning_rate = 0.05
+    with pytest.raises(
+        SystemExit, match="^error: .*step 12.*weights.learning_rate=0.1, got 0.05"
+    ):
+        train.train(config, workdir)
+    assert not (workdir / "config.json").exists()
+    train.train(settings(), workdir)
+    assert (workdir / "config.json").is_file()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"config": {}, "seen": 3}'])
+def test_checkpoint_with_other_json_counts_as_damaged(whole, text):
+    workdir, _ = whole
+    for path in (workdir / manager.FOLDER / f"{STEPS:08d}" / "extra").iterdir():
+        path.write_text(text)
+    with pytest.warns(UserWarning, match="damaged.*falling back to step 8"):
+        train.train(settings(), workdir)
+
+
 def test_finished_run_is_not_trained_again(whole, monkeypatch, compile_once, capsys):
     workdir, result = whole
     before = contents(workdir)
@@ -365,8 +388,8 @@ def test_straight_through_has_no_gap(tmp_path):
 # Checkpoints between evaluations, SIGTERM, chunks, a trace ----------------------------
 
 
-def preempted(monkeypatch, build, step):
-    """Makes the run get SIGTERM while it takes its `step`-th own dispatch."""
+def preempted(monkeypatch, build, step, number=signal.SIGTERM):
+    """Makes the run get a signal while it takes its `step`-th own dispatch."""
 
     def build_one(config):
         exp, taken = build(config), []
@@ -375,7 +398,7 @@ def preempted(monkeypatch, build, step):
             def call(*args):
                 taken.append(1)
                 if len(taken) == step:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    os.kill(os.getpid(), number)
                 return run(*args)
 
             return call
@@ -406,6 +429,38 @@ def test_sigterm_saves_the_step_and_asks_to_be_resumed(
     assert result["steps"] == STEPS
     if chunk == 1:
         assert_same_run(whole[0], workdir)
+
+
+def test_ctrl_c_stops_as_sigterm_does_and_the_second_at_once(
+    whole, tmp_path, monkeypatch, compile_once, capfd
+):
+    workdir, before = tmp_path / "told", signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        preempted(patch, compile_once, 4, signal.SIGINT)
+        with pytest.raises(SystemExit) as stopped:
+            train.train(settings(), workdir)
+    assert stopped.value.code == 75
+    assert signal.getsignal(signal.SIGINT) is before
+    printed = capfd.readouterr().err
+    assert "received SIGINT: checkpoint saved at step 4" in printed
+    assert "again to stop at once" in printed
+    with pytest.raises(KeyboardInterrupt), train.Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reached()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_at_the_last_step_of_the_float_run_stops_the_run(
+    tmp_path, monkeypatch, compile_once
+):
+    config = settings(float_baseline=True, epochs=0.125, eval_every=0.125)
+    preempted(monkeypatch, compile_once, 1)
+    with pytest.raises(SystemExit) as stopped:
+        train.train(config, tmp_path / "run")
+    assert stopped.value.code == 75
+    assert (tmp_path / "run" / "float" / "result.json").is_file()
+    assert not (tmp_path / "run" / "config.json").exists()  # of the main run
 
 
 def test_sigterm_while_building_stops_after_the_first_step(

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -205,7 +205,12 @@ class Checkpoints:
             ) from error
 
     # Restoring ------------------------------------------------------------------------
-    def restore(self, like: Any, step: int | str = "latest") -> Restored:
+    def restore(
+        self,
+        like: Any,
+        step: int | str = "latest",
+        check: Callable[[Any], None] = lambda extra: None,
+    ) -> Restored:
         """Restores a state, or `params`, `batch_stats` and `ema` of it.
 
         Args:
@@ -214,6 +219,7 @@ class Checkpoints:
             the weights is read.
           step: 'latest', 'best' or a number. With 'latest', a damaged checkpoint is
             renamed to `<step>.damaged` and the one before it is used, with a warning.
+          check: raises ValueError for JSON data of a damaged checkpoint.
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
@@ -222,7 +228,7 @@ class Checkpoints:
         while True:
             number = self._resolve(step)
             try:
-                return self._read(number, like)
+                return self._read(number, like, check)
             except Damaged as error:
                 older = [s for s in self.steps() if s < number]
                 if step != "latest" or not older or self._processes > 1:
@@ -275,7 +281,9 @@ class Checkpoints:
         except Exception as error:
             raise Damaged(self._folder(step), error) from error
 
-    def _read(self, step: int, like: Any) -> Restored:
+    def _read(
+        self, step: int, like: Any, check: Callable[[Any], None] = lambda extra: None
+    ) -> Restored:
         wanted = {k: arrays for k, arrays in layout.split(like).items() if arrays}
         items = (*wanted, _AUX) if REST in wanted else tuple(wanted)
         metadata = self._metadata(step, items)
@@ -291,6 +299,7 @@ class Checkpoints:
         restores[_EXTRA] = ocp.args.JsonRestore()
         try:
             out = self._manager.restore(step, args=ocp.args.Composite(**restores))
+            check(out[_EXTRA])
         except Exception as error:
             raise Damaged(self._folder(step), error) from error
         state = layout.rebuild(like, {k: v for i in wanted for k, v in out[i].items()})

@@ -225,13 +225,26 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
                 f"init_from={config.init_from!r} holds no run: {source} not found"
             )
         return
-    old = _flat(_read(path))
-    new = _flat(json.loads(config.to_json()))
+    check_same(config, _read(path), str(workdir))
+
+
+def check_same(config: Config, saved: dict, whose: str) -> None:
+    """Refuses another configuration than the saved one, `PLACEMENT_KEYS` aside.
+
+    Args:
+      config: of the run.
+      saved: JSON data of the configuration that it was started with.
+      whose: what was created with it, for the message.
+
+    Raises:
+      ValueError: naming the first key that differs and both values.
+    """
+    old, new = _flat(saved), _flat(json.loads(config.to_json()))
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if a != b and key not in PLACEMENT_KEYS:
             raise ValueError(
-                f"{workdir} was created with {key}={show(a)}, got {show(b)}; choose "
+                f"{whose} was created with {key}={show(a)}, got {show(b)}; choose "
                 "another --workdir, or the configuration of that run"
             )
 

@@ -1,15 +1,44 @@
-"""Atomic writes: a reader sees the old content of a file or the new one."""
+"""Paths of folders and buckets, and atomic writes: a reader sees the old content of a
+file or the new one."""
 
 import contextlib
 import os
 import pathlib
+from typing import Any
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names an object of a bucket, such as 'gs://bucket/run'."""
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike[str]) -> Any:
+    """A `pathlib.Path`; of a bucket an `etils.epath.Path`, which has the same methods.
+
+    Raises:
+      ImportError: it is of a bucket, whose packages are not installed.
+    """
+    if not in_bucket(path):
+        return pathlib.Path(path)
+    scheme = os.fspath(path).partition("://")[0]
+    if scheme != "gs":
+        raise ValueError(f"{os.fspath(path)}: expected a folder or gs://BUCKET/FOLDER")
+    try:
+        import gcsfs  # noqa: F401
+        from etils import epath
+    except ImportError as e:
+        raise ImportError(
+            f"{os.fspath(path)} needs gcsfs, which cannot be imported ({e}): pip "
+            "install 'quantnet_jax[gcs]'"
+        ) from e
+    return epath.Path(path)
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Replaces the content of a file in one step, on the disk when this returns.
 
     Args:
-      path: of the file; its folder must exist.
+      path: of the file; its folder must exist. In a bucket an object is replaced.
       data: bytes, or text that is written as UTF-8.
 
     Raises:
@@ -25,11 +54,14 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
       ...     path.read_text(), [x.name for x in path.parent.iterdir()]
       ('two', ['result.txt'])
     """
-    path = pathlib.Path(path)
+    path, data = as_path(path), data.encode() if isinstance(data, str) else data
+    if in_bucket(path):
+        path.write_bytes(data)
+        return
     partial = path.with_name(path.name + ".tmp")
     try:
         with open(partial, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -111,6 +111,11 @@ def describe_devices() -> str:
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
+def process_index() -> int:
+    """Index of this process."""
+    return jax.process_index()
+
+
 def process_count() -> int:
     """Number of processes of the run."""
     return jax.process_count()

@@ -1,5 +1,6 @@
-"""Preemption handling: polls for SIGTERM between two dispatches."""
+"""Preemption handling: polls for SIGTERM or SIGINT between two dispatches."""
 
+import os
 import signal
 import threading
 
@@ -8,6 +9,7 @@ from quantnet_jax.distributed import hosts
 RESUME_ME = 75
 """Exit code of a preempted run that saved its state: EX_TEMPFAIL of sysexits.h, which
 no other exit of the program uses."""
+NOTE = b"\nstopping after this step, with a checkpoint; again to stop at once\n"
 
 
 class Preemption:
@@ -16,35 +18,46 @@ class Preemption:
     A single process remembers the signal. Several processes agree, through the
     coordinator of `jax.distributed`, on the next dispatch that none of them has begun:
     all save the same step, whichever of them got the signal. A signal before the first
-    step stops the run after that step.
+    step stops the run after that step. Ctrl-C counts as SIGTERM; the second one
+    interrupts.
+
+    Attributes:
+      signalled: whether the run was to stop at any time until now.
+      signal: name of the signal.
     """
 
     def __init__(self):
         self._several = hosts.process_count() > 1
-        self._signalled = False
         self._dispatches = 0
-        self._previous = None
+        self._previous = {}
+        self.signalled, self.signal = False, "SIGTERM"
 
     def __enter__(self) -> "Preemption":
-        # With several processes the signal belongs to jax.distributed, and Python
-        # delivers signals to the main thread alone.
-        main = threading.current_thread() is threading.main_thread()
-        if main and not self._several:
-            self._previous = signal.signal(signal.SIGTERM, self._remember)
+        # Python delivers signals to the main thread alone.
+        if threading.current_thread() is threading.main_thread():
+            # With several processes SIGTERM belongs to jax.distributed.
+            for number in (signal.SIGINT, *(() if self._several else (signal.SIGTERM,))):
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
-    def _remember(self, *_: object) -> None:
-        self._signalled = True
+    def _remember(self, number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, self._previous[number])
+            os.write(2, NOTE)  # print is not for signal handlers
+            if self._several:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+        self.signalled, self.signal = True, signal.Signals(number).name
 
     def reached(self) -> bool:
         """Whether to stop here; call it once after each dispatch, on every process."""
-        if not self._several:
-            return self._signalled
-        # Its own count: the coordinator needs every number, and a chunk skips steps.
-        self._dispatches += 1
-        return hosts.reached_preemption(self._dispatches)
+        if self._several:
+            # Its own count: the coordinator needs every number, and a chunk skips steps.
+            self._dispatches += 1
+            self.signalled |= hosts.reached_preemption(self._dispatches)
+        return self.signalled

@@ -20,7 +20,7 @@ LARGEST_NETWORK = 2**30
 LARGEST_BATCH = 4096
 """Of an evaluation with fewer examples than that; what is beyond is padding only."""
 LARGEST_RUN = 10**8
-"""Steps; they are listed before the first."""
+"""Steps."""
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
 """Where the training loop stops, and which steps go to the devices together."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+Stops = Callable[[int], bool]
+"""`step -> bool`: nothing is listed, since a run may have 1e8 steps."""
 
 
-def stops(steps: int, eval_every: float, save_every: int) -> tuple[set[int], set[int]]:
+def stops(steps: int, eval_every: float, save_every: int) -> tuple[Stops, Stops]:
     """After which steps a run is evaluated and saved, and after which only saved.
 
     Args:
@@ -13,12 +16,22 @@ def stops(steps: int, eval_every: float, save_every: int) -> tuple[set[int], set
       save_every: steps between further checkpoints, 0 for none.
     """
     count = math.ceil(steps / eval_every)
-    evaluations = {round(k * eval_every) for k in range(1, count)} - {0} | {steps}
-    saves = set(range(save_every, steps, save_every)) if save_every else set()
-    return evaluations, saves - evaluations
+
+    def evaluated(step: int) -> bool:
+        near = int(step / eval_every)
+        ks = range(max(1, near - 1), min(near + 3, count))
+        return step == steps or step > 0 and step in {round(k * eval_every) for k in ks}
+
+    def saved(step: int) -> bool:
+        due = save_every and 0 < step < steps and step % save_every == 0
+        return bool(due) and not evaluated(step)
+
+    return evaluated, saved
 
 
-def counts(start: int, total: int, chunk: int, stops: Collection[int]) -> Iterator[int]:
+def counts(
+    start: int, total: int, chunk: int, stops: Sequence[Stops]
+) -> Iterator[int]:
     """How many steps each dispatch takes.
 
     A dispatch takes `chunk` steps from a multiple of `chunk` on, unless the loop has to
@@ -31,10 +44,10 @@ def counts(start: int, total: int, chunk: int, stops: Collection[int]) -> Iterat
       start: steps done.
       total: steps of the whole run.
       chunk: at least 1.
-      stops: steps after which the loop evaluates or saves.
+      stops: whether the loop evaluates, or saves, after a step.
 
     Example:
-      >>> list(counts(0, 11, 4, {6}))
+      >>> list(counts(0, 11, 4, [lambda step: step == 6]))
       [4, 2, 2, 2, 1]
     """
     sizes = (chunk, part(chunk), 1)
@@ -42,7 +55,7 @@ def counts(start: int, total: int, chunk: int, stops: Collection[int]) -> Iterat
     def fits(step, size):
         inside = range(step + 1, step + size)
         whole = step % size == 0 and step + size <= total
-        return whole and not any(s in stops for s in inside)
+        return whole and not any(stop(s) for s in inside for stop in stops)
 
     step = start
     while step < total:

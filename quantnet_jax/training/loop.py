@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
     preempted: bool
 
 
-def stops(exp: Experiment) -> tuple[set[int], set[int]]:
+def stops(exp: Experiment) -> tuple[dispatch.Stops, dispatch.Stops]:
     """Steps after which a run is evaluated and saved, and after which only saved."""
     c = exp.config
     return dispatch.stops(exp.steps, c.eval_every * exp.epoch_steps, c.checkpoint_every)
@@ -74,10 +74,9 @@ def run(
     scores, layers, spent, began = {}, {}, start.seconds, time.monotonic()
     meter = Meter()
     train_step, train_chunk = map(meter.compiled, (exp.train_step, exp.train_chunk))
-    counts = list(
-        dispatch.counts(step, exp.steps, exp.steps_per_call, evaluations | saves)
-    )
-    batches = meter.waiting(exp.train_batches(step, counts))
+    sizes = (exp.steps_per_call, [evaluations, saves])
+    counts = lambda: dispatch.counts(start.step, exp.steps, *sizes)
+    batches = meter.waiting(exp.train_batches(step, counts()))
     with contextlib.ExitStack() as held:
         held.enter_context(checkpoints)
         held.enter_context(_last_good(checkpoints))
@@ -115,21 +114,21 @@ def run(
             checkpoints.save(step, state, scores, extra, None if scores else codes)
             return spent
 
-        for count, batch in zip(counts, batches, strict=True):
+        for count, batch in zip(counts(), batches, strict=True):
             call = train_step if count == 1 else train_chunk
             state, step_metrics = call(state, exp.train_data, batch)
             step += count
             log.add(step, count, step_metrics)
             tick(step, state)
             shown: dict[str, Any] = {}
-            if step % config.log_every == 0 or step in evaluations:
+            if step % config.log_every == 0 or evaluations(step):
                 rate = float(exp.learning_rate(step - 1))
                 row = {"epoch": step / exp.epoch_steps, "lr": rate}
                 if exp.feed.train_data is None:
                     row["unreadable"] = exp.feed.unreadable()
                 row = log.record(step, **row)
                 shown = {k: row[k] for k in ("loss", "penalty")}
-            if step in evaluations:
+            if evaluations(step):
                 scores, layers, codes = exp.evaluate(state, codes)
                 flips = {"flips": gap.flip_rate(layers)}
                 record = {"epoch": step / exp.epoch_steps, **scores, **flips}
@@ -139,14 +138,14 @@ def run(
                 trees = ("soft", "hard", "hard_bn", "gap")
                 shown |= {k: scores[k] for k in trees if k in scores}
             stop = preemption.reached() and step < exp.steps
-            if step in evaluations:
+            if evaluations(step):
                 spent = save(scores)
-            elif step in saves or stop:
+            elif saves(step) or stop:
                 spent = save()
             progress.update(step, shown)
             if stop:
-                saved = f"received SIGTERM: checkpoint saved at step {step}"
-                progress.write(f"{saved}; rerun to resume")
+                saved = f"checkpoint saved at step {step}; rerun to resume"
+                progress.write(f"received {preemption.signal}: {saved}")
                 return Outcome(state, step, scores, layers, spent, True)
             if shown:
                 meter.restart()

@@ -1,8 +1,9 @@
 """How a run starts: from its own checkpoint, from another run, or from scratch."""
 
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from quantnet_jax import config as config_lib
 from quantnet_jax.checkpoint.manager import Checkpoints
 from quantnet_jax.checkpoint.warm_start import warm_start
 from quantnet_jax.config import Config
@@ -34,24 +35,27 @@ class Start(NamedTuple):
 
 
 def start(
-    exp: Experiment, checkpoints: Checkpoints, evaluations: Collection[int]
+    exp: Experiment, checkpoints: Checkpoints, evaluated: Callable[[int], bool]
 ) -> Start:
     """Resumes, or starts warm from `config.init_from`, or from scratch.
 
     Args:
       exp: the experiment.
       checkpoints: of its workdir.
-      evaluations: steps after which the run is evaluated.
+      evaluated: whether the run is evaluated after a step.
 
     Raises:
       FileNotFoundError, ValueError: one line; a checkpoint does not fit.
     """
     if checkpoints.latest() is not None:
-        restored = checkpoints.restore(exp.state)
+        restored = checkpoints.restore(exp.state, check=check_extra)
         step, saved = restored.step, restored.extra
+        # Whatever config.json says, which may be lost.
+        whose = f"the checkpoint of step {step} in {checkpoints.directory}"
+        config_lib.check_same(exp.config, saved["config"], whose)
         check(saved, exp.config, exp.feed.train_size, step)
         state = exp.runner.place(restored.state)
-        codes = exp.codes(state) if step in evaluations else restored.aux or None
+        codes = exp.codes(state) if evaluated(step) else restored.aux or None
         note = f"resuming at step {step}"
         return Start(state, step, saved["seconds"], saved["seen"], codes, note)
     source = exp.config.init_from
@@ -102,6 +106,21 @@ def extra(
             "seen": seen,
         }
     )
+
+
+def check_extra(saved: Any) -> None:
+    """Refuses what `extra` did not make.
+
+    Raises:
+      ValueError: one line.
+    """
+    kinds = {"config": dict, "data": dict, "seconds": int | float, "seen": list}
+    for key, kind in kinds.items():
+        if not isinstance(saved, dict) or not isinstance(saved.get(key), kind):
+            raise ValueError(f"no valid {key!r} in its JSON data")
+    for row in saved["seen"]:
+        if not isinstance(row, dict):
+            raise ValueError("no valid 'seen' in its JSON data")
 
 
 def check(saved: dict[str, Any], config: Config, train_size: int, step: int) -> None:
