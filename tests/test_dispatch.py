@@ -58,7 +58,16 @@ def test_division_depends_on_the_step_alone(chunk, every):
 
 
 def test_chunks_are_used_wherever_no_stop_is_in_between():
-    assert list(dispatch.counts(0, 20, 5, [{10, 12}.__contains__])) == [5, 5, 1, 1, 1, 1, 1, 5]
+    assert list(dispatch.counts(0, 20, 5, [{10, 12}.__contains__])) == [
+        5,
+        5,
+        1,
+        1,
+        1,
+        1,
+        1,
+        5,
+    ]
     assert list(dispatch.counts(3, 10, 5, [])) == [1, 1, 5]
     assert list(dispatch.counts(0, 18, 6, [{9}.__contains__])) == [6, 2, 1, 1, 2, 6]
     # CIFAR in batches of 128, evaluated every epoch: 391 steps in few dispatches.

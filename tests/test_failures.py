@@ -72,7 +72,9 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
         assert "\n" not in str(e.value)
         assert [x.name for x in workdir.iterdir()] == [".lock"]
         with pytest.raises(SystemExit, match="^error: .* under way in another"):
-            train.train(settings(float_baseline=True), workdir)  # not the float run only
+            train.train(
+                settings(float_baseline=True), workdir
+            )  # not the float run only
         assert [x.name for x in workdir.iterdir()] == [".lock"]
         holder.kill()
     with storage.claim(workdir):  # the dead hold nothing

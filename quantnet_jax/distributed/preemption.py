@@ -36,7 +36,10 @@ class Preemption:
         # Python delivers signals to the main thread alone.
         if threading.current_thread() is threading.main_thread():
             # With several processes SIGTERM belongs to jax.distributed.
-            for number in (signal.SIGINT, *(() if self._several else (signal.SIGTERM,))):
+            for number in (
+                signal.SIGINT,
+                *(() if self._several else (signal.SIGTERM,)),
+            ):
                 self._previous[number] = signal.signal(number, self._remember)
         return self
 
@@ -57,7 +60,7 @@ class Preemption:
     def reached(self) -> bool:
         """Whether to stop here; call it once after each dispatch, on every process."""
         if self._several:
-            # Its own count: the coordinator needs every number, and a chunk skips steps.
+            # The coordinator needs every number, and a chunk skips steps.
             self._dispatches += 1
             self.signalled |= hosts.reached_preemption(self._dispatches)
         return self.signalled

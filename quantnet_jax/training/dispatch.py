@@ -29,9 +29,7 @@ def stops(steps: int, eval_every: float, save_every: int) -> tuple[Stops, Stops]
     return evaluated, saved
 
 
-def counts(
-    start: int, total: int, chunk: int, stops: Sequence[Stops]
-) -> Iterator[int]:
+def counts(start: int, total: int, chunk: int, stops: Sequence[Stops]) -> Iterator[int]:
     """How many steps each dispatch takes.
 
     A dispatch takes `chunk` steps from a multiple of `chunk` on, unless the loop has to
