@@ -34,6 +34,7 @@ ROOMS = {room: ONLY.get(room, set(ORDER[:number])) for number, room in enumerate
 # What a room may import from outside, the standard library and these aside.
 JAX = {"jax", "numpy"}
 OUTSIDE = {
+    "core": {"etils", "gcsfs"},
     "activations": {"flax"},
     "models": {"flax"},
     "tasks": {"flax", "optax"},
@@ -56,6 +57,8 @@ OUTSIDE = {room: JAX | others for room, others in OUTSIDE.items()}
 ONLY_IN = {
     "orbax": "quantnet_jax/checkpoint/manager.py",
     "cykooz_resizer": "quantnet_jax/data/turbo.py",
+    "etils": "quantnet_jax/core/files.py",
+    "gcsfs": "quantnet_jax/core/files.py",
 }
 
 # The words of JAX that say which devices or processes there are.
