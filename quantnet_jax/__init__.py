@@ -17,6 +17,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from quantnet_jax.core import combine, ops, packing, schedules
+from quantnet_jax.core.axes import Axes, axes
 from quantnet_jax.core.combine import (
     add_penalty,
     bit_planes,
@@ -91,6 +92,7 @@ _OF_DEPLOY = (
 )
 
 __all__ = [
+    "Axes",
     "NetworkSpec",
     "PerTensor",
     "Predictor",
@@ -102,6 +104,7 @@ __all__ = [
     "adabin",
     "add_penalty",
     "approx_sign",
+    "axes",
     "binarizing_by_classification",
     "binary_ste",
     "binaryconnect",

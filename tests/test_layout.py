@@ -10,9 +10,10 @@ from util import normal
 
 from quantnet_jax import quantizers
 from quantnet_jax.core import layout
+from quantnet_jax.core.axes import Axes
 from quantnet_jax.core.packing import pack, unpack
 from quantnet_jax.core.qtensor import dequantize, validate
-from quantnet_jax.core.tree import Rule, tree_quantizer
+from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
 
 KERNELS = {
     "Dense": ((32, 64), -1, ()),
@@ -28,6 +29,7 @@ KERNELS = {
     "Embed": ((40, 8), 0, ()),
     "equinox Conv": ((8, 4, 3, 3), 0, ()),
     "heads first": ((4, 16, 8), (0, 2), ()),
+    "one unit": ((16, 8), (), ()),
 }
 
 
@@ -84,25 +86,19 @@ def test_tables_of_units_stay_with_them(name):
 
 
 @pytest.mark.parametrize("member", ["quantnet", "lsq", "adabin", "irnet", "twn"])
-@pytest.mark.parametrize("share", ["layer", "kernel"])
-def test_a_stack_equals_its_tensors(member, share):
-    """One network as a loop and as a scan: the same values, scales and penalties."""
+def test_a_stack_equals_its_tensors(member):
+    """One network as a loop and as a scan, its parameters shared: the same values."""
     w = jnp.asarray(normal(2, (3, 5, 4)))
     options = {"width": 4} if member == "quantnet" else {}
     q = made(member, **options)
     stacked = {"w": w}
     loop = {f"w{i}": w[i] for i in range(3)}
-    one = tree_quantizer([Rule("w", q, share, -1, 0)], stacked)
-    many = tree_quantizer([Rule("w.", q, share)], loop)
+    one = tree_quantizer([Rule("w", q, "kernel", -1, 0)], stacked)
+    many = tree_quantizer([Rule("w.", q, "kernel")], loop)
     key = jax.random.key(0)
     a, b = one.init(key, stacked), many.init(key, loop)
     if member == "quantnet":  # their keys differ, and the first layer is random
-        take = lambda path, i: jax.tree.map(lambda x: x[i], a[path])
-        b = (
-            a | {f"w{i}": a["w"] for i in range(3)}
-            if share == "kernel"
-            else {f"w{i}": take("w", i) for i in range(3)}
-        )
+        b = a | {f"w{i}": a["w"] for i in range(3)}
     hard = one.hard(a, stacked)["w"]
     validate(hard)
     for i in range(3):
@@ -113,6 +109,44 @@ def test_a_stack_equals_its_tensors(member, share):
     np.testing.assert_allclose(
         one.penalty(a, stacked, step=0), many.penalty(b, loop, step=0), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("member", quantizers.MEMBERS)
+def test_every_member_sees_one_tensor_with_windows_first_and_units_last(member):
+    """A stacked kernel (out, layers, in, height, width) against its tensors alone."""
+    q, w = made(member), normal(5, (4, 2, 3, 2, 2))
+    axes = {"w": Axes((0,), (2,), (1,), (3, 4))}
+    tree = tree_quantizer([Rule("w", q, out="auto")], {"w": w}, axes=axes)
+    qparams = jax.jit(tree.init)(jax.random.key(0), {"w": w})
+    back = lambda x: np.transpose(x, (3, 4, 2, 0, 1))  # (h, w, in, out, layers)
+
+    @jax.jit
+    def everything(qparams, w, g):
+        """Soft and hard values, gradient, projected weights; penalty."""
+        found = [tree.soft(qparams, w, step=1), dequantize_tree(tree.hard(qparams, w))]
+        if tree.gradient:
+            found.append(tree.gradient(qparams, w, g, step=1))
+        if tree.project:
+            found.append(tree.project(qparams, w, step=1)[1])
+        return [x["w"] for x in found], tree.penalty(qparams, w, step=1)
+
+    @jax.jit
+    @jax.vmap
+    def alone(qparams, w, g):
+        found = [q.soft(qparams, w, step=1), dequantize(q.hard(qparams, w))]
+        if q.gradient:
+            found.append(q.gradient(qparams, w, g, step=1))
+        if q.project:
+            found.append(q.project(qparams, w, step=1)[1])
+        return found, q.penalty(qparams, w, step=1)
+
+    g = normal(6, w.shape)
+    got, penalty = everything(qparams, {"w": w}, {"w": g})
+    one = lambda x: np.moveaxis(back(x), -1, 0)
+    wanted, penalties = alone(qparams["w"], one(w), one(g))
+    np.testing.assert_allclose(penalty, np.sum(penalties), rtol=1e-5)
+    for x, y in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(one(x), y, rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_and_projection_follow_the_layout():
@@ -128,7 +162,7 @@ def test_gradient_and_projection_follow_the_layout():
 
 @pytest.mark.parametrize(
     ("out", "stack", "words"),
-    [(3, (), "out=.3,."), (0, 0, "each axis once"), ((), (), "at least one output")],
+    [(3, (), "out=.3,."), (0, 0, "each axis once"), (0, 5, "stack=.5,.")],
 )
 def test_impossible_axes_are_named(out, stack, words):
     with pytest.raises(ValueError, match=words) as error:

@@ -20,19 +20,23 @@ class Layout(NamedTuple):
     Attributes:
       shape: of the tensor.
       stack: axes that count separate tensors (`nn.scan`, `vmap`, experts).
-      out: axes that together count output units.
+      out: axes that together count output units; none if all is one unit.
+      inputs: axes that together count inputs, the others being windows; None if the
+        axes in between stay as they are.
     """
 
     shape: tuple[int, ...]
     stack: tuple[int, ...]
     out: tuple[int, ...]
+    inputs: tuple[int, ...] | None = None
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Stacked axes, the others, output axes."""
-        axes = range(len(self.shape))
-        inner = [i for i in axes if i not in (*self.stack, *self.out)]
-        return (*self.stack, *inner, *self.out)
+        """Stacked axes, the others (windows before inputs), output axes."""
+        inputs = self.inputs or ()
+        named = (*self.stack, *inputs, *self.out)
+        others = [i for i in range(len(self.shape)) if i not in named]
+        return (*self.stack, *others, *inputs, *self.out)
 
     @property
     def copies(self) -> int:
@@ -42,41 +46,51 @@ class Layout(NamedTuple):
     @property
     def one(self) -> tuple[int, ...]:
         """Shape of one tensor as a quantizer sees it."""
-        inner = self.order[len(self.stack) : len(self.shape) - len(self.out)]
-        units = math.prod(self.shape[i] for i in self.out)
-        return (*(self.shape[i] for i in inner), units)
+        inputs, size = self.inputs or (), lambda axes: [self.shape[i] for i in axes]
+        last = len(self.shape) - len(inputs) - len(self.out)
+        others = size(self.order[len(self.stack) : last])
+        merged = [] if self.inputs is None else [math.prod(size(inputs))]
+        return (*others, *merged, math.prod(size(self.out)))
 
     @property
     def plain(self) -> bool:
         """Whether a quantizer sees the tensor as it is."""
-        return not self.stack and self.out == (len(self.shape) - 1,)
+        ordered = self.order == tuple(range(len(self.shape)))
+        return not self.stack and ordered and self.one == self.shape
 
 
-def make(shape: Sequence[int], out: int | Sequence[int], stack: int | Sequence[int]):
+def make(
+    shape: Sequence[int],
+    out: int | Sequence[int],
+    stack: int | Sequence[int],
+    inputs: Sequence[int] | None = None,
+) -> Layout:
     """The layout of a tensor of this shape.
 
     Args:
       shape: of the tensor.
       out: axis, or axes, of the output units; negative ones count from the end.
       stack: axis, or axes, of stacked tensors; () for none.
+      inputs: axes that a quantizer sees as one, before the output units.
 
     Raises:
-      ValueError: an axis does not exist or is named twice, or no output axis is named.
+      ValueError: an axis does not exist or is named twice.
     """
     rank = len(shape)
     found = {}
-    for name, axes in (("out", out), ("stack", stack)):
+    for name, axes in (("out", out), ("stack", stack), ("inputs", inputs or ())):
         axes = (axes,) if isinstance(axes, int) else tuple(axes)
         if not all(-rank <= i < rank for i in axes):
             raise ValueError(f"{name}={axes}, but a tensor of shape {tuple(shape)}")
         found[name] = tuple(sorted(i % rank for i in axes))
-    both = (*found["out"], *found["stack"])
-    if len(set(both)) < len(both) or not found["out"]:
+    named = (*found["out"], *found["stack"], *found["inputs"])
+    if len(set(named)) < len(named):
         raise ValueError(
-            f"out={out} and stack={stack} for shape {tuple(shape)}: expected at least "
-            "one output axis, and each axis once"
+            f"out={out} and stack={stack} for shape {tuple(shape)}: expected each axis "
+            "once"
         )
-    return Layout(tuple(shape), found["stack"], found["out"])
+    merged = None if inputs is None else found["inputs"]
+    return Layout(tuple(shape), found["stack"], found["out"], merged)
 
 
 def split(w: jax.Array, layout: Layout) -> jax.Array:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from quantnet_jax.core import trace
 from quantnet_jax.core.tree import flatten
 
 PyTree = Any
@@ -22,17 +22,20 @@ FLOAT = 32
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
 UNCOUNTED = ("ragged_dot", "ragged_dot_general")
-CALLS = (
-    *("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
-    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-)
-"""Primitives that run their one inner program once, on their own operands."""
-
 # What moves values without changing them: a quantized activation stays one.
 MOVES = (
     *("convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze"),
     *("slice", "dynamic_slice", "pad", "concatenate", "rev", "copy", "name"),
-    *("expand_dims", "gather", "reduce_max", "reduce_window_max", "stop_gradient"),
+    *(
+        "split",
+        "stack",
+        "unstack",
+        "tile",
+        "gather",
+        "reduce_max",
+        "reduce_window_max",
+        "stop_gradient",
+    ),
 )
 _MARK = re.compile(r"activation of (\d+) bits")
 
@@ -97,37 +100,15 @@ def count(apply: Callable, params: PyTree, example: PyTree) -> list[Use]:
     closed = jax.make_jaxpr(apply)(params, example)
     sources = [_Source(frozenset([path])) for path in flatten(params)]
     sources += [_Source(data=True) for _ in jax.tree.leaves(example)]
-    return _walk(closed.jaxpr, sources)[1]
-
-
-def _walk(jaxpr: Jaxpr, sources: Sequence[_Source]) -> tuple[list[_Source], list[Use]]:
-    """Sources of the outputs, and all uses."""
-    known = dict(zip(jaxpr.invars, sources, strict=True))
-    uses = []
-
-    def read(v) -> _Source:
-        return _CONSTANT if isinstance(v, Literal) else known.get(v, _CONSTANT)
-
-    for eqn in jaxpr.eqns:
-        operands = [read(v) for v in eqn.invars]
-        results, found = _equation(eqn, operands)
-        known |= zip(eqn.outvars, results, strict=True)
-        uses += found
-    return [read(v) for v in jaxpr.outvars], uses
+    return trace.walk(closed.jaxpr, sources, _FACTS)[1]
 
 
 def _equation(eqn, operands: list[_Source]) -> tuple[list[_Source], list[Use]]:
-    name, inner = eqn.primitive.name, _inner(eqn.params)
+    name = eqn.primitive.name
     shape = tuple(eqn.outvars[0].aval.shape) if eqn.outvars else ()
     if name in PRODUCTS:
         return [_join(operands)], _product(eqn, operands, shape)
-    if name == "scan":
-        return _scan(eqn, operands)
-    if name == "cond":
-        return _cond(inner, operands)
-    if name in CALLS and len(inner) == 1 and len(inner[0].invars) == len(operands):
-        return _walk(inner[0], operands)
-    if name in UNCOUNTED or any(map(_has_product, inner)):
+    if name in UNCOUNTED or any(map(trace.holds_product, trace.inner(eqn.params))):
         raise ValueError(
             f"{name!r} holds products whose number cannot be read from the trace; "
             "expected convolutions and matrix products in plain calls, scans and "
@@ -182,40 +163,22 @@ def _conv(eqn) -> int:
     return total
 
 
-def _scan(eqn, operands: list[_Source]) -> tuple[list[_Source], list[Use]]:
-    (body,) = _inner(eqn.params["jaxpr"])
-    first, carries = eqn.params["num_consts"], eqn.params["num_carry"]
-    last = first + carries
-    while True:  # what is carried may pick up sources; there are finitely many
-        results, uses = _walk(body, operands)
-        carry = [
-            _join(pair, keep=True)
-            for pair in zip(operands[first:last], results[:carries], strict=True)
-        ]
-        if carry == operands[first:last]:
-            break
-        operands = operands[:first] + carry + operands[last:]
-    uses = [use._replace(macs=use.macs * eqn.params["length"]) for use in uses]
-    return carry + results[carries:], uses
+def _merge(options: Sequence[_Source], which: _Source | None) -> _Source:
+    """What a loop carries or a condition puts out: its bits are those of the values."""
+    if which is None:
+        return _join(options, keep=True)
+    joined = _join([which, *options], keep=True)
+    return joined._replace(bits=max(s.bits for s in options))
 
 
-def _cond(
-    branches: list[Jaxpr], operands: list[_Source]
-) -> tuple[list[_Source], list[Use]]:
-    which, *operands = operands
-    walked = [_walk(branch, operands) for branch in branches]
-    largest = max((uses for _, uses in walked), key=lambda u: sum(x.macs for x in u))
-    results = [
-        _join([which, *same], keep=True)._replace(bits=max(s.bits for s in same))
-        for same in zip(*(results for results, _ in walked), strict=True)
-    ]
-    return results, largest + [
-        use._replace(macs=0)
-        for _, uses in walked
-        if uses is not largest
-        for use in uses
-        if use.params
-    ]
+def _repeat(uses: list[Use], turns: int) -> list[Use]:
+    return [use._replace(macs=use.macs * turns) for use in uses]
+
+
+def _branches(found: list[list[Use]]) -> list[Use]:
+    largest = max(found, key=lambda uses: sum(use.macs for use in uses))
+    others = [use for uses in found if uses is not largest for use in uses]
+    return largest + [use._replace(macs=0) for use in others if use.params]
 
 
 def _join(sources: Iterable[_Source], keep: bool = False) -> _Source:
@@ -229,22 +192,4 @@ def _join(sources: Iterable[_Source], keep: bool = False) -> _Source:
     return _Source(data=True, bits=bits)
 
 
-def _has_product(jaxpr: Jaxpr) -> bool:
-    return any(
-        eqn.primitive.name in PRODUCTS + UNCOUNTED
-        or any(map(_has_product, _inner(eqn.params)))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _inner(value: Any) -> list[Jaxpr]:
-    """Jaxprs in the parameters of an equation."""
-    if isinstance(value, Jaxpr):
-        return [value]
-    if isinstance(value, ClosedJaxpr):
-        return [value.jaxpr]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return []
-    return [jaxpr for x in value for jaxpr in _inner(x)]
+_FACTS = trace.Facts(_CONSTANT, _equation, _merge, _repeat, _branches)

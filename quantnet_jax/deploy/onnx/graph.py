@@ -14,7 +14,7 @@ import onnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper, numpy_helper
 
-from quantnet_jax.deploy.macs import CALLS
+from quantnet_jax.core.trace import CALLS
 
 OPSET = 17
 IR_VERSION = 8
