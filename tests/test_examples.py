@@ -1,13 +1,18 @@
-"""The example on a few images: both frameworks learn, and ship two weight values."""
+"""The examples on a few images: they learn, and ship two weight values."""
 
 import inspect
 import json
 import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from util import noisy, normal
 
+import quantnet_jax as qn
 from examples import binarize_your_model as example
+from examples import vit
 
 OPTIONS = "--train-size=160 --test-size=60 --batch-size=16 --epochs=3"
 
@@ -63,3 +68,57 @@ def test_impossible_options_end_in_one_line(options, capsys):
         example.main(options)
     assert e.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].count("error: ") == 1
+
+
+def test_vit_is_trained(capsys):
+    words = "--steps=40 --depth=2 --batch-size=20 --test-size=200".split()
+    with jax.numpy_dtype_promotion("standard"):  # optax's adam needs it
+        result = vit.main(words)
+    assert result["last loss"] < 0.9 * result["first loss"]
+    assert min(result["soft"], result["hard"]) > 0.2  # chance is 0.1
+    assert f"hard  {100 * result['hard']:6.2f}%" in capsys.readouterr().out
+
+
+MEMBERS = {
+    "attention/query": qn.quantnet(width=4, scale="mean_abs"),
+    "attention/key": qn.quantnet(width=4, scale="learned", bits=2),
+    "attention/value": qn.lsq(bits=2),
+    "attention/out": qn.adabin(),
+    "up": qn.twn(),
+    "down": qn.lq_nets(bits=2),
+}
+
+
+def hard_logits(model, params, images, qparams=None, **options):
+    """(qparams, logits of the hard weights), a member for each kernel of a layer."""
+    apply = lambda params, images: model.apply({"params": params}, images)
+    axes = qn.axes(apply, params, images) if options.get("out") == "auto" else None
+    rules = [qn.Rule(f"block.*/{k}/kernel", x, **options) for k, x in MEMBERS.items()]
+    q = qn.tree_quantizer(rules, params, axes=axes)
+    qparams = qparams or noisy(jax.jit(q.init)(jax.random.key(1), params))
+    hard = jax.jit(lambda p, w: qn.dequantize_tree(q.hard(p, w)))(qparams, params)
+    return qparams, jax.jit(apply)(hard, images)
+
+
+def test_a_loop_and_a_scan_of_layers_have_the_same_hard_logits():
+    """With all parameters away from their start, and those of the scan in the loop."""
+    depth, images = 3, jnp.asarray(normal(0, (2, 14, 14, 1)))
+    loop, scan = (vit.ViT(depth, 8, scan=scan) for scan in (False, True))
+    shapes = jax.eval_shape(loop.init, jax.random.key(0), images)["params"]
+    rng = np.random.default_rng(0)
+    random = lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype)
+    params = jax.tree.map(random, shapes)
+    stacked = {k: x for k, x in params.items() if not k.startswith("block")}
+    layers = [params[f"block{i}"] for i in range(depth)]
+    stacked["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+
+    qparams, logits = hard_logits(scan, stacked, images, out="auto")
+    of_loop = {
+        path.replace("blocks", f"block{i}"): jax.tree.map(lambda x, i=i: x[i], x)
+        for path, x in qparams.items()
+        for i in range(depth)
+    }
+    _, wanted = hard_logits(loop, params, images, of_loop, out="auto")
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+    _, one_scale_for_all = hard_logits(scan, stacked, images)
+    assert np.abs(one_scale_for_all - wanted).max() > 0.1
