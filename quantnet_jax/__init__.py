@@ -38,6 +38,7 @@ from quantnet_jax.core.quantizer import (
     identity,
 )
 from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
+from quantnet_jax.quantizers.bitnet import bitnet
 from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
 from quantnet_jax.quantizers.lq_nets import lq_nets
@@ -109,6 +110,7 @@ __all__ = [
     "binary_ste",
     "binaryconnect",
     "bit_planes",
+    "bitnet",
     "chain",
     "clipped_ste",
     "combine",
