@@ -8,13 +8,15 @@ soft = q.soft(qparams, params, step=0)       # what training differentiates
 hard = q.hard(qparams, params)               # QTensor leaves: what ships
 logits = model.apply({"params": qn.dequantize_tree(hard)}, images)
 
+qn.save("own.safetensors", hard)             # packed; qn.load(path, apply=...) runs it
 predictor = qn.load("model.safetensors")     # an exported network, ready to run
 predictor = qn.load("zoo:NAME")              # one of `python -m quantnet_jax.zoo`
 """
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, overload
 
 from quantnet_jax.core import combine, ops, packing, schedules
 from quantnet_jax.core.axes import Axes, axes
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from quantnet_jax.deploy import (
         NetworkSpec,
         Predictor,
+        TreePredictor,
         export_tree,
         summarize,
         to_onnx,
@@ -144,6 +147,7 @@ __all__ = [
     "quantizers",
     "quantnet",
     "recu",
+    "save",
     "scale_by_max",
     "scale_by_mean_abs",
     "schedules",
@@ -162,29 +166,97 @@ __all__ = [
 ]
 
 
-def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> "Predictor":
-    """Loads an exported network: uint8 images in, outputs out, on any backend.
+def save(
+    path: str | os.PathLike,
+    tree: Any,
+    *,
+    apply: Callable[..., Any] | None = None,
+    example: Any = None,
+    info: Mapping[str, Any] | None = None,
+) -> dict[str, int]:
+    """Saves a tree of your own, such as what `hard` returns, packed, in one file.
+
+    `load` returns the same tree: structure, keys, order of lists, dtypes, and bits.
+
+    Args:
+      path: of the file; its folder must exist. An older file of that name is replaced
+        once the new one is whole and verified.
+      tree: any pytree of `QTensor`s (which are packed), packed leaves, finite arrays,
+        and Python numbers: parameters, or parameters and state such as BatchNorm's, as
+        `(hard, state)`.
+      apply: `(tree, *inputs) -> outputs`, a traceable function of the dequantized tree.
+      example: input of `apply`, or a tuple of inputs. With both, the file is read again
+        and must give the outputs of the tree, bit for bit.
+      info: JSON data to save with it, such as a vocabulary.
+
+    Returns:
+      {'payload': bytes of tensors, 'file': bytes of the file}.
+
+    Raises:
+      ValueError: in one line, with the path of the leaf, what a file cannot hold (NaN
+        and infinity included), or that the outputs differ; nothing is written then.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> tree = {"layers": [{"w": jnp.ones((2, 3))}], "steps": 7}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = os.path.join(folder, "model.safetensors")
+      ...     apply = lambda tree, x: x @ tree["layers"][0]["w"]
+      ...     sizes = save(path, tree, apply=apply, example=jnp.ones((1, 2)))
+      ...     model = load(path, apply=apply)
+      >>> model(jnp.ones((1, 2))).tolist(), model.params["steps"]
+      ([[2.0, 2.0, 2.0]], 7)
+    """
+    from quantnet_jax.deploy import trees
+
+    return trees.save(path, tree, apply=apply, example=example, info=info or {})
+
+
+@overload
+def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> "Predictor": ...
+@overload
+def load(
+    path: str | os.PathLike, *, apply: Callable[..., Any] | None, like: Any = None
+) -> "TreePredictor": ...
+@overload
+def load(path: str | os.PathLike, *, like: Any) -> "TreePredictor": ...
+def load(path, *, apply=None, like=None, popcount: bool | str = "auto"):
+    """Loads an exported network, or a tree of your own with its function.
 
     Needs no training code; see `quantnet_jax.deploy` and `quantnet_jax.export`.
 
     Args:
       path: a `model.safetensors` that `python -m quantnet_jax.export` wrote, or
-        'zoo:NAME' for a trained network of this package, see `quantnet_jax.zoo`.
-      popcount: whether layers with binary weights and binary inputs count bits; 'auto':
-        on a CPU, if that changed no prediction of the export.
+        'zoo:NAME' for a trained network of this package, see `quantnet_jax.zoo`; or a
+        file of `save`.
+      apply: `(tree, *inputs) -> outputs`, the function of an own tree, with float32
+        arrays in the place of quantized leaves.
+      like: an own tree of the structure that was saved, with arrays or
+        `jax.ShapeDtypeStruct`s, which is checked; needed if it has other nodes than
+        dicts, lists and tuples, such as named tuples, FrozenDicts, boxes or modules.
+      popcount: whether layers of an exported network with binary weights and binary
+        inputs count bits; 'auto': on a CPU, if that changed no prediction of the
+        export.
 
     Returns:
-      A `Predictor`: `predictor(images) -> outputs`, `spec`, and the packed parameters.
+      Of an exported network a `Predictor`: `predictor(images) -> outputs`, `spec`, and
+      the packed parameters. Of an own tree (or with `apply` or `like`) a
+      `deploy.TreePredictor`: `predictor(*inputs) -> outputs`, equal bit for bit to
+      those of jitted `apply` on the dequantized tree; `params`, the tree with packed
+      leaves; and `info`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: in one line, what is wrong with the file or the name.
+      ValueError: in one line, what is wrong with the file or the name, or that `like`
+        is missing or has other nodes, paths or shapes.
     """
-    from quantnet_jax import deploy, zoo
+    from quantnet_jax import zoo
+    from quantnet_jax.deploy import trees
 
     if isinstance(path, str) and path.startswith(zoo.PREFIX):
         path = zoo.path(path.removeprefix(zoo.PREFIX))
-    return deploy.load(path, popcount=popcount)
+    return trees.load(path, apply=apply, like=like, popcount=popcount)
 
 
 def __getattr__(name: str) -> Any:

@@ -129,19 +129,32 @@ def part(**other):
     return Packed(**parts | {"levels": jnp.asarray([-1.0, 1.0])} | other, shape=(3, 4))
 
 
+def deep(count):
+    """A leaf in so many dicts."""
+    return {"a": deep(count - 1)} if count else np.ones(2)
+
+
 @pytest.mark.parametrize(
     "params, dtype, words",
     [
         ({"a": np.ones(2)}, "float64", "`dtype` is 'float64'"),
-        ({"a": np.full(2, 1e6)}, "float16", "a: not every number is finite as float16"),
-        ({"a": np.full(2, np.nan)}, "float32", "a: not every number is finite"),
-        ({"a": np.full(2, 1j)}, "float32", "a: float32 cannot represent .* complex"),
         (
-            {"a": np.int32([2**24 + 1])},
-            "float32",
-            "a: float32 cannot represent .* int32",
+            {"a": np.float32([1e6])},
+            "float16",
+            "a: not every number is finite as float16",
         ),
-        ({"a": jax.random.key(0)}, "float32", "a: float32 cannot represent .* key"),
+        ({"a": np.full(2, np.nan)}, "float32", "a: not every number is finite"),
+        ({"a": np.full(2, 1j)}, "float32", "a: a file cannot hold complex128 values"),
+        ({"a": jax.random.key(0)}, "float32", "a: a file cannot hold key<fry> values"),
+        ({"a": jnp.ones(2, jnp.float8_e4m3fn)}, "float32", "a: .* hold float8_e4m3fn"),
+        ({"a": {"b": "text"}}, "float32", "a/b is a str, expected an array"),
+        ({"a": [math.nan]}, "float32", "a/0: not every number is finite"),
+        (
+            {"a": {(1, 2): np.ones(2)}},
+            "float32",
+            r"keys .\(1, 2\).* of 'a' are not all",
+        ),
+        ({1: np.ones(2), "1": np.ones(2)}, "float32", "keys .1, '1'. are not all str"),
         (
             {"a": part(levels=jnp.ones((3, 2)))},
             "float32",
@@ -151,8 +164,7 @@ def part(**other):
         ({"a": part(scale=jnp.full((), jnp.nan))}, "float32", "a:scale: not every"),
         ({"a": part(codes=jnp.zeros(3, jnp.uint8))}, "float32", "a:codes has shape"),
         ({"a/b": np.ones(2), "a": {"b": np.ones(2)}}, "float32", "the name 'a/b'"),
-        ({"/".join("a" * 40): np.ones(2)}, "float32", "has more than 32 parts"),
-        ({"a": np.int32([2049])}, "float16", "a: float16 cannot represent .* int32"),
+        (deep(65), "float32", "has more than 64 parts"),
     ],
 )
 def test_what_cannot_be_written(params, dtype, words, tmp_path):
@@ -166,33 +178,10 @@ def test_parts_of_half_precision_are_written_as_float32(tmp_path):
     path = tmp_path / "model.safetensors"
     sizes = deploy.write(path, {"a": half, "count": np.int64(3)}, {})
     again, _ = deploy.read(path)
-    assert sizes["payload"] == 2 + 8 + 4 + 4
+    assert sizes["payload"] == 2 + 8 + 4 + 8
     assert again["a"].levels.tolist() == [-1, 1] and again["a"].scale == 0.5
     assert again["a"].levels.dtype == again["a"].scale.dtype == jnp.float32
-    assert again["count"] == 3
-
-
-def test_the_tree_that_is_read_is_the_tree_that_was_written(tree, tmp_path):
-    path = tmp_path / "model.safetensors"
-    wide = [{"w": jnp.full((2,), number, jnp.bfloat16)} for number in range(12)]
-    state = {"blocks": wide, "mlp/~/linear": tree["conv_2"], "count": jnp.int32(7)}
-    deploy.write(path, state, {})  # packs by itself
-    with pytest.raises(ValueError, match="not of dicts alone, expected `like`"):
-        deploy.read(path)
-    found, _ = deploy.read(path, like=jax.eval_shape(lambda: state))
-    found = deploy.unpack_tree(found)
-    assert jax.tree.structure(found) == jax.tree.structure(state)
-    for new, old in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
-        assert bits_of(new) == bits_of(old)
-    del state["count"]
-    with pytest.raises(ValueError, match="differ in their paths: .'count'."):
-        deploy.read(path, like=state)
-    with pytest.raises(ValueError, match="'count' has shape .., `like` .3,."):
-        deploy.read(path, like=state | {"count": np.zeros(3)})
-    dicts = {"a": {"b": np.bool_(True)}, "c": np.float16(0.5)}
-    deploy.write(path, dicts, {})
-    again = deploy.read(path)[0]
-    assert again["a"]["b"].dtype == bool and again["c"].dtype == np.float16
+    assert again["count"] == 3 and again["count"].dtype == np.int64
 
 
 def test_equal_networks_make_equal_files(packed, tmp_path):

@@ -7,11 +7,13 @@ from quantnet_jax.deploy.packed import Packed, float_tree, pack_tree, unpack_tre
 from quantnet_jax.deploy.predictor import Predictor, load, make_predictor, save
 from quantnet_jax.deploy.spec import NetworkSpec
 from quantnet_jax.deploy.summary import summarize
+from quantnet_jax.deploy.trees import TreePredictor
 
 __all__ = [
     "NetworkSpec",
     "Packed",
     "Predictor",
+    "TreePredictor",
     "describe",
     "export_tree",
     "float_tree",

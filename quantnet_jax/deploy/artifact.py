@@ -16,7 +16,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,23 +23,22 @@ from safetensors.numpy import save
 
 from quantnet_jax.core.files import write_atomic
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
+from quantnet_jax.deploy import structure
 from quantnet_jax.deploy.packed import (
     Packed,
     Words,
-    is_packed,
     leaves,
     nested,
     pack_tree,
-    unflatten,
 )
 
 FORMAT = 2
 FLOATS = ("float32", "float16")
 PARTS = ("codes", "levels", "scale")
-FILE_KEYS = ("format", "quantized", "float", "dtypes", "plain")
+FILE_KEYS = ("format", "quantized", "float", "dtypes", "plain", "tree")
 """Keys of the JSON object that `write` adds: version, {path: {'bits', 'shape'}}, dtype
-of floats in the file, {path: dtype} of leaves that were not float32, whether the tree
-is of dicts with strings as keys."""
+of float32 leaves in the file, {path: dtype} of other leaves, whether the paths alone
+describe the tree, and if not, its nodes (see `deploy.structure`)."""
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
     *("uint64", "bfloat16", "float16", "float64"),
@@ -66,21 +64,25 @@ def write(
 
     Args:
       path: of the file; its folder must exist.
-      params: tree of `QTensor`, `Packed` and other leaves, which float32 can represent.
+      params: any pytree of `QTensor`, `Packed`, arrays of `DTYPES` or float32, and
+        Python numbers. `QTensor`s are packed.
       spec: JSON data about the network, see `NetworkSpec.to_json` for those that
         `deploy.load` reads. `FILE_KEYS` are added.
-      dtype: of float leaves in the file, 'float32' or 'float16'.
+      dtype: of float32 leaves in the file, 'float32' or 'float16'.
 
     Returns:
       {'payload': bytes of tensors, 'file': bytes of the file}.
 
     Raises:
-      ValueError: an unknown dtype, a leaf that floats of the file cannot represent (not
-        finite, complex, a large integer), a `Packed` whose parts do not fit, `Words`,
-        two tensors of one name, or a path that is too deep.
+      ValueError: an unknown dtype, a leaf that the file cannot hold (not finite, of
+        another dtype, no array), a `Packed` whose parts do not fit, `Words`, two
+        tensors of one name, a key that is no string or integer, or a path that is too
+        deep.
     """
     if dtype not in FLOATS:
         raise ValueError(f"`dtype` is {dtype!r}, expected one of {FLOATS}")
+    nodes = structure.encode(params)
+    plain = structure.is_plain(nodes)
     params = pack_tree(params)
     tensors, quantized, dtypes = {}, {}, {}
     for name, leaf in leaves(params):
@@ -89,17 +91,18 @@ def write(
         if isinstance(leaf, Packed):
             quantized[name] = {"bits": leaf.bits, "shape": list(leaf.shape)}
             new = {f"{name}:{part}": x for part, x in _parts(name, leaf).items()}
+        elif type(leaf) in (bool, int, float):
+            continue  # is among the nodes
         else:
-            new = {name: _as_float(name, leaf, dtype)}
-            if (kind := jnp.result_type(leaf).name) != "float32":
+            kind = _dtype(name, leaf)
+            if kind != "float32":
                 dtypes[name] = kind
+            new = {name: _as(name, leaf, dtype if kind == "float32" else kind)}
         if both := tensors.keys() & new.keys():
             raise ValueError(f"two tensors have the name {min(both)!r}")
         tensors |= new
-    structure = lambda tree: jax.tree.structure(tree, is_leaf=is_packed)
-    plain = structure(params) == structure(nested(leaves(params)))
     spec = dict(spec) | {"format": FORMAT, "quantized": quantized, "float": dtype}
-    spec |= {"dtypes": dtypes, "plain": plain}
+    spec |= {"dtypes": dtypes, "plain": plain} | ({} if plain else {"tree": nodes})
     text = json.dumps(spec, sort_keys=True, allow_nan=False)
     metadata = {"quantnet_jax": text, "sha256": digest(text, tensors)}
     # Not by the library's own writer, whose files only their owner can read.
@@ -117,7 +120,7 @@ def read(
     Args:
       path: of the file.
       like: tree of the structure that was written, arrays or shapes; needed if it has
-        other nodes than dicts with strings as keys, such as lists.
+        other nodes than dicts, lists and tuples.
 
     Returns:
       (tree of `Packed` and NumPy leaves, spec as given to `write` with `FILE_KEYS`).
@@ -125,7 +128,7 @@ def read(
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: in one line, what is wrong with the file, or that `like` is missing or
-        has other paths or shapes.
+        has other nodes, paths or shapes.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -150,12 +153,10 @@ def read(
         if not isinstance(spec, dict) or spec.get("format") != FORMAT:
             found = spec.get("format") if isinstance(spec, dict) else spec
             raise ValueError(f"format {found!r:.80}, expected {FORMAT}")
-        found = _leaves(tensors, spec)
-        if like is not None:
-            return unflatten(like, found), spec
-        if spec.get("plain") is False:
-            raise ValueError("the tree is not of dicts alone, expected `like`")
-        return nested(found.items()), spec
+        found, nodes = _leaves(tensors, spec), spec.get("tree")
+        if spec.get("plain") is not False:
+            nodes = structure.encode(nested(found.items()))
+        return structure.build(nodes, found, like), spec
     except Exception as e:  # a hostile file can raise anything
         raise ValueError(f"{path}: {describe(e)}") from None
 
@@ -192,25 +193,29 @@ def _parts(name: str, leaf: Packed) -> dict[str, np.ndarray]:
     parts = {
         # The writer needs row-major arrays; `order` keeps scalars scalar.
         "codes": np.asarray(leaf.codes, order="C"),
-        "levels": _as_float(f"{name}:levels", leaf.levels, "float32"),
-        "scale": _as_float(f"{name}:scale", leaf.scale, "float32"),
+        "levels": _as(f"{name}:levels", leaf.levels, "float32"),
+        "scale": _as(f"{name}:scale", leaf.scale, "float32"),
     }
     _packed(name, leaf.bits, list(leaf.shape), parts)
     return parts
 
 
-def _as_float(name: str, leaf: Any, dtype: str) -> np.ndarray:
-    if not jnp.issubdtype(kind := jnp.result_type(leaf), jnp.floating):
-        whole = not jnp.issubdtype(kind, jax.dtypes.extended)
-        whole = whole and not jnp.issubdtype(kind, jnp.complexfloating)
-        if not whole or (np.asarray(leaf) != np.asarray(leaf, dtype)).any():
-            raise ValueError(f"{name}: {dtype} cannot represent these {kind} values")
-    x = np.asarray(leaf, np.float32)
+def _dtype(name: str, leaf: Any) -> str:
+    """Name of the dtype of an array that a file can hold."""
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        raise ValueError(f"{name} is a {type(leaf).__name__}, expected an array")
+    if (kind := str(leaf.dtype)) not in ("float32", *DTYPES):
+        raise ValueError(f"{name}: a file cannot hold {kind} values")
+    return kind
+
+
+def _as(name: str, leaf: Any, dtype: str) -> np.ndarray:
+    """A finite, row-major NumPy array of a dtype."""
     with np.errstate(over="ignore"):
-        y = x.astype(dtype, order="C")
-    if not np.isfinite(y).all():
+        x = np.asarray(leaf).astype(jnp.dtype(dtype), order="C")
+    if not np.isfinite(x).all():
         raise ValueError(f"{name}: not every number is finite as {dtype}")
-    return y
+    return x
 
 
 def _leaves(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> dict:
@@ -231,13 +236,14 @@ def _leaves(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> dict:
         leaf = _packed(name, about.get("bits"), about.get("shape"), parts)
         found[name] = leaf
     for name, x in rest.items():
-        if x.dtype.name != dtype:
+        kind = dtypes.get(name, "float32")
+        if x.dtype.name not in (dtype, kind):
             raise ValueError(f"{name} is {x.dtype}, expected {dtype}")
         if not np.isfinite(x).all():
             raise ValueError(f"{name}: not every number is finite")
         if name in found:
             raise ValueError(f"{name!r} appears twice")
-        found[name] = x.astype(jnp.dtype(dtypes.get(name, "float32")))
+        found[name] = x.astype(jnp.dtype(kind), copy=False)
     return found
 
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.packing import pack, unpack
-from quantnet_jax.core.paths import joined
+from quantnet_jax.core.paths import named
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 
 PyTree = Any
-DEEPEST = 32
+DEEPEST = 64
 """Maximum number of names in the path of a tensor."""
 
 
@@ -73,10 +73,7 @@ def is_quantized(x: object) -> bool:
 
 def leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """('/'-joined path, leaf) of a tree; `QTensor`, `Packed`, `Words` are leaves."""
-    return [
-        (joined(key), leaf)
-        for key, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_quantized)
-    ]
+    return named(tree, is_quantized)
 
 
 def nested(items: Iterable[tuple[str, Any]]) -> PyTree:
@@ -103,9 +100,12 @@ def unflatten(like: PyTree, found: Mapping[str, Any]) -> PyTree:
     names = [name for name, _ in wanted]
     if wrong := sorted(set(names) ^ found.keys()) or len(names) != len(found):
         raise ValueError(f"`like` and the file differ in their paths: {wrong!r:.80}")
+    shape = lambda x: tuple(getattr(x, "shape", ()))
     for name, leaf in wanted:
-        if tuple(leaf.shape) != (shape := tuple(found[name].shape)):
-            raise ValueError(f"{name!r} has shape {shape}, `like` {leaf.shape}")
+        if shape(leaf) != shape(found[name]):
+            raise ValueError(
+                f"{name!r} has shape {shape(found[name])}, `like` {shape(leaf)}"
+            )
     treedef = jax.tree.structure(like, is_leaf=is_quantized)
     return jax.tree.unflatten(treedef, [found[name] for name in names])
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -94,9 +94,20 @@ def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> Predictor
       ValueError: the file is damaged or no artifact, or its tensors do not fit the
         network that it names; or no layer can count bits and `popcount` is True.
     """
+    params, header = artifact.read(path)
+    return from_artifact(path, params, header, popcount=popcount)
+
+
+def from_artifact(
+    path: str | os.PathLike,
+    params: PyTree,
+    header: Mapping[str, Any],
+    *,
+    popcount: bool | str,
+) -> Predictor:
+    """The network of what `artifact.read` returned; see `load`."""
     if popcount not in (True, False, "auto"):
         raise ValueError(f"`popcount` is {popcount!r}, expected 'auto', True or False")
-    params, header = artifact.read(path)
     try:
         spec = NetworkSpec.from_json(header)
         return make_predictor(params, spec, popcount=popcount)

@@ -104,7 +104,7 @@ class NetworkSpec:
           ValueError: a key is missing or unknown, or its value is not valid.
         """
         if "model" not in data:
-            raise ValueError("not a network of this package; use `deploy.read`")
+            raise ValueError("not a network of this package; use `quantnet_jax.load`")
         given = {k: v for k, v in data.items() if k not in FILE_KEYS}
         known = [f.name for f in dataclasses.fields(cls) if f.name != "floats"]
         if wrong := sorted(set(known) ^ given.keys()):

@@ -118,7 +118,7 @@ def summarize(
         `deploy.write` gets, including state that ships (such as running statistics).
       example: input of the network, arrays or shapes, with its batch axis: the products
         are those of the whole batch.
-      dtype: of float leaves in the file.
+      dtype: of float32 leaves in the file.
       float_network: arrays or shapes of the whole float32 network, if it has more than
         `params`, such as statistics that were folded.
 
@@ -195,8 +195,10 @@ def _tensor(path: str, leaf: Any, float_size: int) -> _Tensor:
     if isinstance(leaf, Words):
         raise ValueError(f"{path}: {NO_FILE}")
     if not is_quantized(leaf):
-        floats = float_size * math.prod(shape)
-        return _Tensor(path, shape, 8 * float_size, False, 0, 0, 0, floats)
+        dtype = jnp.dtype(leaf.dtype)
+        size = float_size if dtype == jnp.float32 else dtype.itemsize
+        floats = size * math.prod(shape)
+        return _Tensor(path, shape, 8 * size, False, 0, 0, 0, floats)
     codes = -(-math.prod(shape) * leaf.bits // 8)
     levels, scale = (4 * math.prod(x.shape) for x in (leaf.levels, leaf.scale))
     return _Tensor(path, shape, leaf.bits, True, codes, levels, scale, 0)
