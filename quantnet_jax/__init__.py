@@ -40,7 +40,6 @@ from quantnet_jax.core.quantizer import (
     identity,
 )
 from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
-from quantnet_jax.quantizers.bitnet import bitnet
 from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
 from quantnet_jax.quantizers.lq_nets import lq_nets
@@ -82,13 +81,14 @@ if TYPE_CHECKING:
         to_onnx,
         to_stablehlo,
     )
+    from quantnet_jax.posttrain.driver import posttrain
 
 __version__ = "0.1.0"
 
 # Imported when asked for (PEP 562), so that `import quantnet_jax` needs jax alone.
 _MODULES = (
     *("activations", "data", "deploy", "models", "nnx", "quantizers", "tasks"),
-    *("testing", "zoo"),
+    *("posttrain", "testing", "zoo"),
 )
 _OF_DEPLOY = (
     *("NetworkSpec", "Predictor", "export_tree", "summarize", "to_onnx"),
@@ -113,7 +113,6 @@ __all__ = [
     "binary_ste",
     "binaryconnect",
     "bit_planes",
-    "bitnet",
     "chain",
     "clipped_ste",
     "combine",
@@ -142,6 +141,7 @@ __all__ = [
     "packing",
     "pact",
     "per_channel",
+    "posttrain",
     "proxquant",
     "quantization_networks",
     "quantizers",

@@ -48,6 +48,7 @@ OUTSIDE = {
     "evaluation": {"ml_collections"},
     "training": {"optax", "ml_collections", "absl"},
     "deploy": {"safetensors", "onnx", "onnxruntime"},
+    "posttrain": {"safetensors"},
     "experiments": {"ml_collections"},
     "": {"ml_collections", "absl", "PIL", "flax", "onnx", "onnxruntime"},
 }
@@ -188,9 +189,12 @@ def offences(sources):
 
 
 def room_of(path):
-    """'core' for quantnet_jax/core/tree.py, '' for quantnet_jax/report.py."""
+    """'core' for quantnet_jax/core/tree.py, '' for quantnet_jax/report.py.
+
+    The command of a room, its __main__.py, is one of the package's own files.
+    """
     parts = path.split("/")
-    return parts[1] if len(parts) > 2 else ""
+    return parts[1] if len(parts) > 2 and parts[-1] != "__main__.py" else ""
 
 
 def package_sources():

@@ -54,17 +54,17 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
       ...     path.read_text(), [x.name for x in path.parent.iterdir()]
       ('two', ['result.txt'])
     """
-    target, data = as_path(path), data.encode() if isinstance(data, str) else data
+    path, data = as_path(path), data.encode() if isinstance(data, str) else data
     if in_bucket(path):
-        target.write_bytes(data)
+        path.write_bytes(data)
         return
-    partial = target.with_name(target.name + ".tmp")
+    partial = path.with_name(path.name + ".tmp")
     try:
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, target)
+        os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()

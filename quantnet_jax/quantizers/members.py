@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from quantnet_jax.core.limits import Number, limits_of
 from quantnet_jax.core.quantizer import Quantizer, identity
-from quantnet_jax.quantizers.bitnet import bitnet
 from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
 from quantnet_jax.quantizers.lq_nets import lq_nets
@@ -97,7 +96,6 @@ MEMBERS: dict[str, Member] = {
         idempotent=False,
     ),
     "twn": Member(twn, "hard", fixed_bits=2),
-    "bitnet": Member(bitnet, "hard", idempotent=False, fixed_bits=2),
     "lsq": Member(
         lsq,
         "hard",

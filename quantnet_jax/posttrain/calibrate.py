@@ -1,0 +1,83 @@
+"""What the calibration batches say of one layer, and its solution."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.posttrain import solver
+from quantnet_jax.posttrain.capture import evaluate
+from quantnet_jax.posttrain.solver import Grams
+
+PyTree = Any
+
+
+def gram_sums(
+    apply: Callable,
+    params: PyTree,
+    quantized: PyTree,
+    stream: Callable[[], Iterable[PyTree]],
+    visits: Sequence[int],
+    positions: float,
+    key: jax.Array,
+) -> Grams:
+    """Gram matrices of inputs over all batches, divided by the number of rows.
+
+    Args:
+      apply: `(params, batch) -> outputs`.
+      params, quantized: of the float network, and of that as far as it is quantized.
+      stream: `() -> batches`.
+      visits: numbers of the uses whose inputs are meant, in the order of the trace.
+      positions: fraction of the rows of each batch that is used.
+      key: of the draw.
+
+    Returns:
+      float32 (groups, N, N) each.
+    """
+
+    @jax.jit
+    def inputs(p, batch, key):
+        taken, number = [], itertools.count()
+
+        def visit(use, x):
+            if next(number) in visits:
+                taken.append(use.rows(x))
+            return x
+
+        evaluate(apply, p, batch, visit)
+        found = jnp.concatenate(taken, axis=1)
+        if positions == 1.0:
+            return found
+        rows = found.shape[1]
+        keep = max(1, round(positions * rows))
+        return found[:, jax.random.permutation(key, rows)[:keep]]
+
+    total, rows = None, 0
+    for number, batch in enumerate(stream()):
+        draw = jax.random.fold_in(key, number)
+        x, xq = inputs(params, batch, draw), inputs(quantized, batch, draw)
+        total, rows = _add(total, x, xq), rows + x.shape[1]
+    return jax.tree.map(lambda g: g / rows, total)
+
+
+@jax.jit
+def _add(total, x, xq):
+    new = jax.vmap(solver.grams)(x, xq)
+    return new if total is None else jax.tree.map(jnp.add, total, new)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def solve(solve: Callable, w, sums: Grams | None, key) -> tuple[QTensor, Any]:
+    """(solved unit, groups in front of its fields; relative error of its outputs)."""
+    keys = jax.random.split(key, len(w))
+    qt = jax.vmap(solve, in_axes=(0, None if sums is None else 0, 0))(w, sums, keys)
+    if sums is None:
+        return qt, None
+    values = jax.vmap(lambda levels, codes: levels[codes])(qt.levels, qt.codes)
+    error = jnp.sum(jax.vmap(solver.output_error)(w, values * qt.scale, sums))
+    size = jnp.sum(w * jnp.einsum("gab,gbm->gam", sums.float, w))
+    return qt, error / jnp.where(size > 0.0, size, 1.0)
