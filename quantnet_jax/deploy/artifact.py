@@ -237,7 +237,7 @@ def _leaves(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> dict:
         found[name] = leaf
     for name, x in rest.items():
         kind = dtypes.get(name, "float32")
-        if x.dtype.name not in (dtype, kind):
+        if x.dtype.name not in (dtype, dtypes.get(name)):
             raise ValueError(f"{name} is {x.dtype}, expected {dtype}")
         if not np.isfinite(x).all():
             raise ValueError(f"{name}: not every number is finite")

@@ -94,8 +94,15 @@ def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> Predictor
       ValueError: the file is damaged or no artifact, or its tensors do not fit the
         network that it names; or no layer can count bits and `popcount` is True.
     """
+    check_popcount(popcount)
     params, header = artifact.read(path)
     return from_artifact(path, params, header, popcount=popcount)
+
+
+def check_popcount(popcount: Any) -> None:
+    """Refuses another value than those of `load`."""
+    if popcount not in (True, False, "auto"):
+        raise ValueError(f"`popcount` is {popcount!r}, expected 'auto', True or False")
 
 
 def from_artifact(
@@ -106,8 +113,6 @@ def from_artifact(
     popcount: bool | str,
 ) -> Predictor:
     """The network of what `artifact.read` returned; see `load`."""
-    if popcount not in (True, False, "auto"):
-        raise ValueError(f"`popcount` is {popcount!r}, expected 'auto', True or False")
     try:
         spec = NetworkSpec.from_json(header)
         return make_predictor(params, spec, popcount=popcount)

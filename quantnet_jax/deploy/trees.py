@@ -13,7 +13,7 @@ import numpy as np
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy import artifact
 from quantnet_jax.deploy.packed import float_tree, is_packed
-from quantnet_jax.deploy.predictor import Predictor, from_artifact
+from quantnet_jax.deploy.predictor import Predictor, check_popcount, from_artifact
 
 PyTree = Any
 UNVERIFIED = ".unverified"
@@ -94,6 +94,7 @@ def load(
     popcount: bool | str = "auto",
 ) -> Predictor | TreePredictor:
     """See `quantnet_jax.load`."""
+    check_popcount(popcount)
     params, header = artifact.read(path, like=like)
     if "model" in header and apply is None and like is None:
         return from_artifact(path, params, header, popcount=popcount)
