@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         to_onnx,
         to_stablehlo,
     )
+    from quantnet_jax.own import Update, gap, make_update, recalibrate
     from quantnet_jax.posttrain.driver import posttrain
 
 __version__ = "0.1.0"
@@ -90,6 +91,7 @@ _MODULES = (
     *("activations", "data", "deploy", "models", "nnx", "quantizers", "tasks"),
     *("posttrain", "testing", "zoo"),
 )
+_OF_OWN = ("Update", "gap", "make_update", "recalibrate")
 _OF_DEPLOY = (
     *("NetworkSpec", "Predictor", "export_tree", "summarize", "to_onnx"),
     "to_stablehlo",
@@ -104,6 +106,7 @@ __all__ = [
     "Quantizer",
     "Reparam",
     "Rule",
+    "Update",
     "activations",
     "adabin",
     "add_penalty",
@@ -128,12 +131,14 @@ __all__ = [
     "encode",
     "export_tree",
     "factory",
+    "gap",
     "identity",
     "irnet",
     "learned_scale",
     "load",
     "lq_nets",
     "lsq",
+    "make_update",
     "metaquant",
     "models",
     "nnx",
@@ -146,6 +151,7 @@ __all__ = [
     "quantization_networks",
     "quantizers",
     "quantnet",
+    "recalibrate",
     "recu",
     "save",
     "scale_by_max",
@@ -262,6 +268,8 @@ def load(path, *, apply=None, like=None, popcount: bool | str = "auto"):
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"quantnet_jax.{name}")
+    if name in _OF_OWN:
+        return getattr(importlib.import_module("quantnet_jax.own"), name)
     if name in _OF_DEPLOY:
         return getattr(importlib.import_module("quantnet_jax.deploy"), name)
     raise AttributeError(f"module 'quantnet_jax' has no attribute {name!r}")

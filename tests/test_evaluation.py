@@ -11,7 +11,7 @@ from tiny import tiny_config, train
 from quantnet_jax import models
 from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.data import prepare
-from quantnet_jax.evaluation import gap, scoring
+from quantnet_jax.evaluation import gap, recalibration, scoring
 from quantnet_jax.evaluation.forward import make_statistics
 from quantnet_jax.tasks import Metric
 from quantnet_jax.training import experiment
@@ -216,7 +216,7 @@ def test_re_estimated_statistics_are_the_mean_over_training_batches():
     statistics = make_statistics(
         scoring.make_apply(model, exp.runner), exp.prepare["train"]
     )
-    got = gap.average_statistics(
+    got = recalibration.average_statistics(
         jax.jit(lambda *args: statistics(*args, None)),
         hard,
         host.batch_stats,
@@ -244,7 +244,7 @@ def convolve(x, kernel, strides):
 
 def test_average_statistics_needs_a_batch():
     with pytest.raises(ValueError, match="at least one batch"):
-        gap.average_statistics(lambda *args: args, {}, {}, {}, [])
+        recalibration.average_statistics(lambda *args: args, {}, {}, {}, [])
 
 
 def test_no_re_estimation_where_it_is_off():

@@ -50,7 +50,7 @@ OUTSIDE = {
     "deploy": {"safetensors", "onnx", "onnxruntime"},
     "posttrain": {"safetensors"},
     "experiments": {"ml_collections"},
-    "": {"ml_collections", "absl", "PIL", "flax", "onnx", "onnxruntime"},
+    "": {"ml_collections", "absl", "PIL", "flax", "optax", "onnx", "onnxruntime"},
 }
 OUTSIDE = {room: JAX | others for room, others in OUTSIDE.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import bucketed, paths
+from quantnet_jax.core import bucketed, guard, paths
 from quantnet_jax.core.axes import Axes
 from quantnet_jax.core.bucketed import Bucket
 from quantnet_jax.core.paths import flatten
@@ -42,7 +42,8 @@ def tree_quantizer(
     `init(key, params)` gives `{path or shared key: qparams}`. `soft` gives a tree like
     `params` with the claimed tensors replaced; `hard` the same with `QTensor` leaves
     (see `dequantize_tree`); `penalty` the sum over tensors. `gradient` and `project`
-    are there if one of the quantizers has them.
+    are there if one of the quantizers has them; differentiating `soft` alone then
+    warns, since `quantnet_jax.make_update` calls all of them.
 
     Args:
       rules: at most one may claim a tensor. Tensors that no rule claims stay float.
@@ -58,7 +59,8 @@ def tree_quantizer(
       >>> sorted(flatten(q.soft(qparams, params, step=0)))
       ['bias', 'conv/kernel']
     """
-    return bucket_quantizer(plan(rules, params, axes))
+    buckets = plan(rules, params, axes)
+    return guard.guarded(bucket_quantizer(buckets), buckets)
 
 
 def bucket_quantizer(buckets: Sequence[Bucket]) -> Quantizer:

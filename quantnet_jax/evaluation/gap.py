@@ -181,33 +181,6 @@ def evaluate_tree(
     )
 
 
-def average_statistics(
-    statistics: Callable,
-    weights: PyTree,
-    batch_stats: PyTree,
-    data: PyTree,
-    batches: Iterable[PyTree],
-) -> PyTree:
-    """BatchNorm statistics of given weights: the mean over training batches.
-
-    Running statistics lag behind weights that move with the sharpness, and belong to
-    soft weights; these belong to the weights that are evaluated.
-    """
-    total, count = None, 0
-    for batch in batches:
-        new = statistics(weights, batch_stats, data, batch)
-        total = new if total is None else _add(total, new)
-        count += 1
-    if total is None:
-        raise ValueError("batch statistics need at least one batch")
-    return _divide(total, float(count))
-
-
-# Compiled: a launch for the tree, not one for each of its leaves.
-_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
-_divide = jax.jit(lambda tree, count: jax.tree.map(lambda x: x / count, tree))
-
-
 def layer_report(
     realized: Realized, previous: dict[str, np.ndarray] | None
 ) -> dict[str, dict]:

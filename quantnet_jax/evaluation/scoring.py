@@ -9,7 +9,7 @@ import numpy as np
 from quantnet_jax import models
 from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation import forward as fns
-from quantnet_jax.evaluation import gap
+from quantnet_jax.evaluation import gap, recalibration
 from quantnet_jax.tasks import Task
 
 PyTree = Any
@@ -78,7 +78,9 @@ def make_scoring(
     def recalibrated(hard, stats):
         stream = batches["train"]()
         some = (runner.shard(next(stream)) for _ in range(recalibration_batches))
-        return gap.average_statistics(of_batch, hard, stats, data["train"], some)
+        return recalibration.average_statistics(
+            of_batch, hard, stats, data["train"], some
+        )
 
     def evaluate(state, previous=None):
         realized, stats = realize(state), state.batch_stats

@@ -23,6 +23,7 @@ from quantnet_jax.training import (
     build_check,
     dispatch,
     distillation,
+    estimator,
     gradients,
     parts,
     steps,
@@ -196,7 +197,7 @@ class Experiment:
             seed=c.seed,
             terms=parts.make_terms(c),
         )
-        return gradients.choose(
+        return estimator.choose(
             *(c, loss, prepare, self.learning_rate, self.quantizer, self.tx),
             self.runner.devices,
         )

@@ -4,7 +4,6 @@ Each is `gradients(state, data, batch, axis_name) -> (grads, (batch_stats, metri
 opt_state)` with grads over {'model', 'quant'}, equal on all devices.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,51 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.config import Config
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.distributed import hosts
-from quantnet_jax.training import build_check
 
 PyTree = Any
 Gradients = Callable[..., tuple[PyTree, tuple[PyTree, dict], PyTree]]
-
-
-def choose(
-    c: Config,
-    loss: Callable,
-    prepare: Callable,
-    rate: optax.Schedule,
-    quantizer: Quantizer,
-    tx: optax.GradientTransformation,
-    devices: int,
-) -> Gradients:
-    """The estimator of `c.meta.mode`, or the one that the quantizer needs.
-
-    Args:
-      c: the configuration.
-      loss: of `quantnet_jax.training.steps.make_loss`.
-      prepare: `(data, batch) -> examples`, with augmentation.
-      rate: learning rate of the weights, a schedule of the step.
-      quantizer: over the tree of the model's parameters.
-      tx: the optimizer.
-      devices: of the run.
-
-    Raises:
-      ValueError: one line that names the key.
-    """
-    needs_delay = quantizer.gradient is not None
-    check_accumulation(c.accumulation_steps, c.meta.mode, needs_delay)
-    every = build_check.held_out(c, devices, needs_delay)
-    if needs_delay:
-        return delayed(loss, prepare, rate, quantizer, tx)
-    if c.meta.mode == "bilevel":
-        return bilevel(loss, prepare, rate, every=every, exact=c.meta.exact)
-    in_parts = functools.partial(
-        accumulate,
-        parts=c.accumulation_steps,
-        loop=hosts.backend() != "cpu",
-    )
-    return joint(loss, prepare, in_parts)
 
 
 def joint(

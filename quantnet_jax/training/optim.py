@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from quantnet_jax.core import paths
+from quantnet_jax.core.quantizer import Quantizer
 
 
 def learning_rate(
@@ -240,6 +241,20 @@ def lagged(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         return updates, Lagged(inner, state.pending)
 
     return optax.GradientTransformation(init, update)
+
+
+def fitted(
+    tx: optax.GradientTransformation, quantizer: Quantizer
+) -> optax.GradientTransformation:
+    """`tx` with what a quantizer needs: projections, a pending gradient.
+
+    Args:
+      tx: over {'model', 'quant'}.
+      quantizer: over the tree of the model's parameters.
+    """
+    if quantizer.project is not None:
+        tx = projected(tx, quantizer.project)
+    return tx if quantizer.gradient is None else lagged(tx)
 
 
 def _is_matrix(params) -> Callable:

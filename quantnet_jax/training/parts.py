@@ -167,6 +167,4 @@ def make_tx(config: Config, steps: int, rate: Callable, quantizer: Quantizer):
         make_optimizer("meta", config.meta, meta_rate),
         rows,
     )
-    if quantizer.project is not None:
-        tx = optim.projected(tx, quantizer.project)
-    return tx if quantizer.gradient is None else optim.lagged(tx)
+    return optim.fitted(tx, quantizer)

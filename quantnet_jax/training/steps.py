@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import Task
 from quantnet_jax.tasks.terms import Context, Term
@@ -50,6 +51,7 @@ def make_loss(
     `offset` is added to the soft weights: the gradient with respect to it is that of
     the quantized weights.
     """
+    quantizer = unguarded(quantizer)
 
     def loss(model, quant, batch_stats, data, examples, step, offset=None):
         # The same on every replica: noise on replicated weights must be equal.
