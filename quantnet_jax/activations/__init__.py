@@ -10,12 +10,14 @@ from quantnet_jax import quantizers
 from quantnet_jax.activations.learned_clip import learned_clip
 from quantnet_jax.activations.quantizer import ActivationQuantizer, as_activation
 from quantnet_jax.activations.signs import approx_sign, sign_activation, sign_ste
+from quantnet_jax.activations.soft_round import soft_round_activation
 from quantnet_jax.activations.uniform import (
     dorefa_activation,
     lsq_activation,
     pact_activation,
 )
 from quantnet_jax.quantizers import Member
+from quantnet_jax.quantizers.members import TWO_STAGES
 
 __all__ = [
     "MEMBERS",
@@ -31,6 +33,7 @@ __all__ = [
     "pact_activation",
     "sign_activation",
     "sign_ste",
+    "soft_round_activation",
 ]
 
 MEMBERS: dict[str, Member] = {
@@ -40,6 +43,9 @@ MEMBERS: dict[str, Member] = {
     "pact": Member(pact_activation, "hard", signed=False),
     "lsq": Member(lsq_activation, "hard", recipe={"bits": 2}, signed=False),
     "learned_clip": Member(learned_clip, "hard", recipe={"warmup": 20}, signed=False),
+    "soft_round": Member(
+        soft_round_activation, "hard", recipe={"k": TWO_STAGES}, signed=False
+    ),
 }
 """Those that a configuration can name."""
 

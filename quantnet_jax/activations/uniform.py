@@ -5,8 +5,10 @@ axis). All are straight-through: soft and hard values are equal bit for bit.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations.quantizer import (
@@ -100,6 +102,18 @@ def lsq_activation(*, bits: Bits = 2) -> ActivationQuantizer:
     Args:
       bits: 1 to 8.
     """
+    return learned_step_activation(bits, lambda x, step: round_ste(x))
+
+
+def learned_step_activation(
+    bits: int, rounding: Callable[..., jax.Array]
+) -> ActivationQuantizer:
+    """`lsq_activation`, with another derivative in place of 1 where it rounds.
+
+    Args:
+      bits: 1 to 8.
+      rounding: `(x, step) -> array like x`: rounds half up, differentiable.
+    """
     n = steps(bits)
 
     def init(key, x):
@@ -111,7 +125,7 @@ def lsq_activation(*, bits: Bits = 2) -> ActivationQuantizer:
         s = with_slope(guard, lambda s: jnp.full_like(s, shrink))(qparams)
         inside = (x >= 0.0) & (x <= n * s)
         # No activation far outside is divided: 0 times an overflow is not a number.
-        rounded = s * round_ste(jnp.where(inside, x, 0.0) / s)
+        rounded = s * rounding(jnp.where(inside, x, 0.0) / s, step)
         return jnp.where(x > n * s, n * s, rounded)
 
     return uniform(

@@ -74,6 +74,17 @@ def ede_slope(x: jax.Array, t: jax.Array | float) -> jax.Array:
     return jnp.maximum(1.0, t) * (1.0 - jnp.tanh(t * x) ** 2)
 
 
+def soft_round_slope(x: jax.Array, k: jax.Array | float) -> jax.Array:
+    """k (1 - tanh^2(k f)) / (2 tanh(k / 2)), f = x - floor(x) - 1/2: 1 as k goes to 0.
+
+    The derivative of floor(x) + 1/2 + tanh(k f) / (2 tanh(k / 2)), which is x for small
+    k and nears round(x) as k grows.
+    """
+    safe = jnp.maximum(k, 1e-3)
+    f = x - jnp.floor(x) - 0.5
+    return safe * (1.0 - jnp.tanh(safe * f) ** 2) / (2.0 * jnp.tanh(safe / 2))
+
+
 SLOPES = {
     "identity": identity_slope,
     "clip": clip_slope,

@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 
 from quantnet_jax.core.limits import Number, limits_of
 from quantnet_jax.core.quantizer import Quantizer, identity
+from quantnet_jax.quantizers.ausn import ausn
+from quantnet_jax.quantizers.bitat import bitat
 from quantnet_jax.quantizers.classification import binarizing_by_classification
+from quantnet_jax.quantizers.cpq import cpq, dropbits
+from quantnet_jax.quantizers.direct import direct
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
 from quantnet_jax.quantizers.lq_nets import lq_nets
 from quantnet_jax.quantizers.metaquant import metaquant
 from quantnet_jax.quantizers.proxquant import proxquant
 from quantnet_jax.quantizers.quantization_networks import quantization_networks
 from quantnet_jax.quantizers.quantnet import quantnet
+from quantnet_jax.quantizers.relaxed import rq
 from quantnet_jax.quantizers.sign import tanh_sign
+from quantnet_jax.quantizers.soft_round import soft_round
 from quantnet_jax.quantizers.standardized import adabin, irnet, recu
 from quantnet_jax.quantizers.ste import (
     approx_sign,
@@ -39,6 +45,10 @@ PENALTY = {"schedule": "linear", "start": 0.0, "end": 0.0, "until": 0.9}
 def _rising(start, end, schedule="exponential", until=0.9) -> dict:
     """A schedule as plain data."""
     return {"schedule": schedule, "start": start, "end": end, "until": until}
+
+
+# Two stages: straight-through for the first half of a run (QGait).
+TWO_STAGES = {"schedule": "piecewise", "start": 0.0, "boundaries": ((0.5, 4.0),)}
 
 
 class Member(NamedTuple):
@@ -138,5 +148,24 @@ MEMBERS: dict[str, Member] = {
             "FCGrad, DoReFa": {"forward": "dorefa"},
         },
     ),
+    "soft_round": Member(
+        soft_round,
+        "hard",
+        recipe={"k": TWO_STAGES},
+        variants={"from the start": {"k": 4.0}, "STE": {"k": 0.0}},
+    ),
+    "rq": Member(
+        rq,
+        "soft",
+        recipe={"sharpness": _rising(1.0, 30.0, until=1.0)},
+        variants={"RQ-ST": {"straight": True}, "4 bits": {"bits": 4}},
+    ),
+    "cpq": Member(cpq, "hard", variants={"4 bits": {"bits": 4}}),
+    "dropbits": Member(
+        dropbits, "soft", recipe={"sharpness": _rising(1.0, 100.0, until=1.0)}
+    ),
+    "direct": Member(direct, "hard", recipe={"residual": _rising(1.0, 0.0, "linear")}),
+    "ausn": Member(ausn, "hard", variants={"3 bits": {"bits": 3}}),
+    "bitat": Member(bitat, "hard"),
 }
 """Quantizers of weights."""

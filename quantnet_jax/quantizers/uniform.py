@@ -1,5 +1,7 @@
 """Uniform levels with a straight-through rounding: DoReFa, LSQ, PACT's learned clip."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -72,34 +74,7 @@ def lsq(*, bits: Bits = 2) -> Quantizer:
     Args:
       bits: 1 to 8.
     """
-    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    if bits == 1:
-        levels = uniform_levels(1)
-        lowest, highest, start = -1, 1, 1.0
-        nearest = with_slope(sign, identity_slope)
-    else:
-        levels = jnp.arange(lowest, highest + 1, dtype=jnp.float32)
-        start = 2.0 / highest**0.5
-        nearest = with_slope(lambda x: levels[encode(x, levels)], identity_slope)
-
-    def init(key, w):
-        return PerTensor(start * jnp.mean(jnp.abs(w)) + EPS)
-
-    def step_size(qparams):
-        return jnp.maximum(qparams.value, EPS)
-
-    def backward(qparams, w, *, step, key=None):
-        s = scale_gradient(step_size(qparams), (w.size * highest) ** -0.5)
-        x = w / s
-        # Not jnp.clip, which halves the gradient on the edge.
-        clipped = jax.lax.stop_gradient(jnp.clip(x, lowest, highest))
-        return s * nearest(jnp.where(x == clipped, x, clipped))
-
-    def hard(qparams, w):
-        s = step_size(qparams)
-        return QTensor(encode(w / s, levels), levels, s)
-
-    return straight_through(Quantizer(init, backward, hard, no_penalty))
+    return learned_step(bits)
 
 
 @factory
@@ -144,6 +119,48 @@ def pact(*, bits: Bits = 2) -> Quantizer:
     def hard(qparams, w):
         a = clip_value(qparams)
         return QTensor(encode(w / a, levels), levels, a)
+
+    return straight_through(Quantizer(init, backward, hard, no_penalty))
+
+
+def learned_step(
+    bits: int,
+    slope: Callable[..., jax.Array] = identity_slope,
+    at_step: Callable[[jax.Array], tuple] = lambda step: (),
+) -> Quantizer:
+    """`lsq`, with another derivative in place of 1 where a number is rounded.
+
+    Args:
+      bits: 1 to 8.
+      slope: `(x, *args) -> array like x`, of rounding x = w / s.
+      at_step: `step -> args`.
+    """
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if bits == 1:
+        levels = uniform_levels(1)
+        lowest, highest, start = -1, 1, 1.0
+        nearest = with_slope(sign, slope)
+    else:
+        levels = jnp.arange(lowest, highest + 1, dtype=jnp.float32)
+        start = 2.0 / highest**0.5
+        nearest = with_slope(lambda x: levels[encode(x, levels)], slope)
+
+    def init(key, w):
+        return PerTensor(start * jnp.mean(jnp.abs(w)) + EPS)
+
+    def step_size(qparams):
+        return jnp.maximum(qparams.value, EPS)
+
+    def backward(qparams, w, *, step, key=None):
+        s = scale_gradient(step_size(qparams), (w.size * highest) ** -0.5)
+        x = w / s
+        # Not jnp.clip, which halves the gradient on the edge.
+        clipped = jax.lax.stop_gradient(jnp.clip(x, lowest, highest))
+        return s * nearest(jnp.where(x == clipped, x, clipped), *at_step(step))
+
+    def hard(qparams, w):
+        s = step_size(qparams)
+        return QTensor(encode(w / s, levels), levels, s)
 
     return straight_through(Quantizer(init, backward, hard, no_penalty))
 
