@@ -40,14 +40,20 @@ from quantnet_jax.core.quantizer import (
     identity,
 )
 from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
+from quantnet_jax.quantizers.ausn import ausn
+from quantnet_jax.quantizers.bitat import bitat
 from quantnet_jax.quantizers.classification import binarizing_by_classification
+from quantnet_jax.quantizers.cpq import cpq, dropbits
+from quantnet_jax.quantizers.direct import direct
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
 from quantnet_jax.quantizers.lq_nets import lq_nets
 from quantnet_jax.quantizers.metaquant import metaquant
 from quantnet_jax.quantizers.proxquant import proxquant
 from quantnet_jax.quantizers.quantization_networks import quantization_networks
 from quantnet_jax.quantizers.quantnet import quantnet
+from quantnet_jax.quantizers.relaxed import rq
 from quantnet_jax.quantizers.sign import tanh_sign
+from quantnet_jax.quantizers.soft_round import soft_round
 from quantnet_jax.quantizers.standardized import adabin, irnet, recu
 from quantnet_jax.quantizers.ste import (
     approx_sign,
@@ -111,21 +117,26 @@ __all__ = [
     "adabin",
     "add_penalty",
     "approx_sign",
+    "ausn",
     "axes",
     "binarizing_by_classification",
     "binary_ste",
     "binaryconnect",
     "bit_planes",
+    "bitat",
     "chain",
     "clipped_ste",
     "combine",
     "conv2d",
+    "cpq",
     "data",
     "dense",
     "deploy",
     "dequantize",
     "dequantize_tree",
+    "direct",
     "dorefa",
+    "dropbits",
     "dsq",
     "dsq_soft",
     "encode",
@@ -153,10 +164,12 @@ __all__ = [
     "quantnet",
     "recalibrate",
     "recu",
+    "rq",
     "save",
     "scale_by_max",
     "scale_by_mean_abs",
     "schedules",
+    "soft_round",
     "straight_through",
     "summarize",
     "swish_sign",

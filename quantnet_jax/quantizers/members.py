@@ -152,7 +152,7 @@ MEMBERS: dict[str, Member] = {
         soft_round,
         "hard",
         recipe={"k": TWO_STAGES},
-        variants={"from the start": {"k": 4.0}, "STE": {"k": 0.0}},
+        variants={"from the start": {"k.start": 4.0}},
     ),
     "rq": Member(
         rq,
