@@ -16,6 +16,7 @@ from quantnet_jax import config as config_lib
 from quantnet_jax import export, report
 from quantnet_jax.checkpoint import manager, storage
 from quantnet_jax.config import flags as command_line
+from quantnet_jax.core import files
 from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed.preemption import RESUME_ME, Preemption
 from quantnet_jax.logging import records
@@ -48,13 +49,9 @@ def main(argv):
         sys.exit(f"error: unexpected argument {argv[1]!r}; options start with --")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    if "://" in WORKDIR.value:
-        sys.exit(
-            f"error: --workdir={WORKDIR.value}: expected a folder; mount the bucket "
-            "and name the folder, see docs/tpu_pod.md"
-        )
-    config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+    config = CONFIG.value
     with errors():
+        workdir = files.as_path(WORKDIR.value)
         config_lib.check(config)
         hosts.initialize(
             DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value

@@ -15,7 +15,6 @@ evaluation calls hard + BN: BatchNorm recalibrated for the hard weights.
 import argparse
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +23,7 @@ import numpy as np
 
 from quantnet_jax import __version__, deploy, evaluate, export_onnx
 from quantnet_jax.config import Config
+from quantnet_jax.core.files import as_path
 from quantnet_jax.deploy.artifact import FLOATS
 from quantnet_jax.deploy.export import WINDOW
 from quantnet_jax.logging import records
@@ -66,7 +66,7 @@ def export(
     exp, state, number = evaluate.restore(workdir, step)
     folder = out or os.path.join(workdir, "export")
     result = export_state(exp, state, folder, floats, onnx, bn)
-    path = pathlib.Path(workdir) / "result.json"
+    path = as_path(workdir) / "result.json"
     if path.is_file() and number == exp.steps and floats == "float32" and not bn:
         old = json.loads(path.read_text())
         records.write_json(path, old | {k: result[k] for k in ("packed", "exported")})

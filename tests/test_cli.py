@@ -123,7 +123,7 @@ def test_report_of_several_runs(trained, tmp_path):
         (["--config=nowhere.py"], ["nowhere.py"]),
         ([f"--config={ROOT / 'configs' / 'smoke.py'}:bread"], ["'bread'", "runlocal"]),
         (["--config.runner=pamp"], ["runner='pamp'", "'pmap'"]),
-        (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "mount"]),
+        (["--workdir=s3://bucket/run"], ["s3://bucket/run", "gs://BUCKET"]),
     ],
 )
 def test_wrong_command_line_is_told_in_one_line(args, words, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from quantnet_jax.logging import meter, records
 from quantnet_jax.logging.progress import Progress, summary
 from quantnet_jax.logging.scores import PLAIN, show, unit_of
+from quantnet_jax.report import load_run
 
 PERCENT = unit_of({"name": "accuracy", "unit": "%"})
 PSNR = {"name": "psnr", "unit": " dB", "higher_is_better": True}
@@ -61,6 +62,25 @@ def test_records_read_back_with_equal_floats(tmp_path):
     assert [line["loss"] for line in lines[:-1]] == values
     assert np.float32(lines[-1]["loss"]) == np.float32(0.1)
     assert lines[-1] == {"step": 9, "kind": "train", "loss": lines[-1]["loss"], "n": 3}
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"\0" * 3000, b'{"step": 3, "kind"', b"\xff\xfe\n", b"[" * 99999, b"\0\n[]\n3\n"],
+)
+def test_spoiled_end_is_dropped_and_a_spoiled_middle_named(tmp_path, tail):
+    with records.Writer(tmp_path, tensorboard=False) as writer:
+        write_steps(writer, 1, 3)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    records.Writer(tmp_path, tensorboard=False, resume_step=3).close()
+    assert path.read_bytes() == whole
+    path.write_bytes(tail + b"\n" + whole)
+    with pytest.raises(ValueError, match=r"metrics.jsonl' line 1 is not .*") as error:
+        records.Writer(tmp_path, tensorboard=False, resume_step=3)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    load_run(tmp_path)  # the report leaves it out
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

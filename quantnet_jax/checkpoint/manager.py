@@ -26,8 +26,11 @@ from quantnet_jax.checkpoint.storage import (
     check_writable,
     without_warning,
 )
+from quantnet_jax.core.files import as_path, in_bucket, move
 
 FOLDER = "checkpoints"
+EXPECTED = ("did not provide metrics", "Waiting for previous save")
+"""Warnings of Orbax that say nothing to a user."""
 _EXTRA, _AUX = "extra", "aux"
 _DELETED = "deleted"  # where checkpoints wait, out of sight, to be deleted
 
@@ -60,14 +63,17 @@ class Checkpoints:
     ):
         if keep_latest < 1:
             raise ValueError(f"keep_latest={keep_latest} must be at least 1")
-        self.directory = os.path.abspath(os.path.join(workdir, FOLDER))
+        self._path = as_path(workdir) / FOLDER
+        if not (bucket := in_bucket(workdir)):
+            self._path = self._path.absolute()
+        self.directory = os.fspath(self._path)
         self._read_only = read_only
         self._processes = processes
         self._deletes = deletes and not read_only
         self._metric = metric
         if not read_only:
             check_writable(self.directory)
-        elif not os.path.isdir(self.directory):
+        elif not self._path.is_dir():
             raise FileNotFoundError(
                 f"no checkpoints in workdir {os.fspath(workdir)!r} (expected the folder"
                 f" {self.directory!r}); give the folder of a run that saved one"
@@ -88,7 +94,7 @@ class Checkpoints:
             step_format_fixed_length=8,
             # Moved first: a kill in the middle of a deletion must not leave something
             # that looks like a checkpoint.
-            todelete_subdir=None if read_only else _DELETED,
+            todelete_subdir=None if read_only or bucket else _DELETED,
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
@@ -142,7 +148,8 @@ class Checkpoints:
         with self._storage():
             self._manager.wait_until_finished()
         if self._deletes:
-            shutil.rmtree(os.path.join(self.directory, _DELETED), ignore_errors=True)
+            if not in_bucket(self._path):
+                shutil.rmtree(self._path / _DELETED, ignore_errors=True)
 
     # Saving ---------------------------------------------------------------------------
     def save(
@@ -186,7 +193,7 @@ class Checkpoints:
         ranked = np.isfinite(scores.get(self._metric, np.nan))
         self.wait()
         check_room(self.directory, size)
-        with self._storage(), without_warning("did not provide metrics"):
+        with self._storage(), without_warning(*EXPECTED):
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
@@ -236,7 +243,8 @@ class Checkpoints:
                 if self._read_only:
                     step, moved = older[-1], ""
                 else:
-                    os.rename(self._folder(number), self._folder(number) + ".damaged")
+                    folder = as_path(self._folder(number))
+                    move(folder, folder.with_name(f"{folder.name}.damaged"))
                     self._manager.reload()
                     moved = " (renamed to .damaged)"
                 warnings.warn(
@@ -255,7 +263,7 @@ class Checkpoints:
         return restored._replace(state=layout.averaged(restored.state))
 
     def _folder(self, step: int) -> str:
-        return os.path.join(self.directory, f"{step:08d}")
+        return os.fspath(self._path / f"{step:08d}")
 
     def _resolve(self, step: int | str) -> int:
         self.wait()  # a step still being written counts as saved, but cannot be read

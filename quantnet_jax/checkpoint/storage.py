@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
+from quantnet_jax.checkpoint.lease import BUSY, Lease
+from quantnet_jax.core.files import as_path, in_bucket
+
 ESTIMATE = 1.1, 1 << 18
 """Size estimate of a checkpoint: factor * array bytes + constant."""
 
@@ -29,14 +32,14 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
       StorageError: instead of any other OSError.
     """
+    kinds = Exception if in_bucket(path) else OSError  # HTTP errors are of all kinds
     try:
         yield
     except StorageError:
         raise
-    except OSError as e:
-        raise StorageError(
-            f"cannot write {os.fspath(path)!r} ({e.strerror or e})"
-        ) from e
+    except kinds as e:
+        reason = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
+        raise StorageError(f"cannot write {os.fspath(path)!r} ({reason})") from e
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
@@ -46,21 +49,30 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
       StorageError: it cannot be created or written to.
     """
     with writing(folder):
+        if in_bucket(folder):
+            as_path(folder).mkdir(parents=True, exist_ok=True)
+            probe = as_path(folder) / ".probe"
+            probe.write_bytes(b"1")
+            probe.unlink()
+            return
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
 
 
-def claim(folder: str | os.PathLike[str]) -> IO[bytes]:
+def claim(folder: str | os.PathLike[str]) -> IO[bytes] | Lease:
     """Creates a folder and locks it for this process, until the file is closed.
 
     The OS releases the lock when the process exits. Where there are no such locks
-    (Windows, some file systems) nothing is locked.
+    (Windows, some file systems) nothing is locked. In a bucket it is a lease.
 
     Raises:
       StorageError: it cannot be created or written to.
       ValueError: another process holds the lock.
     """
+    if in_bucket(folder):
+        check_writable(folder)
+        return Lease(as_path(folder) / ".lock")
     with writing(folder):
         with contextlib.suppress(FileExistsError):  # a file: `open` reports it
             os.makedirs(folder)
@@ -72,10 +84,7 @@ def claim(folder: str | os.PathLike[str]) -> IO[bytes]:
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EAGAIN):
             file.close()
-            raise ValueError(
-                f"{os.fspath(folder)} belongs to a run that is under way in another "
-                "process; wait for it, stop it, or give another workdir"
-            ) from None
+            raise ValueError(f"{os.fspath(folder)} {BUSY}") from None
     except ImportError:
         pass
     return file
@@ -91,6 +100,8 @@ def check_room(folder: str | os.PathLike[str], size: int) -> None:
     Raises:
       StorageError: see above.
     """
+    if in_bucket(folder):
+        return
     needed = ESTIMATE[0] * size + ESTIMATE[1]
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -110,12 +121,12 @@ def describe(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def without_warning(text: str) -> Iterator[None]:
-    """Suppresses an expected Orbax warning."""
+def without_warning(*texts: str) -> Iterator[None]:
+    """Suppresses expected Orbax warnings."""
     logger = logging.getLogger("absl")
 
     def unlike(record: logging.LogRecord) -> bool:
-        return text not in record.getMessage()
+        return not any(text in record.getMessage() for text in texts)
 
     logger.addFilter(unlike)
     try:

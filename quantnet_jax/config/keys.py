@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_dict
 from quantnet_jax import activations, models, quantizers
 from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import checks as config_check
+from quantnet_jax.core.files import as_path
 from quantnet_jax.core.limits import Flag, Number, Scheduled, defaults_of, limits_of
 from quantnet_jax.core.names import show
 from quantnet_jax.tasks import TASKS
@@ -199,7 +200,7 @@ def load(workdir: str | pathlib.Path) -> Config:
       FileNotFoundError: there is no run in that folder.
       ValueError: the file is not a valid config for this version.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = as_path(workdir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: {workdir} holds no run")
     config = ConfigDict(_read(path))
@@ -217,9 +218,9 @@ def check_same_run(config: Config, workdir: str | pathlib.Path) -> None:
       ValueError: naming the first key that differs and both values.
       FileNotFoundError: a new run is to start from one that is not there.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = as_path(workdir) / "config.json"
     if not path.exists():
-        source = pathlib.Path(config.init_from) / "checkpoints"
+        source = as_path(config.init_from) / "checkpoints"
         if config.init_from and not source.is_dir():
             raise FileNotFoundError(
                 f"init_from={config.init_from!r} holds no run: {source} not found"
@@ -249,7 +250,9 @@ def check_same(config: Config, saved: dict, whose: str) -> None:
             )
 
 
-def _read(path: pathlib.Path) -> dict:
+def _read(path: Any) -> dict:
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path} is not a file")
     try:
         config = json.loads(path.read_text())
     except ValueError as e:

@@ -34,6 +34,19 @@ def as_path(path: str | os.PathLike[str]) -> Any:
     return epath.Path(path)
 
 
+def move(source: Any, target: Any) -> None:
+    """Renames a folder; in a bucket its files are copied, then deleted."""
+    if not in_bucket(source):
+        os.rename(source, target)
+        return
+    for path in list(source.iterdir()):
+        if path.is_dir():
+            move(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
+            path.unlink()
+
+
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Replaces the content of a file in one step, on the disk when this returns.
 

@@ -14,6 +14,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax.core.files import as_path, in_bucket, write_atomic
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy import onnx as onnx_files
@@ -51,7 +52,7 @@ def export_tree(
         `quantnet_jax.models.fold`) with `QTensor` and float leaves, whoever made it.
       spec: what the network is; with `floats='float16'` the files are compared with the
         network whose float leaves are rounded likewise.
-      folder: to write to; created if missing.
+      folder: to write to, perhaps of a bucket; created if missing.
       batches: `() -> uint8 images (N, H, W, C), ...` that verify the files.
       predict: `float parameters -> outputs` for all those images, on the host; default:
         `spec.network()`, jitted.
@@ -71,6 +72,17 @@ def export_tree(
       ValueError: an example is decided otherwise; nothing is written then.
       ImportError: `onnx`, and its packages are not installed.
     """
+    if in_bucket(folder):
+        target = as_path(folder)
+        with tempfile.TemporaryDirectory() as local:
+            options: dict[str, Any] = dict(predict=predict, same=same, onnx=onnx)
+            made = export_tree(tree, spec, local, batches=batches, **options)
+            for path in (pathlib.Path(local, name) for name in FILES):
+                if path.exists():
+                    write_atomic(target / path.name, path.read_bytes())
+                else:
+                    (target / path.name).unlink(missing_ok=True)
+        return made | {"folder": os.fspath(target)}
     folder, tree = pathlib.Path(folder), jax.device_get(tree)
     predict = predict or _plain(spec, batches)
     same = same or _close

@@ -4,13 +4,15 @@ import contextlib
 import json
 import math
 import os
+import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 import numpy as np
 
 from quantnet_jax.checkpoint.storage import writing
-from quantnet_jax.core.files import write_atomic
+from quantnet_jax.core.files import as_path, in_bucket, write_atomic
 from quantnet_jax.logging.events import Events
 
 METRICS_FILE = "metrics.jsonl"
@@ -74,17 +76,25 @@ class Writer:
     ):
         self._file: TextIO | None = None
         self._events: Events | None = None
+        self._held = self._bucket = None
         if not active:
             return
-        os.makedirs(workdir, exist_ok=True)
-        self.path = os.path.join(workdir, METRICS_FILE)
+        path = as_path(workdir) / METRICS_FILE
+        self.path = os.fspath(path)
+        folder = workdir
+        if in_bucket(workdir):  # where nothing is appended to: copied by `flush`
+            self._held = tempfile.TemporaryDirectory()
+            self._bucket, folder = as_path(workdir), self._held.name
         with writing(self.path):
-            write_atomic(self.path, _lines_until(self.path, resume_step))
-        self._file = open(self.path, "a", buffering=1, encoding="utf-8")
+            os.makedirs(folder, exist_ok=True)
+            write_atomic(path, _lines_until(path, resume_step))
+            own = os.path.join(folder, METRICS_FILE)
+            if self._bucket:
+                write_atomic(own, path.read_bytes())
+            self._file = open(own, "a", buffering=1, encoding="utf-8")
         if tensorboard:
             with contextlib.suppress(ImportError):
-                folder = os.path.join(workdir, "tensorboard")
-                self._events = Events(folder, resume_step)
+                self._events = Events(os.path.join(folder, "tensorboard"), resume_step)
 
     def __enter__(self) -> "Writer":
         return self
@@ -109,12 +119,22 @@ class Writer:
             self._events.write(kind, int(step), line)
 
     def flush(self) -> None:
-        """Flushes to the operating system."""
+        """Flushes to the operating system, or to the bucket."""
         if self._file is not None:
             with writing(self.path):
                 self._file.flush()
         if self._events is not None:
             self._events.flush()
+        self._copy()
+
+    def _copy(self) -> None:
+        if self._bucket is None or self._held is None:
+            return
+        with writing(self.path):
+            for path in sorted(pathlib.Path(self._held.name).rglob("*")):
+                if path.is_file():
+                    name = path.relative_to(self._held.name).as_posix()
+                    (self._bucket / name).write_bytes(path.read_bytes())
 
     def close(self) -> None:
         """Flushes and closes; a second call does nothing."""
@@ -123,24 +143,32 @@ class Writer:
                 self._file.close()
         if self._events is not None:
             self._events.close()
+        if self._file is not None:
+            self._copy()
         self._file = self._events = None
 
 
-def _lines_until(path: str, step: int | None) -> str:
-    """Lines of `path` up to `step` (None: no line), without one cut off by a crash."""
-    if step is None or not os.path.exists(path):
-        return ""
-    retained = []
-    with open(path, encoding="utf-8") as file:
-        lines = file.readlines()
+def _lines_until(path: Any, step: int | None) -> bytes:
+    """Lines of `path` up to `step` (None: no line), without those a crash spoiled."""
+    if step is None or not path.is_file():
+        return b""
+    retained, lines = [], path.read_bytes().splitlines(keepends=True)
+    while lines and _step(lines[-1]) is None:  # cut off, or zeros after a loss of power
+        lines.pop()
     for number, line in enumerate(lines, 1):
-        try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
-                retained.append(line)
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise ValueError(
-                    f"{path!r} line {number} is not a record ({line[:40]!r}); remove"
-                    " the line, or use another workdir"
-                ) from error
-    return "".join(retained)
+        if (found := _step(line)) is None:
+            raise ValueError(
+                f"{os.fspath(path)!r} line {number} is not a record ({line[:40]!r}); "
+                "remove the line, or use another workdir"
+            )
+        if found <= step:
+            retained.append(line)
+    return b"".join(retained)
+
+
+def _step(line: bytes) -> float | None:
+    """The step of a record, None for anything else."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+        return step if isinstance(step, int | float) else None
+    return None

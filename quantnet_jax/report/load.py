@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from quantnet_jax.core.files import as_path, in_bucket
 from quantnet_jax.logging.records import METRICS_FILE
 from quantnet_jax.logging.scores import PLAIN, SCORES, Unit, unit_of
 
@@ -81,47 +82,47 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
       FileNotFoundError: the folder or its metrics.jsonl is missing.
       ValueError: config.json or result.json is not a JSON object.
     """
-    folder = os.path.abspath(workdir)
-    if not os.path.isdir(folder):
+    folder = as_path(workdir)
+    folder = folder if in_bucket(workdir) else folder.absolute()
+    if not folder.is_dir():
         raise FileNotFoundError(f"workdir {os.fspath(workdir)!r} is not a folder")
-    path = os.path.join(folder, METRICS_FILE)
-    if not os.path.isfile(path):
+    path = folder / METRICS_FILE
+    if not path.is_file():
         raise FileNotFoundError(
             f"workdir {os.fspath(workdir)!r} has no {METRICS_FILE}; give the --workdir"
             " of a training run"
         )
     records: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "layers": []}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                record = json.loads(line, parse_constant=lambda _: None)
-            except ValueError:
-                continue  # the line that a running training is just writing
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.get(str(record.get("kind")), []).append(record)
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            continue  # damaged, or the line that a running training is just writing
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.get(str(record.get("kind")), []).append(record)
     records["layers"] = [
         r for r in records["layers"] if isinstance(r.get("layers"), dict)
     ]
     for lines in records.values():
         lines.sort(key=lambda record: record["step"])
     return Run(
-        name=os.path.basename(folder),
-        config=_read_object(os.path.join(folder, "config.json")),
-        result=_read_object(os.path.join(folder, "result.json")),
+        name=folder.name,
+        config=_read_object(folder / "config.json"),
+        result=_read_object(folder / "result.json"),
         records=records,
     )
 
 
-def _read_object(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
+def _read_object(path: Any) -> dict[str, Any]:
+    if not path.is_file():
         return {}
-    with open(path, encoding="utf-8") as file:
-        try:
-            value = json.load(file, parse_constant=lambda _: None)
-        except ValueError as error:
-            raise ValueError(f"{path!r} is not JSON ({error})") from error
+    try:
+        value = json.loads(path.read_bytes(), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path!r} holds {type(value).__name__}, expected an object")
+        kind = type(value).__name__
+        raise ValueError(f"{str(path)!r} holds {kind}, expected an object")
     return value
 
 
