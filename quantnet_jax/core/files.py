@@ -67,17 +67,17 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
       ...     path.read_text(), [x.name for x in path.parent.iterdir()]
       ('two', ['result.txt'])
     """
-    path, data = as_path(path), data.encode() if isinstance(data, str) else data
+    target, data = as_path(path), data.encode() if isinstance(data, str) else data
     if in_bucket(path):
-        path.write_bytes(data)
+        target.write_bytes(data)
         return
-    partial = path.with_name(path.name + ".tmp")
+    partial = target.with_name(target.name + ".tmp")
     try:
         with open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, target)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
