@@ -55,6 +55,55 @@ def random_qtensor(shape, scale_shape, levels=(-1.0, 1.0), seed=0):
     )
 
 
+CHEAPER = [  # shape of x, of w, strides, padding, groups
+    ((19, 6, 7, 4), (3, 3, 1, 4), (1, 1), "SAME", 4),
+    ((5, 7, 6, 4), (3, 2, 1, 8), (2, 1), "SAME", 4),
+    ((9, 7, 7, 3), (5, 5, 1, 3), (2, 2), ((2, 3), (1, 2)), 3),
+    ((4, 6, 6, 4), (1, 1, 1, 4), (2, 2), "VALID", 4),
+    ((4, 5, 6, 3), (1, 1, 3, 5), (1, 1), "SAME", 1),
+    ((4, 5, 6, 3), (1, 1, 3, 5), (2, 2), "VALID", 1),
+]
+
+
+def loss_of(conv):
+    """Gradients of a product with the output, by x and w."""
+    return lambda x, w, y: jax.grad(
+        lambda x, w: jnp.vdot(conv(x, w), y), argnums=(0, 1)
+    )(x, w)
+
+
+@pytest.mark.parametrize("case", CHEAPER, ids=str)
+def test_cheaper_derivatives_are_those_of_the_convolution(case):
+    shape, kernel, strides, padding, groups = case
+    x, w = normal(0, shape), normal(1, kernel)
+    ours = lambda x, w: ops.conv2d(
+        x, w, strides=strides, padding=padding, groups=groups
+    )
+    xla = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, strides, padding, None, None, ("NHWC", "HWIO", "NHWC"), groups
+    )
+    np.testing.assert_array_equal(ours(x, w), xla(x, w))
+    y, pull = jax.vjp(ours, x, w)
+    np.testing.assert_allclose(y, xla(x, w), atol=2e-5)
+    ct = normal(2, y.shape)
+    for mine, theirs in zip(pull(ct), loss_of(xla)(x, w, ct), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_programs_of_accelerators_are_unchanged():
+    shape, kernel, strides, padding, groups = CHEAPER[1]
+    given = [jnp.asarray(normal(i, s)) for i, s in enumerate((shape, kernel))]
+    ours = lambda x, w: ops.conv2d(
+        x, w, strides=strides, padding=padding, groups=groups
+    )
+    y = ours(*given)
+    program = lambda platform: jax.export.export(
+        jax.jit(loss_of(ours)), platforms=[platform]
+    )(*given, y).mlir_module()  # fmt: skip
+    assert program("cpu").count("stablehlo.convolution") == 0
+    assert program("tpu").count("stablehlo.convolution") == 2
+
+
 @pytest.mark.parametrize(
     ("strides", "padding", "groups", "kernel"),
     [

@@ -5,15 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from quantnet_jax.core import cpu_conv
 from quantnet_jax.core.qtensor import QTensor, dequantize, lookup
 
 Weights = jax.Array | QTensor
 Strides = int | Sequence[int]
 Padding = str | Sequence[Sequence[int]]
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def conv2d(
@@ -54,15 +52,8 @@ def conv2d(
     strides, padding = window(strides, padding)
 
     def product(x: jax.Array, values: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            values.astype(x.dtype),
-            strides,
-            padding,
-            dimension_numbers=_LAYOUT,
-            feature_group_count=groups,
-            precision=precision,
-        )
+        values = values.astype(x.dtype)
+        return cpu_conv.convolve(x, values, strides, padding, groups, precision)
 
     return _times_scale(product, x, w)
 

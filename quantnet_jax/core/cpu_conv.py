@@ -1,0 +1,147 @@
+"""Convolutions that XLA's CPU backend is slow at, in another form where it trains.
+
+Sums of shifted slices are many times faster than its depthwise convolution, forward and
+in both gradients, and so is a matrix product than its kernel gradient of a 1x1
+convolution. Other kernels are left alone: products of shifted slices were slower.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+Pads = tuple[tuple[int, int], ...]
+
+_FOLDED = 8
+"""Images that are left when a sum over images goes on as an ordinary reduction."""
+
+
+def convolve(
+    x: jax.Array,
+    w: jax.Array,
+    strides: tuple[int, int],
+    padding: str | Pads,
+    groups: int,
+    precision: Any,
+) -> jax.Array:
+    """`lax.conv_general_dilated` of NHWC with HWIO; on CPUs with a faster derivative.
+
+    Where float32 is differentiated by reverse mode and compiled for a CPU, depthwise
+    and 1x1 kernels take another form, equal to rounding. Programs for other platforms,
+    and those that are not differentiated, are those of `lax.conv_general_dilated`.
+
+    Args:
+      x: (N, H, W, Cin).
+      w: (kh, kw, Cin / groups, Cout), of the dtype of `x`.
+      strides: two positive integers.
+      padding: 'SAME', 'VALID' or two pairs.
+      groups: of channels.
+      precision: as in `lax.conv_general_dilated`.
+    """
+    pads = tuple(
+        map(tuple, lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, padding))
+        if isinstance(padding, str)
+        else map(tuple, padding)
+    )
+    depthwise = groups > 1 and w.shape[2] == 1
+    pointwise = groups == 1 and w.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0))
+    faster = x.dtype == jnp.float32 and (depthwise or pointwise)
+    return (_faster if faster else _plain)(x, w, strides, pads, groups, precision)
+
+
+def _plain(x, w, strides, pads, groups, precision):
+    return lax.conv_general_dilated(
+        x,
+        w,
+        strides,
+        pads,
+        dimension_numbers=LAYOUT,
+        feature_group_count=groups,
+        precision=precision,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _faster(x, w, *given):
+    return _plain(x, w, *given)
+
+
+def _forward(x, w, *given):
+    pointwise = given[2] == 1  # of which XLA is slow at the kernel gradient alone
+    y = lax.platform_dependent(
+        x,
+        w,
+        cpu=lambda x, w: (_plain if pointwise else _depthwise)(x, w, *given),
+        default=lambda x, w: _plain(x, w, *given),
+    )
+    return y, (x, w)
+
+
+def _backward(strides, pads, groups, precision, arrays, ct):
+    given, pointwise = (strides, pads, groups, precision), groups == 1
+
+    def plain(x, w, ct):
+        return jax.vjp(lambda x, w: _plain(x, w, *given), x, w)[1](ct)
+
+    def cpu(x, w, ct):
+        function = _plain if pointwise else _depthwise
+        (dx,) = jax.vjp(lambda x: function(x, w, *given), x)[1](ct)
+        kernel = _pointwise_gradient if pointwise else _depthwise_gradient
+        return dx, kernel(x, w, ct, *given)
+
+    return lax.platform_dependent(*arrays, ct, cpu=cpu, default=plain)
+
+
+_faster.defvjp(_forward, _backward)
+
+
+def _slices(x: jax.Array, size, strides, pads, shape) -> list[jax.Array]:
+    """What each position of the kernel sees: kh * kw arrays of the output's shape."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    (sh, sw), (height, width) = strides, shape
+    return [
+        x[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+
+
+def _output_shape(x, w, strides, pads) -> tuple[int, int]:
+    sizes = zip(x.shape[1:3], w.shape[:2], strides, pads, strict=True)
+    height, width = ((n + sum(p) - k) // s + 1 for n, k, s, p in sizes)
+    return height, width
+
+
+def _depthwise(x, w, strides, pads, groups, precision):
+    """y[n, i, o] = sum_k x[n, i + k, o // m] w[k, o], for m outputs of each input."""
+    x = jnp.repeat(x, w.shape[3] // groups, axis=3)
+    parts = _slices(x, w.shape[:2], strides, pads, _output_shape(x, w, strides, pads))
+    rows = w.reshape(-1, 1, 1, 1, w.shape[3])
+    return sum(part * row for part, row in zip(parts, rows, strict=True))
+
+
+def _depthwise_gradient(x, w, ct, strides, pads, groups, precision):
+    x = jnp.repeat(x, w.shape[3] // groups, axis=3)
+    parts = _slices(x, w.shape[:2], strides, pads, ct.shape[1:3])
+    sums = [jnp.sum(_fold(part * ct), axis=(0, 1, 2)) for part in parts]
+    return jnp.stack(sums).reshape(w.shape)
+
+
+def _pointwise_gradient(x, w, ct, strides, pads, groups, precision):
+    seen = x[:, :: strides[0], :: strides[1]]
+    flat = lambda y: y.reshape(-1, y.shape[3])
+    product = jnp.matmul(flat(seen).T, flat(ct), precision=precision)
+    return product.reshape(w.shape)
+
+
+def _fold(x: jax.Array) -> jax.Array:
+    """Adds halves of the images: whole arrays, which the backend vectorizes."""
+    while x.shape[0] > _FOLDED:
+        half, odd = divmod(x.shape[0], 2)
+        rest = x[2 * half :]
+        x = x[:half] + x[half : 2 * half]
+        x = x.at[:odd].add(rest) if odd else x
+    return x
