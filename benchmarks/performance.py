@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import train
 from benchmarks import timing
 from configs import cifar100_resnet20
 from quantnet_jax import config as config_lib
 from quantnet_jax import models
+from quantnet_jax import run as train
 from quantnet_jax.analysis import cost
 from quantnet_jax.deploy import macs
 from quantnet_jax.distributed import hosts

@@ -1,1 +1,1 @@
-"""Experiments: every other file but common.py has a `get_config(variant)`."""
+"""Experiments: every other file has a `get_config(variant)`."""

@@ -15,12 +15,8 @@ Expected:  soft, hard, float: not run yet. Published for this protocol: float 72
 The protocol of MetaQuant (NeurIPS 2019), as in cifar100_resnet56.py.
 """
 
-from configs import cifar100_resnet56
+from quantnet_jax.config import recipes
 
 
 def get_config(variant: str = ""):
-    c = cifar100_resnet56.get_config(variant)
-    if variant != "runlocal":
-        c.model.name = "resnet110"
-        c.init_from = c.init_from.replace("resnet56", "resnet110")
-    return c
+    return recipes.metaquant("resnet110", variant)

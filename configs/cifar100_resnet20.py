@@ -17,13 +17,13 @@ parameters, SGD 0.1 with a cosine, batch 128, weight decay 1e-4; 200 epochs here
 there. Other methods: --config.quantizer.name=binary_ste (or tanh_sign, identity).
 """
 
-from configs import common
+from quantnet_jax.config import recipes
 
 
 def get_config(variant: str = ""):
     if variant not in ("float", "warm"):
-        return common.cifar_resnet20("cifar100", variant)
-    c = common.cifar_resnet20("cifar100", "")
+        return recipes.cifar_resnet20("cifar100", variant)
+    c = recipes.cifar_resnet20("cifar100", "")
     c.epochs = c.epochs / 2
     if variant == "float":
         c.quantizer.name = "identity"

@@ -15,14 +15,14 @@ As cifar100_resnet20.py: first and last layer float, 200 epochs. The levels are 
 staircase of tanh steps between -1 and 1.
 """
 
-from configs import common
+from quantnet_jax.config import recipes
 
 BITS = ("2", "3", "4")
 
 
 def get_config(variant: str = ""):
     known = variant in (*BITS, "mixed")
-    c = common.cifar_resnet20("cifar100", "" if known else variant)
+    c = recipes.cifar_resnet20("cifar100", "" if known else variant)
     c.quantizer.quantnet.bits = int(variant) if variant in BITS else 2
     if variant == "mixed":
         row = {"pattern": "(stem|head)/kernel", "quantizer": "lsq", "bits": 8}

@@ -19,23 +19,8 @@ the last 10 epochs (in metrics.jsonl). The optimizer is ours; theirs for compari
 --config.weights.schedule=steps --config.weights.milestones="(0.3,0.6,0.9)".
 """
 
-from configs import common
-from quantnet_jax.config import base
+from quantnet_jax.config import recipes
 
 
 def get_config(variant: str = ""):
-    c = base()
-    common.cifar(c, "cifar100", "resnet56")
-    c.layers = "all"
-    c.weights.weight_decay = 5e-4
-    if variant == "float":  # the network to start from
-        c.quantizer.name = "identity"
-        return c
-    c.epochs = 100.0
-    c.init_from = "runs/cifar100_resnet56_float"
-    return common.variant_of(c, variant, shrink)
-
-
-def shrink(c):
-    c.model.name = "resnet8"
-    c.init_from = ""
+    return recipes.metaquant("resnet56", variant)

@@ -16,13 +16,12 @@ ResNet-8 of width 16 whose stem has stride 2, a fourth of the arithmetic; first 
 layer float, 20 epochs in total. Variant 'full' keeps the stem at stride 1.
 """
 
-from configs import common
-from quantnet_jax.config import base
+from quantnet_jax.config import base, recipes
 
 
 def get_config(variant: str = ""):
     c = base()
-    common.cifar(c, "cifar100", "resnet8")
+    recipes.cifar(c, "cifar100", "resnet8")
     c.epochs = 20.0
     c.batch_size = 64
     c.eval_batch_size = 500
@@ -32,7 +31,7 @@ def get_config(variant: str = ""):
     c.weights.weight_decay = 5e-4
     c.eval_every = 2.0
     c.recalibration_batches = 20
-    return common.variant_of(c, "" if variant == "full" else variant, shrink)
+    return recipes.variant_of(c, "" if variant == "full" else variant, shrink)
 
 
 def shrink(c):

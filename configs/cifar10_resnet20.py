@@ -14,8 +14,8 @@ parameters, SGD 0.1 with a cosine, batch 128, weight decay 1e-4; 200 epochs here
 there. Other methods: --config.quantizer.name=binary_ste (or tanh_sign, identity).
 """
 
-from configs import common
+from quantnet_jax.config import recipes
 
 
 def get_config(variant: str = ""):
-    return common.cifar_resnet20("cifar10", variant)
+    return recipes.cifar_resnet20("cifar10", variant)

@@ -16,8 +16,8 @@ Expected:  not run yet, and its rates not searched. Float networks of this kind 
            69.8 % in the literature.
 """
 
-from configs import common
+from quantnet_jax.config import recipes
 
 
 def get_config(variant: str = ""):
-    return common.imagenet("resnet18", variant)
+    return recipes.imagenet("resnet18", variant)

@@ -16,8 +16,8 @@ Expected:  not run yet, and its rates not searched. Float networks of this kind 
            73.3 % in the literature.
 """
 
-from configs import common
+from quantnet_jax.config import recipes
 
 
 def get_config(variant: str = ""):
-    return common.imagenet("resnet34", variant)
+    return recipes.imagenet("resnet34", variant)

@@ -5,8 +5,7 @@ Hardware:  anything, seconds.
 Expected:  no accuracy worth a word; exit code 0, a table, a report.
 """
 
-from configs import common
-from quantnet_jax.config import base
+from quantnet_jax.config import base, recipes
 
 
 def get_config(variant: str = ""):
@@ -21,4 +20,4 @@ def get_config(variant: str = ""):
     c.recalibration_batches = 2
     c.log_every = 5
     c.export = False
-    return common.variant_of(c, variant)
+    return recipes.variant_of(c, variant)

@@ -1,22 +1,23 @@
 """Evaluates a checkpoint: soft, hard, hard with re-estimated BatchNorm, gap by layer.
 
-    python -m quantnet_jax.evaluate --workdir=DIR [--step=latest|best|N] [--out=FILE]
+    python -m quantnet_jax.evaluate DIR [--step=latest|best|N] [--out=FILE]
 
 Reproduces the numbers that training printed at that step.
 """
 
-import argparse
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantnet_jax import config as config_lib
-from quantnet_jax.checkpoint import manager
+from quantnet_jax.core import command
 from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
 from quantnet_jax.logging.progress import summary
-from quantnet_jax.training import experiment
-from quantnet_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from quantnet_jax.training.experiment import Experiment
+    from quantnet_jax.training.state import TrainState
 
 
 def evaluate(workdir: str, step: str | int = "latest") -> dict:
@@ -34,10 +35,14 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
       FileNotFoundError: no such run or checkpoint.
       ValueError: the run cannot be evaluated with this version.
     """
-    exp, state, number = restore(workdir, step)
+    return scored(*restore(workdir, step))
+
+
+def scored(exp: "Experiment", state: "TrainState", step: int) -> dict:
+    """What `evaluate` returns, of what `restore` does."""
     scores, layers, _ = exp.evaluate(state)
     return {
-        "step": number,
+        "step": step,
         "method": exp.config.quantizer.name,
         "seed": exp.config.seed,
         "metric": exp.task.primary._asdict(),
@@ -48,12 +53,17 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
 
 def restore(
     workdir: str, step: str | int = "latest"
-) -> tuple[experiment.Experiment, TrainState, int]:
+) -> "tuple[Experiment, TrainState, int]":
     """(experiment, its state at a checkpoint, the step of that); as for `evaluate`.
 
     The optimizer, which may be larger than all else, is not read: its part of the
     state is that of the start.
     """
+    # Here: without the extra `train` the command says so in one line.
+    from quantnet_jax import config as config_lib
+    from quantnet_jax.checkpoint import manager
+    from quantnet_jax.training import experiment
+
     # A teacher is for training only, and may be gone.
     config = config_lib.untaught(config_lib.load(workdir))
     # The devices here may be others than those of training.
@@ -74,26 +84,26 @@ def restore(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.evaluate", description=str(__doc__).splitlines()[0]
-    )
-    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser = command.Parser("evaluate", __doc__)
+    parser.add_subject("workdir", "DIR", "folder of the run")
     parser.add_argument(
-        "--step", default="latest", help="'latest', 'best' or a number of steps"
-    )
+        "--step", default="latest", type=command.step, metavar="STEP",
+        help="'latest', 'best' or a number of steps",
+    )  # fmt: skip
     parser.add_argument("--out", help="also write the numbers to this JSON file")
-    args = parser.parse_args(argv)
-    step = int(args.step) if args.step.isdigit() else args.step
-    try:
-        result = evaluate(args.workdir, step)
-    except (ValueError, FileNotFoundError, ImportError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    print(f"{args.workdir}, step {result['step']}")
-    print(summary(result))
-    if args.out:
-        records.write_json(args.out, result)
-    return 0
+
+    def work(args):
+        with command.phase(f"reading {args.workdir} and its data"):
+            restored = restore(args.workdir, args.step)
+        count = f"{restored[0].feed.test_size:,} examples"
+        with command.phase(f"compiling, then evaluating on {count}"):
+            result = scored(*restored)
+        print(f"{args.workdir}, step {result['step']}")
+        print(summary(result))
+        if args.out:
+            records.write_json(args.out, result)
+
+    return command.run(parser, work, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Exports a run: packed weights and StableHLO, verified against hard evaluation.
 
-    python -m quantnet_jax.export --workdir=DIR [--out=DIR] [--step=latest|best|N]
+    python -m quantnet_jax.export DIR [--out=DIR] [--step=latest|best|N]
         [--float=float32|float16] [--onnx] [--bn]
 
 Writes `model.safetensors` (packed codes, levels, scales, folded normalizations, float
@@ -12,17 +12,16 @@ same. --onnx writes `model.onnx`, checked on the same images. --bn exports what
 evaluation calls hard + BN: BatchNorm recalibrated for the hard weights.
 """
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantnet_jax import __version__, deploy, evaluate, export_onnx
-from quantnet_jax.config import Config
+from quantnet_jax.core import command
 from quantnet_jax.core.files import as_path
 from quantnet_jax.deploy.artifact import FLOATS
 from quantnet_jax.deploy.export import WINDOW
@@ -30,10 +29,12 @@ from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.tasks import Source, Task
-from quantnet_jax.training import parts
-from quantnet_jax.training.experiment import Experiment
-from quantnet_jax.training.feed import Feed
-from quantnet_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from quantnet_jax.config import Config
+    from quantnet_jax.training.experiment import Experiment
+    from quantnet_jax.training.feed import Feed
+    from quantnet_jax.training.state import TrainState
 
 
 def export(
@@ -63,19 +64,33 @@ def export(
       ValueError: the run cannot be read, or a prediction differs.
       ImportError: `onnx`, and its packages are not installed.
     """
-    exp, state, number = evaluate.restore(workdir, step)
+    restored = evaluate.restore(workdir, step)
+    return export_restored(*restored, workdir, out, floats, onnx, bn)
+
+
+def export_restored(
+    exp: "Experiment",
+    state: "TrainState",
+    step: int,
+    workdir: str,
+    out: str | None = None,
+    floats: str = "float32",
+    onnx: bool = False,
+    bn: bool = False,
+) -> dict[str, Any]:
+    """What `export` does, of what `evaluate.restore` returns."""
     folder = out or os.path.join(workdir, "export")
     result = export_state(exp, state, folder, floats, onnx, bn)
     path = as_path(workdir) / "result.json"
-    if path.is_file() and number == exp.steps and floats == "float32" and not bn:
+    if path.is_file() and step == exp.steps and floats == "float32" and not bn:
         old = json.loads(path.read_text())
         records.write_json(path, old | {k: result[k] for k in ("packed", "exported")})
-    return {"step": number, **result}
+    return {"step": step, **result}
 
 
 def export_state(
-    exp: Experiment,
-    state: TrainState,
+    exp: "Experiment",
+    state: "TrainState",
     folder: str | os.PathLike,
     floats: str = "float32",
     onnx: bool = False,
@@ -106,9 +121,9 @@ def export_state(
 
 
 def make_spec(
-    config: Config,
+    config: "Config",
     task: Task,
-    source: Source | Feed,
+    source: "Source | Feed",
     floats: str = "float32",
     origin: dict[str, Any] | None = None,
 ) -> deploy.NetworkSpec:
@@ -121,6 +136,8 @@ def make_spec(
       floats: dtype of float tensors in the file.
       origin: how the network was made.
     """
+    from quantnet_jax.training import parts
+
     origin, name = dict(origin or {}), config.activation.name
     activation = None
     if name:
@@ -142,7 +159,7 @@ def make_spec(
     )
 
 
-def test_images(feed: Feed) -> Iterator[np.ndarray]:
+def test_images(feed: "Feed") -> Iterator[np.ndarray]:
     """uint8 images of every test batch, without padding."""
     for batch in feed.test():
         rows = np.asarray(batch["mask"]) > 0
@@ -154,30 +171,34 @@ def test_images(feed: Feed) -> Iterator[np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.export", description=str(__doc__).splitlines()[0]
-    )
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--out", help="folder to write to; WORKDIR/export")
-    parser.add_argument(
-        "--step", default="latest", help="'latest', 'best' or a number of steps"
-    )
-    parser.add_argument(
-        "--float", default="float32", choices=FLOATS, help="dtype of float tensors"
-    )
-    parser.add_argument(
-        "--onnx", action="store_true", help="write and check model.onnx, too"
-    )
-    parser.add_argument(
+    parser = command.Parser("export", __doc__)
+    parser.add_subject("workdir", "DIR", "folder of the run")
+    option = parser.add_argument
+    option("--out", type=command.folder, help="folder to write to; WORKDIR/export")
+    option(
+        "--step", default="latest", type=command.step, metavar="STEP",
+        help="'latest', 'best' or a number of steps",
+    )  # fmt: skip
+    option("--float", default="float32", choices=FLOATS, help="dtype of float tensors")
+    option("--onnx", action="store_true", help="write and check model.onnx, too")
+    option(
         "--bn", action="store_true", help="recalibrate BatchNorm for the hard weights"
     )
-    args = parser.parse_args(argv)
-    step = int(args.step) if args.step.isdigit() else args.step
-    try:
-        result = export(args.workdir, args.out, step, args.float, args.onnx, args.bn)
-    except (ValueError, FileNotFoundError, ImportError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+
+    def work(args):
+        with command.phase(f"reading {args.workdir} and its data"):
+            restored = evaluate.restore(args.workdir, args.step)
+        count = f"{restored[0].feed.test_size:,} examples"
+        with command.phase(f"compiling, then verifying the export on {count}"):
+            result = export_restored(
+                *restored, args.workdir, args.out, args.float, args.onnx, args.bn
+            )
+        _print(result)
+
+    return command.run(parser, work, argv)
+
+
+def _print(result: dict[str, Any]) -> None:
     print(f"{result['folder']}, step {result['step']}, {result['examples']} images")
     unit = unit_of(result["metric"])
     for name in ("hard", "packed", "exported"):
@@ -192,7 +213,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"model.stablehlo: {WINDOW}")
     if result["onnx"] is not None:
         print(f"model.onnx: {export_onnx.check_text(result['onnx'])}")
-    return 0
 
 
 if __name__ == "__main__":

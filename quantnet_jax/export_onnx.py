@@ -7,46 +7,43 @@ Needs the packages onnx and, for the check, onnxruntime (`pip install
 "quantnet_jax[onnx]"`), but no training code.
 """
 
-import argparse
 import pathlib
 import sys
 from typing import Any
 
 import numpy as np
 
+import quantnet_jax
 from quantnet_jax import deploy
+from quantnet_jax.core import command
 from quantnet_jax.deploy import onnx
 from quantnet_jax.deploy.onnx.check import TOLERANCE
+from quantnet_jax.zoo import PREFIX
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.export_onnx",
-        description=str(__doc__).splitlines()[0],
-    )
-    parser.add_argument("artifact", help="model.safetensors of quantnet_jax.export")
-    parser.add_argument("--out", help="file to write; ARTIFACT with the ending .onnx")
-    parser.add_argument("--images", help=".npy file, uint8[N, H, W, C], to check with")
-    parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="of the outputs"
-    )
-    args = parser.parse_args(argv)
-    out = args.out or pathlib.Path(args.artifact).with_suffix(".onnx")
-    try:
-        predictor, batches = deploy.load(args.artifact, popcount=False), None
-        if args.images:
-            batches = [_images(args.images)]
-        result = onnx.write(out, predictor, batches, args.tolerance)
-    except (ValueError, OSError, ImportError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    print(
-        f"{result['file']}: {result['bytes']:,} bytes, {result['nodes']} nodes; "
-        "weights as float32, since ONNX has no 1-bit numbers"
-    )
-    print(check_text(result["check"]))
-    return 0
+    parser = command.Parser("export_onnx", __doc__)
+    parser.add_subject("artifact", "FILE", "model.safetensors, or zoo:NAME")
+    option = parser.add_argument
+    option("--out", help="file to write; FILE with the ending .onnx")
+    option("--images", help=".npy file, uint8[N, H, W, C], to check with")
+    option("--tolerance", type=float, default=TOLERANCE, help="of the outputs")
+
+    def work(args):
+        name = args.artifact.removeprefix(PREFIX)
+        out = args.out or pathlib.Path(name).with_suffix(".onnx")
+        predictor = quantnet_jax.load(args.artifact, popcount=False)
+        batches = [_images(args.images)] if args.images else None
+        with command.phase("converting, and checking in onnxruntime"):
+            result = onnx.write(out, predictor, batches, args.tolerance)
+        print(
+            f"{result['file']}: {result['bytes']:,} bytes, {result['nodes']} nodes; "
+            "weights as float32, since ONNX has no 1-bit numbers"
+        )
+        print(check_text(result["check"]))
+
+    return command.run(parser, work, argv)
 
 
 def _images(path: str) -> np.ndarray:

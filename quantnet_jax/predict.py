@@ -1,4 +1,6 @@
-"""Predictions for image files: `python -m quantnet_jax.predict FILE image.png ...`
+"""Predicts what image files show, with an exported network.
+
+    python -m quantnet_jax.predict FILE IMAGE ...
 
 FILE is an exported model.safetensors, or zoo:NAME. Prints what the outputs for each
 image mean, such as its most probable classes. An image is turned upright as its EXIF
@@ -7,17 +9,16 @@ is resized so that its shorter side fits, and cropped at its center (a note on s
 error reports it).
 """
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
 
 import quantnet_jax
 from quantnet_jax import deploy, tasks
+from quantnet_jax.core import command
 
 MODES = {1: "L", 3: "RGB"}
 POPCOUNT = {"auto": "auto", "on": True, "off": False}
@@ -60,6 +61,8 @@ def read(
     path: str | os.PathLike, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, str]:
     """An image file as uint8[H, W, C], and how it was changed, '' if not at all."""
+    from PIL import Image, ImageOps
+
     height, width, channels = shape
     if channels not in MODES:
         raise ValueError(f"the network takes {channels} channels, images have 1 or 3")
@@ -98,42 +101,43 @@ def read(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    usage, about = str(__doc__).split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.predict",
-        description=f"{usage.split(':')[0]}. {about}",
-    )
-    parser.add_argument("model", help="model.safetensors of an export, or zoo:NAME")
-    parser.add_argument("image", nargs="+", help="image files")
-    parser.add_argument("--top", type=int, default=5, help="answers to print (5)")
+    parser = command.Parser("predict", __doc__)
     parser.add_argument(
+        "words", nargs="+", metavar="FILE IMAGE",
+        help="model.safetensors of an export or zoo:NAME, then image files",
+    )  # fmt: skip
+    option = parser.add_argument
+    option("--artifact", metavar="FILE", help="FILE as a flag: all others are images")
+    option("--top", type=int, default=5, help="answers to print")
+    option(
         "--popcount",
         default="auto",
         choices=POPCOUNT,
         help="products of signs as bit counts; auto: where export checked them",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object per image"
-    )
-    args = parser.parse_args(argv)
-    try:
+    option("--json", action="store_true", help="print one JSON object per image")
+
+    def work(args):
+        first = () if args.artifact else (args.words[0],)
+        artifact, images = args.artifact or args.words[0], args.words[len(first) :]
+        if not images:
+            parser.error("expected FILE IMAGE ..., or --artifact=FILE IMAGE ...")
         if args.top < 1:
-            raise ValueError(f"--top={args.top}, expected 1 or more")
-        predictor = quantnet_jax.load(args.model, popcount=POPCOUNT[args.popcount])
+            parser.error(f"--top={args.top}: expected 1 or more")
+        predictor = quantnet_jax.load(artifact, popcount=POPCOUNT[args.popcount])
         spec = predictor.spec
         describe = tasks.DESCRIBE.get(spec.task, tasks.describe_range)
-        for path, outputs, note in predict(predictor, args.image):
-            data, lines = describe(outputs, spec.info, args.top)
-            if note:
-                print(f"note: {path}: {note}", file=sys.stderr)
-            if args.json:
-                print(json.dumps({"image": path} | data))
-            else:
-                print(path, *(f"  {line}" for line in lines), sep="\n")
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+        with command.phase("compiling the network"):
+            for path, outputs, note in predict(predictor, images):
+                data, lines = describe(outputs, spec.info, args.top)
+                if note:
+                    print(f"note: {path}: {note}", file=sys.stderr)
+                if args.json:
+                    print(json.dumps({"image": path} | data))
+                else:
+                    print(path, *(f"  {line}" for line in lines), sep="\n")
+
+    return command.run(parser, work, argv)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,29 @@
 """Bits, bytes and multiply-accumulates of a network, layer by layer.
 
-    python -m quantnet_jax.summary [--config=FILE[:VARIANT]] [--config.a.b=VALUE ...]
+    python -m quantnet_jax.summary [--config=NAME[:VARIANT]] [--config.KEY=VALUE ...]
     python -m quantnet_jax.summary --workdir=DIR
     python -m quantnet_jax.summary --artifact=model.safetensors
 
-Of a configuration (default: configs/default.py), of a run, or of an exported file; with
---json as one JSON object. Nothing is trained: shapes suffice. The payload is that of
-the exported file to the byte.
+Of a configuration (a file, or one that ships), of a run, or of an exported file or
+zoo:NAME; each may be given without its flag, too. Nothing is trained: shapes suffice.
+The payload is that of the exported file to the byte.
 """
 
-import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+import quantnet_jax
 from quantnet_jax import deploy
+from quantnet_jax.core import command
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.deploy.summary_text import to_text
+from quantnet_jax.zoo import PREFIX
 
 PyTree = Any
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-DEFAULT_CONFIG = ROOT / "configs" / "default.py"
 
 IMAGES = {
     "bundled": (28, 28, 1),
@@ -34,36 +33,6 @@ IMAGES = {
     "cifar100": (32, 32, 3),
 }
 """Shapes of the images of datasets that need not be read for a summary."""
-
-
-def read_config(path: str, overrides: Sequence[str] = ()) -> Any:
-    """The configuration of a file, read as `train.py` reads it.
-
-    Args:
-      path: 'FILE.py' or 'FILE.py:VARIANT'.
-      overrides: words such as '--config.model.width=8'.
-
-    Raises:
-      ValueError: in one line, what is wrong.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    from quantnet_jax import config as config_lib
-    from quantnet_jax.config import flags as command_line
-
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # so that a file finds `configs.common`
-    values, words = flags.FlagValues(), ["summary", f"--config={path}", *overrides]
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "", flag_values=values, sys_argv=words
-    )
-    try:
-        command_line.parse(words, values, holder, path)
-    except SystemExit as e:
-        raise ValueError(str(e).removeprefix("error: ")) from None
-    config_lib.check(holder.value)
-    return holder.value
 
 
 def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
@@ -113,53 +82,60 @@ def _source(config: Any) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.summary",
-        description=str(__doc__).splitlines()[0],
-        allow_abbrev=False,
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--config", help="FILE.py or FILE.py:VARIANT; configs/default.py"
-    )
-    source.add_argument("--workdir", help="folder of a run")
-    source.add_argument("--artifact", help="an exported model.safetensors")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--batch", type=int, default=1, help="images; 1")
-    args, overrides = parser.parse_known_args(argv)
-    sources = args.config or args.workdir or args.artifact
-    if not sources and not DEFAULT_CONFIG.is_file():  # not in an installed package
-        parser.error("expected --config, --workdir or --artifact")
-    of_config = not (args.workdir or args.artifact)
-    wrong = [x for x in overrides if not (of_config and x.startswith("--config."))]
-    if wrong:
-        parser.error(f"unexpected argument {wrong[0]!r}")
-    if args.batch < 1:
-        parser.error(f"--batch={args.batch}, expected at least 1")
-    try:
-        if args.artifact:
-            # Codes, as in the file, whatever `load` would choose to run.
-            loaded = deploy.load(args.artifact, popcount=False)
-            params, spec = loaded.params, loaded.spec
-        elif args.workdir:
-            from quantnet_jax import config as config_lib
+    words = sys.argv[1:] if argv is None else argv
+    overrides, words = command.overrides(words)
+    parser = command.Parser("summary", __doc__)
+    option = parser.add_argument
+    option("what", nargs="?", help="one of the three below, without its flag")
+    option("--config", metavar="NAME[:VARIANT]", help="a configuration; 'default'")
+    option("--workdir", metavar="DIR", help="folder of a run")
+    option("--artifact", metavar="FILE", help="a model.safetensors, or zoo:NAME")
+    option("--json", action="store_true", help="print one JSON object")
+    option("--batch", type=int, default=1, help="images")
 
-            params, spec = from_config(config_lib.load(args.workdir))
-        else:
-            config = read_config(args.config or str(DEFAULT_CONFIG), overrides)
-            params, spec = from_config(config)
+    def work(args):
+        if args.what:
+            setattr(args, kind := _kind(args.what), getattr(args, kind) or args.what)
+        given = [x for x in (args.what, args.config, args.workdir, args.artifact) if x]
+        if len(set(given)) > 1:
+            parser.error("expected one configuration, run or artifact")
+        if overrides and (args.workdir or args.artifact):
+            parser.error(f"{overrides[0]!r} changes a configuration alone")
+        if args.batch < 1:
+            parser.error(f"--batch={args.batch}: expected at least 1")
+        params, spec = _network(args, overrides)
         summary = summary_lib.summarize_network(params, spec, args.batch)
-    except (ValueError, FileNotFoundError, ImportError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    about = {key: spec.origin.get(key) for key in ("method", "data")}
-    about = {"model": spec.model["name"], **about}
-    if args.json:
-        print(json.dumps(about | summary_lib.to_dict(summary), indent=2))
-    else:
-        print(", ".join(str(x) for x in about.values() if x), end="\n\n")
-        print(to_text(summary))
-    return 0
+        about = {key: spec.origin.get(key) for key in ("method", "data")}
+        about = {"model": spec.model["name"], **about}
+        if args.json:
+            print(json.dumps(about | summary_lib.to_dict(summary), indent=2))
+        else:
+            print(", ".join(str(x) for x in about.values() if x), end="\n\n")
+            print(to_text(summary))
+
+    return command.run(parser, work, words)
+
+
+def _kind(word: str) -> str:
+    """The flag that a word without one belongs to."""
+    if word.startswith(PREFIX) or word.endswith(".safetensors"):
+        return "artifact"
+    return "workdir" if pathlib.Path(word).is_dir() else "config"
+
+
+def _network(args: Any, overrides: list[str]) -> tuple[PyTree, deploy.NetworkSpec]:
+    if args.artifact:
+        # Codes, as in the file, whatever `load` would choose to run.
+        loaded = quantnet_jax.load(args.artifact, popcount=False)
+        return loaded.params, loaded.spec
+    from quantnet_jax import config as config_lib
+    from quantnet_jax.config import flags
+
+    if args.workdir:
+        return from_config(config_lib.load(args.workdir))
+    config = flags.read(args.config or "", overrides)
+    config_lib.check(config)
+    return from_config(config)
 
 
 if __name__ == "__main__":

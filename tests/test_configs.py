@@ -29,9 +29,7 @@ from quantnet_jax.training.state import create_state
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
-    path.stem
-    for path in (ROOT / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common")
+    path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__"
 )
 
 

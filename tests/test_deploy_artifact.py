@@ -17,8 +17,8 @@ from tiny import tiny_config
 from util import noisy
 
 import quantnet_jax
-import train
 from quantnet_jax import activations, deploy, evaluate, export, models
+from quantnet_jax import run as train
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.packed import Packed, float_tree, leaves

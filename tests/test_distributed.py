@@ -18,7 +18,7 @@ import pytest
 from tiny import outcome, tiny_config, train
 from two_process import STEPS
 
-import train as training
+from quantnet_jax import run as training
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.distributed import hosts, runners
 from quantnet_jax.distributed.preemption import RESUME_ME

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-import train
+from quantnet_jax import run as train
 from quantnet_jax.checkpoint.manager import Checkpoints
 from quantnet_jax.experiments import grid, pieces, queue, results, tables
 from quantnet_jax.experiments.__main__ import main

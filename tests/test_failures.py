@@ -20,7 +20,7 @@ from test_train import (  # noqa: F401  # two are fixtures
     whole,
 )
 
-import train
+from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager, storage
 from quantnet_jax.logging import records
 

@@ -10,8 +10,8 @@ from test_layering import ROOT
 from tiny import tiny_config
 
 import quantnet_jax as qn
-import train
 from quantnet_jax import evaluate
+from quantnet_jax import run as train
 from quantnet_jax.evaluation.gap import evaluate_tree
 from quantnet_jax.logging import progress
 from quantnet_jax.training import experiment

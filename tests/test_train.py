@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-import train
 from configs import smoke
+from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.config import checks
 from quantnet_jax.core import limits

@@ -1,60 +1,115 @@
-"""The command line of the training program: errors in one line that names the key."""
+"""The configuration of a command line: a file, a shipped name, overrides."""
 
 import pathlib
-import re
-import sys
+from collections.abc import Iterator, Sequence
 
 from absl import flags
+from ml_collections import config_flags
 
-from quantnet_jax.config.keys import base
-from quantnet_jax.core.names import nearest
+from quantnet_jax.config.keys import Config, base
+from quantnet_jax.core.command import OVERRIDE
+from quantnet_jax.core.names import ALIASES, nearest
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
-def parse(
-    argv: list[str],
-    values: flags.FlagValues,
-    holder: flags.FlagHolder,
-    default: str | pathlib.Path,
-) -> list[str]:
-    """Parses the flags; reports what is wrong with them in one line.
+def shipped() -> dict[str, pathlib.Path]:
+    """{name: file} of the configurations that ship.
+
+    In a checkout they stand in configs/, in an installed package inside of it.
+    """
+    inside = PACKAGE / "configs"
+    folder = inside if inside.is_dir() else PACKAGE.parent / "configs"
+    return {p.stem: p for p in sorted(folder.glob("[!_]*.py"))}
+
+
+def find(name: str) -> str:
+    """The file of `--config`, with its variant: 'FILE.py:VARIANT'.
 
     Args:
-      argv: the program's name and its arguments.
-      values: where the flags are defined.
-      holder: of the flag `config`, defined without a default of its own.
-      default: file of the configuration where `argv` names none.
-
-    Returns:
-      The arguments that are no flags, the program's name first.
+      name: 'FILE.py' or the name of a shipped one, perhaps with ':VARIANT'; '' for
+        'default'.
 
     Raises:
-      SystemExit: with that line.
+      FileNotFoundError: there is no such file, and no such name.
     """
-    if not any(re.match("--?config(=|$)", word) for word in argv):
-        argv = [argv[0], f"--config={default}", *argv[1:]]
+    path, colon, variant = (name or "default").rpartition(":")
+    if not colon or "/" in variant or "\\" in variant:  # of a path such as C:\x.py
+        path, variant = (name or "default"), ""
+    known = shipped()
+    if path in known:
+        path = str(known[path])
+    elif not pathlib.Path(path).is_file():
+        stem = pathlib.Path(path).stem
+        near = nearest(stem, known) if known else ""
+        raise FileNotFoundError(
+            f"--config={path}: no such file, nor one that ships{near}"
+        )
+    return f"{path}:{variant}" if variant else path
+
+
+def read(name: str = "", overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a file, with values of a command line; not checked yet.
+
+    Args:
+      name: see `find`.
+      overrides: words such as '--config.model.width=8'.
+
+    Raises:
+      ValueError, FileNotFoundError: one line that names what is wrong.
+    """
+    words = ["", f"--config={find(name)}", *overrides]
+    values = flags.FlagValues()
+    # Without a default of its own: ml_collections would read it, with the overrides,
+    # here and now.
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=values, sys_argv=words
+    )
     try:
-        rest = values(argv)
+        rest = values(words)
         holder.value.lock()  # fails if the file could not be read
-        return rest
     except (KeyError, AttributeError) as e:  # of an override
         reason = e.args[0]
         while isinstance(reason, Exception):
             reason = reason.args[0]
-        sys.exit(f"error: {unknown_key(argv) or str(reason).strip().splitlines()[0]}")
+        text = unknown_key(overrides) or str(reason).strip().splitlines()[0]
+        raise ValueError(text) from e
     except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as e:
-        sys.exit(f"error: {str(e).strip().splitlines()[-1].strip()}")
+        raise ValueError(str(e).strip().splitlines()[-1].strip()) from e
+    if rest[1:]:
+        raise ValueError(f"unexpected argument {rest[1]!r}")
+    return holder.value
 
 
-def unknown_key(argv: list[str]) -> str:
+def unknown_key(overrides: Sequence[str]) -> str:
     """The message for the first override of a key that no configuration has, or ''."""
-    for word in argv:
-        if not (found := re.match(r"--?(?:no)?config[.]([^=]*)", word)):
+    for word in overrides:
+        if not (found := OVERRIDE.match(word)):
             continue
         place = base().to_dict()
         for name in found[1].split("."):
             if not isinstance(place, dict):
                 return f"unknown config key {found[1]!r}: it is below a value"
             if name not in place:
-                return f"unknown config key {found[1]!r}{nearest(name, sorted(place))}"
+                return f"unknown config key {found[1]!r}{_near(name, place)}"
             place = place[name]
     return ""
+
+
+def _near(name: str, place: dict) -> str:
+    """What an unknown name may have meant: of its section, else of another one."""
+    text = nearest(name, sorted(place))
+    if "did you mean" in text:
+        return text
+    wanted = ALIASES.get(name, name)
+    elsewhere = [x for x in _dotted(base().to_dict()) if x.split(".")[-1] == wanted]
+    if not elsewhere:
+        return text
+    return f"; did you mean {min(elsewhere, key=lambda x: x.count('.'))!r}?"
+
+
+def _dotted(place: dict, prefix: str = "") -> Iterator[str]:
+    for name, value in place.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{name}.")

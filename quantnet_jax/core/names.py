@@ -6,11 +6,18 @@ from typing import Any
 
 MOST = 30
 """Words of a message that lists what is known."""
+ALIASES = {
+    **{"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size"},
+    **{"mom": "momentum", "opt": "optimizer", "ema": "ema_decay", "act": "activation"},
+}
+"""Usual short names -> the keys."""
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """'; did you mean ...?', '' if no known word is near."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
+    known = list(known)
+    close = [x for x in known if x == ALIASES.get(str(word))]
+    close = close or difflib.get_close_matches(str(word), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -1,4 +1,6 @@
-"""Runs studies: `python -m quantnet_jax.experiments run STUDY --folder=DATA`.
+"""Runs studies, or prints their tables.
+
+    python -m quantnet_jax.experiments run STUDY --folder=DATA
 
 Run it in the root of the repository, where `sweeps/` and `train.py` are. The same
 command resumes. `--plan` lists the runs and what a budget would bring, `table` prints
@@ -6,19 +8,18 @@ the table of what there is.
 """
 
 import argparse
+import functools
 import logging
 import pathlib
 import sys
 
+from quantnet_jax.core import command
 from quantnet_jax.experiments import grid, pieces, queue, results, tables
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 1 if something is missing, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.experiments",
-        description=str(__doc__).splitlines()[0],
-    )
+    parser = command.Parser("experiments", __doc__)
     parser.add_argument("action", choices=("run", "one", "table"))
     parser.add_argument("study", help="file of sweeps/")
     parser.add_argument("--folder", default="", help="with the files of the dataset")
@@ -32,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=pathlib.Path, default=pathlib.Path("runs"), help="for the runs"
     )
-    args = parser.parse_args(argv)
+    return command.run(parser, functools.partial(_work, parser), argv)
+
+
+def _work(parser: command.Parser, args: argparse.Namespace) -> int:
     # Orbax has a word on every float network.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if "." not in sys.path:

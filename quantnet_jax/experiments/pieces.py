@@ -105,7 +105,7 @@ def train_piece(name: str, study: Study, run: Run, options: Options) -> bool:
 
 def _trained(config: Any, label: str, folder: pathlib.Path) -> Record | None:
     """What a run gives, with its 'curve'; None, and a word on stderr, if it broke."""
-    train = importlib.import_module("train")  # of the repository, not of the package
+    train = importlib.import_module("quantnet_jax.run")  # a room above
     try:
         config_lib.check_same_run(config, folder)
     except ValueError:  # of another configuration

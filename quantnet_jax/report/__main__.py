@@ -1,31 +1,24 @@
-"""Command line `python -m quantnet_jax.report`: run folders in, one HTML page out."""
+"""Writes one self-contained HTML page about one or several runs.
 
-import argparse
+python -m quantnet_jax.report DIR [DIR ...] [--out=FILE]
+"""
+
 import sys
 from collections.abc import Sequence
 
+from quantnet_jax.core import command
 from quantnet_jax.report import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 with one line on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.report",
-        description="Write one self-contained HTML page about one or several runs.",
-    )
-    parser.add_argument(
-        "--workdir", nargs="+", required=True, metavar="DIR", help="folders of runs"
-    )
+    """The command line; returns the exit code."""
+    parser = command.Parser("report", __doc__)
+    parser.add_subject("workdir", "DIR", "folders of runs", nargs="*")
     parser.add_argument(
         "--out", metavar="FILE", help="the page (default: report.html in the first DIR)"
     )
-    flags = parser.parse_args(argv)
-    try:
-        print(write_report(flags.workdir, flags.out))
-    except (OSError, ValueError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    work = lambda args: print(write_report(args.workdir, args.out))
+    return command.run(parser, work, argv)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,28 @@
-"""Lists the trained networks of the package: `python -m quantnet_jax.zoo [--json]`."""
+"""Lists the trained networks of the package, or prints the model card of one.
 
-import argparse
+python -m quantnet_jax.zoo [NAME] [--json]
+"""
+
 import json
 import sys
 
 from quantnet_jax import zoo
+from quantnet_jax.core import command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m quantnet_jax.zoo", description=str(__doc__).split(":")[0]
-    )
-    parser.add_argument("--json", action="store_true", help="the whole index")
-    if parser.parse_args(argv).json:
-        print(json.dumps(zoo.entries(), indent=2))
-    else:
-        print(zoo.listing())
-        print('\nload one with quantnet_jax.load("zoo:NAME")')
-    return 0
+    """The command line; returns the exit code."""
+    parser = command.Parser("zoo", __doc__)
+    parser.add_argument("--json", action="store_true", help="print the whole index")
+
+    def work(args):
+        if args.json:
+            print(json.dumps(zoo.entries(), indent=2))
+        else:
+            print(zoo.listing())
+            print('\nload one with quantnet_jax.load("zoo:NAME")')
+
+    return command.run(parser, work, argv)
 
 
 if __name__ == "__main__":

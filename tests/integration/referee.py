@@ -8,12 +8,11 @@ import traceback
 import warnings
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-import train
 from quantnet_jax import config as config_lib
-from quantnet_jax.config import flags as command_line
+from quantnet_jax.config import flags
+from quantnet_jax.core import command
 from quantnet_jax.training import experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,15 +65,11 @@ def build(config):
 
 def parse(words):
     """The configuration that `train.py` would make of its command line."""
-    values, argv = flags.FlagValues(), ["train.py", *words]
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "", flag_values=values, sys_argv=argv
-    )
-    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    overrides, others = command.overrides(words)
+    names = [x.removeprefix("--config=") for x in others if x.startswith("--config=")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of ml_collections
-        command_line.parse(argv, values, holder, train.DEFAULT_CONFIG)
-    return holder.value
+        return flags.read("".join(names), overrides)
 
 
 def fault(call, keys):

@@ -5,7 +5,7 @@ import signal
 
 from test_train import compile_once, settings  # noqa: F401  # a fixture for all
 
-import train
+from quantnet_jax import run as train
 from tests.integration import chaos
 
 OPTIONS = [

@@ -1,10 +1,6 @@
-"""What the experiments share: the CIFAR and ImageNet recipes, the shrinking.
+"""What the shipped configurations share: CIFAR and ImageNet recipes, the shrinking."""
 
-`train.py` and pytest put the root of the repository on the path, so a configuration
-finds this file as `configs.common` from any working directory.
-"""
-
-from quantnet_jax.config import base
+from quantnet_jax.config.keys import base
 
 
 def cifar(c, name: str, model: str):
@@ -31,6 +27,33 @@ def cifar_resnet20(name: str, variant: str):
 
     def shrink(c):
         c.model.name = "resnet8"
+
+    return variant_of(c, variant, shrink)
+
+
+def metaquant(model: str, variant: str):
+    """A ResNet on CIFAR-100 by the protocol of MetaQuant: from a float network, 1 bit.
+
+    Args:
+      model: 'resnet56' or 'resnet110'.
+      variant: '', 'float' (the network to start from) or 'runlocal'.
+
+    Raises:
+      ValueError: for another variant.
+    """
+    c = base()
+    cifar(c, "cifar100", model)
+    c.layers = "all"
+    c.weights.weight_decay = 5e-4
+    if variant == "float":
+        c.quantizer.name = "identity"
+        return c
+    c.epochs = 100.0
+    c.init_from = f"runs/cifar100_{model}_float"
+
+    def shrink(c):
+        c.model.name = "resnet8"
+        c.init_from = ""
 
     return variant_of(c, variant, shrink)
 
