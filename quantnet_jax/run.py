@@ -5,7 +5,6 @@ import pathlib
 import sys
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import export, report
@@ -124,4 +123,3 @@ def errors():
         sys.exit(
             f"error: {line}; existing checkpoints are intact; fix the problem and rerun"
         )
-

@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
             setattr(args, kind := _kind(args.what), getattr(args, kind) or args.what)
         given = [x for x in (args.what, args.config, args.workdir, args.artifact) if x]
         if len(set(given)) > 1:
-            parser.error("expected one configuration, run or artifact")
+            parser.error("expected one of --config, --workdir and --artifact")
         if overrides and (args.workdir or args.artifact):
             parser.error(f"{overrides[0]!r} changes a configuration alone")
         if args.batch < 1:

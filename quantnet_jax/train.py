@@ -76,11 +76,12 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from quantnet_jax.distributed.preemption import RESUME_ME
 
     logging.set_verbosity(logging.DEBUG if args.debug else logging.WARNING)
+    workdir = as_path(args.workdir)
     config = flags.read(args.config, overrides)
     config_lib.check(config)
     hosts.initialize(args.distributed, args.coordinator, args.processes, args.process)
     with hosts.exit_on_error(expected=(RESUME_ME,)):
-        run.train(config, as_path(args.workdir), profile=args.profile)
+        run.train(config, workdir, profile=args.profile)
 
 
 if __name__ == "__main__":

@@ -320,8 +320,8 @@ def test_export_command(finished, tmp_path, capsys):
     )
     rounded = np.asarray(whole).astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(half, rounded)
-    assert export.main(["--workdir=no"]) == 2
-    assert export.main([f"--workdir={workdir}", "--step=99"]) == 2
+    assert export.main(["--workdir=no"]) == 1
+    assert export.main([f"--workdir={workdir}", "--step=99"]) == 1
     assert capsys.readouterr().err.count("error: ") == 2
 
 

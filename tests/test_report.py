@@ -316,8 +316,8 @@ def test_names_from_files_stay_text(tmp_path, count):
         (lambda p: p, "has no metrics.jsonl; give the --workdir"),
     ],
 )
-def test_bad_folders_are_one_line_and_exit_code_2(tmp_path, capsys, prepare, message):
-    assert main(["--workdir", str(prepare(tmp_path))]) == 2
+def test_bad_folders_are_one_line_and_exit_code_1(tmp_path, capsys, prepare, message):
+    assert main(["--workdir", str(prepare(tmp_path))]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -326,7 +326,7 @@ def test_bad_folders_are_one_line_and_exit_code_2(tmp_path, capsys, prepare, mes
 def test_a_broken_result_is_named(tmp_path, capsys):
     folder = make_run(tmp_path / "run")
     (folder / "result.json").write_text("{")
-    assert main(["--workdir", str(folder)]) == 2
+    assert main(["--workdir", str(folder)]) == 1
     assert "result.json' is not JSON" in capsys.readouterr().err
     assert not (folder / "report.html").exists()
     with pytest.raises(ValueError, match="workdirs is empty"):

@@ -10,6 +10,8 @@ from quantnet_jax.config.keys import Config, base
 from quantnet_jax.core.command import OVERRIDE
 from quantnet_jax.core.names import ALIASES, nearest
 
+MOST = 4
+"""Keys of other sections that a message names."""
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -103,9 +105,10 @@ def _near(name: str, place: dict) -> str:
         return text
     wanted = ALIASES.get(name, name)
     elsewhere = [x for x in _dotted(base().to_dict()) if x.split(".")[-1] == wanted]
-    if not elsewhere:
-        return text
-    return f"; did you mean {min(elsewhere, key=lambda x: x.count('.'))!r}?"
+    least = min((x.count(".") for x in elsewhere), default=0)
+    near = [repr(x) for x in elsewhere if x.count(".") == least]
+    shown = " or ".join(near[:MOST])
+    return f"; did you mean {shown}?" if shown else text
 
 
 def _dotted(place: dict, prefix: str = "") -> Iterator[str]:

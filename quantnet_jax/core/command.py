@@ -61,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         """As that of argparse, with the default in the help."""
         default = options.get("default")
         if default not in (None, False, argparse.SUPPRESS):
-            options["help"] += " (default: %(default)s)"
+            shown = f"{options.get('help', '')} (default: %(default)s)"
+            options["help"] = shown.strip()
         return super().add_argument(*names, **options)
 
     def add_subject(self, name: str, metavar: str, help: str, nargs: str = "?") -> None:

@@ -175,8 +175,6 @@ WORDS = [
     ("quantizer.quantnet", "--config.quantizer.quantnet=bread"),
     *(("rules", f"--config.rules={x}") for x in ("(0.5,", "bread", "[", "=")),
     ("runner", "--config.runner=pmapp"),
-    ("workdirs", "--workdirs=x"),
-    ("seed", "--seed=1"),
 ]
 
 
