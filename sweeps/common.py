@@ -118,3 +118,43 @@ def metaquant(title: str, base: Callable, published: dict[str, float]) -> Study:
         last=10,
         published=published,
     )
+
+
+def quick(
+    title: str,
+    rows: dict[str, Row],
+    epochs: float = 4.0,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> Study:
+    """A study of minutes on the bundled images: one learning rate, without a search.
+
+    Args:
+      title: of what is compared.
+      rows: all but the first `like` that one.
+      epochs: of a run.
+      changes: of the base, ResNet-8 of width 8, by dotted key.
+      **options: of `Study`.
+    """
+    from configs import default
+
+    def base():
+        c = single(default.get_config)()
+        c.model.width = 8
+        c.layers = "inner"
+        c.update_from_flattened_dict(changes or {})
+        return c
+
+    given = {
+        "base": base,
+        "initializations": scratch(epochs),
+        "learning_rates": (0.1,),
+        "search": 0.1,
+        "validation_size": 2000,
+        "xla_flags": CPU_FLAGS,
+        "columns": ("W/A", "soft", "hard", "hard + BN", "quantnet - row"),
+    }
+    first = next(iter(rows))
+    rows = {k: r if k == first else r._replace(like=first) for k, r in rows.items()}
+    title = f"{title}; bundled images, learning rate 0.1 for all rows, not searched"
+    return Study(title, INNER, configure, rows=rows, **given | options)

@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -69,6 +70,27 @@ class QTensor:
 def code_bits(levels: int) -> int:
     """Bits that distinguish `levels` values (2 -> 1, 3 -> 2, 16 -> 4)."""
     return max(1, math.ceil(math.log2(levels)))
+
+
+def trim(qt: QTensor) -> QTensor:
+    """`qt` without repeated levels, if its codes take fewer bits then; equal values.
+
+    For a quantizer that learns its width: dropped levels repeat their neighbours. Not
+    for use inside jit (it reads values).
+
+    Example:
+      >>> levels = jnp.asarray([-2.0, -2.0, 0.0, 0.0])
+      >>> qt = QTensor(jnp.asarray([0, 3], jnp.uint8), levels, jnp.ones(()))
+      >>> trim(qt).bits, dequantize(trim(qt)).tolist()
+      (1, [-2.0, 0.0])
+    """
+    if qt.levels.ndim != 1:
+        return qt
+    found, place = np.unique(np.asarray(qt.levels), return_inverse=True)
+    if len(found) < 2 or code_bits(len(found)) == qt.bits:
+        return qt
+    codes = place.astype(np.uint8)[np.asarray(qt.codes)]
+    return QTensor(jnp.asarray(codes), jnp.asarray(found), qt.scale)
 
 
 def is_qtensor(x: object) -> TypeGuard[QTensor]:

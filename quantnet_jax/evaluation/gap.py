@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core import tree
+from quantnet_jax.core import regularizers, tree
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.distributed.runners import REPLICATED, STATE
@@ -37,7 +37,9 @@ class Realized(NamedTuple):
       codes: {path: uint8 codes} of the quantized tensors.
       layers: {path: {'distance': mean squared difference of soft and hard relative to
         the mean square of hard, 'undecided': fraction, 'counts': int32[BINS], 'bits':
-        of a code, 'floats': int32[2], how many levels and scales are stored}}.
+        of a code without repeated levels, 'floats': int32[2], how many levels and
+        scales are stored, 'kurtosis' of the latent weights, 'off': mean distance of
+        latent weights from their hard values, relative to the root mean square}}.
     """
 
     soft: PyTree
@@ -58,13 +60,16 @@ def make_realize(quantizer: Quantizer) -> Callable:
         model, quant = state.params["model"], state.params["quant"]
         soft = quantizer.soft(quant, model, step=state.step)
         hard = quantizer.hard(quant, model)
-        soft_leaves = tree.flatten(soft)
+        soft_leaves, latent = tree.flatten(soft), tree.flatten(model)
         quantized = {p: x for p, x in tree.flatten(hard).items() if is_qtensor(x)}
         return Realized(
             soft=soft,
             hard=tree.dequantize_tree(hard),
             codes={path: qt.codes for path, qt in quantized.items()},
-            layers={p: compare(soft_leaves[p], qt) for p, qt in quantized.items()},
+            layers={
+                p: compare(soft_leaves[p], qt) | of_latent(latent[p], qt)
+                for p, qt in quantized.items()
+            },
         )
 
     return realize
@@ -78,13 +83,26 @@ def compare(soft: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
     difference = soft - hard
     scaled = jnp.clip(soft / unit, -REACH, REACH)
     counts, _ = jnp.histogram(scaled, BINS, (-REACH, REACH))
+    bits, levels = qt.bits, qt.levels.size
+    if qt.levels.ndim == 1:  # as `qtensor.trim` will leave it
+        count = 1 + jnp.sum(qt.levels[1:] != qt.levels[:-1])
+        fewer = jnp.maximum(1, jnp.sum(count > 2 ** jnp.arange(8)))
+        levels = jnp.where((fewer < bits) & (count > 1), count, levels)
+        bits = jnp.where(count > 1, fewer, bits)
     return {
         "distance": jnp.mean(difference**2) / (jnp.mean(hard**2) + 1e-30),
         "undecided": jnp.mean(jnp.abs(difference / unit) > DECIDED),
         "counts": counts.astype(jnp.int32),
-        "bits": jnp.asarray(qt.bits, jnp.int32),
-        "floats": jnp.asarray([qt.levels.size, qt.scale.size], jnp.int32),
+        "bits": jnp.asarray(bits, jnp.int32),
+        "floats": jnp.asarray([levels, qt.scale.size], jnp.int32),
     }
+
+
+def of_latent(w: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
+    """How latent weights are distributed; see `Realized.layers`."""
+    off = jnp.mean(jnp.abs(w - dequantize(qt)))
+    rms = jnp.sqrt(jnp.mean(w * w)) + 1e-30
+    return {"kurtosis": regularizers.kurtosis(w), "off": off / rms}
 
 
 def score(
@@ -193,7 +211,8 @@ def layer_report(
     Returns:
       {path: {'shape', 'bits', 'floats' ([levels, scales] stored beside the codes),
       'values' ([distinct codes of the tensor, most in one output channel]), 'distance',
-      'undecided', 'flips' (fraction of codes that differ from `previous`, None without
+      'undecided', 'kurtosis', 'off', 'flips' (fraction of codes that differ from
+      `previous`, None without
       it), 'histogram': {'edges', 'counts'}}}.
     """
     edges = np.linspace(-REACH, REACH, BINS + 1).round(6).tolist()
@@ -210,7 +229,7 @@ def layer_report(
             "floats": layer["floats"].tolist(),
             "values": _distinct(codes),
             "distance": float(layer["distance"]),
-            "undecided": float(layer["undecided"]),
+            **{k: float(layer[k]) for k in ("undecided", "kurtosis", "off")},
             "flips": flips,
             "histogram": {"edges": edges, "counts": layer["counts"].tolist()},
         }

@@ -143,6 +143,25 @@ def _smaller(x: Cell) -> str:
     return f"{floats / packed_bytes(layers):.1f}" if layers else "1.0"
 
 
+def _of_layers(key: str, form: str = ".2f") -> Callable[[Cell], str]:
+    """Mean over the layers of a run, and its range over the runs."""
+
+    def cell(x):
+        runs = [r["layers"].values() for r in x.found if r["layers"]]
+        means = [statistics.mean(v[key] for v in run) for run in runs if run]
+        if not means:
+            return ""
+        spread = statistics.stdev(means) if len(means) > 1 else 0.0
+        return f"{statistics.mean(means):{form}} ± {spread:{form}}"
+
+    return cell
+
+
+def _learned_bytes(x: Cell) -> str:
+    sizes = [packed_bytes(r["layers"]) for r in x.found if r["layers"]]
+    return mean_std([size / 1000 for size in sizes]) if sizes else ""
+
+
 def _step_time(x: Cell) -> str:
     timed = x.step_times.get(x.row)
     return f"{timed['over_float_paired']:.2f}" if timed else "not run"
@@ -168,6 +187,10 @@ COLUMNS: dict[str, Callable[[Cell], str]] = BEFORE | {
     "levels": _levels,
     "bytes": _bytes,
     "smaller": _smaller,
+    "bits": _of_layers("bits"),
+    "kB": _learned_bytes,
+    "kurtosis": _of_layers("kurtosis"),
+    "off grid": _of_layers("off", ".3f"),
     "step time": _step_time,
     "minutes": _minutes,
 }

@@ -30,6 +30,8 @@ class Context(NamedTuple):
       teacher_outputs: of the teacher for the same examples, None without a teacher.
       teacher_params: its weights, None without a teacher.
       step: int32 scalar, optimizer steps taken.
+      quant: what the quantizers of weights learn, {path or shared key: qparams}.
+      inputs: {path of a convolution: `LayerInput`} where a term needs them, else None.
     """
 
     outputs: PyTree
@@ -40,6 +42,23 @@ class Context(NamedTuple):
     teacher_outputs: PyTree
     teacher_params: PyTree
     step: jax.Array
+    quant: PyTree = None
+    inputs: Mapping[str, Any] | None = None
+
+
+class LayerInput(NamedTuple):
+    """What a convolution of the network got.
+
+    Attributes:
+      x: float (N, H, W, C).
+      size, strides, groups, padding: of the convolution.
+    """
+
+    x: jax.Array
+    size: int
+    strides: int
+    groups: int
+    padding: tuple[tuple[int, int], tuple[int, int]]
 
 
 Term = Callable[[Context], jax.Array]
@@ -152,16 +171,106 @@ def weight_mimicking(
     return term
 
 
+def distance_calibration() -> Term:
+    """Inter-class distances of embeddings like the teacher's (QGait's IDC).
+
+    Forward: mean over pairs i, j of other classes of |d_ij / m(d) - t_ij / m(t)|
+    d_ij is the distance of the normalized embeddings of examples i and j of a batch, t
+    that of the teacher's, m the mean over the same pairs.
+
+    Reference: QGait, arXiv 2405.13859. The formula is not public: a reconstruction.
+    """
+
+    def term(context: Context) -> jax.Array:
+        label, mask = (context.examples[k] for k in ("label", "mask"))
+        real = mask > 0
+        pairs = (label[:, None] != label[None]) & real[:, None] & real[None]
+        count = jnp.maximum(jnp.sum(pairs), 1)
+        mean = lambda x: jnp.sum(jnp.where(pairs, x, 0.0)) / count
+
+        def relative(outputs):
+            d = distances(normalized(outputs))
+            return d / jnp.maximum(mean(d), 1e-6)
+
+        student, teacher = map(relative, (context.outputs, context.teacher_outputs))
+        return mean(jnp.abs(student - jax.lax.stop_gradient(teacher)))
+
+    return term
+
+
+def normalized(x: jax.Array) -> jax.Array:
+    """Rows of length 1, float32 (N, D)."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def distances(x: jax.Array) -> jax.Array:
+    """Euclidean distances of all pairs of rows, float32 (N, N); finite gradients."""
+    product = jnp.matmul(x, x.T, precision="highest")
+    size = jnp.diagonal(product)
+    squared = jnp.maximum(size[:, None] + size[None] - 2 * product, 0.0)
+    return jnp.sqrt(squared + 1e-9)
+
+
+def input_correlation() -> Term:
+    """Moves the correlations that quantizers hold towards those of layer inputs.
+
+    Forward: 0
+    Backward: H - X^T X / m for each 'correlation' H of a quantizer (BiTAT), X the m
+    inputs of the layer's outputs in the batch. Under plain SGD of rate r, H is a moving
+    average: (1 - r) H + r X^T X / m.
+
+    Reference: the refreshing of BiTAT, arXiv 2207.01394; a reconstruction.
+    """
+
+    def term(context: Context) -> jax.Array:
+        assert context.inputs is not None
+        total = jnp.zeros((), jnp.float32)
+        for path, layer in context.inputs.items():
+            own = getattr((context.quant or {}).get(f"{path}/kernel"), "value", None)
+            if isinstance(own, dict) and "correlation" in own:
+                new = jax.lax.stop_gradient(correlation(layer))
+                total += 0.5 * jnp.sum((own["correlation"] - new) ** 2)
+        return total - jax.lax.stop_gradient(total)
+
+    return term
+
+
+def correlation(layer: LayerInput) -> jax.Array:
+    """X^T X / m of a convolution, float32 (1, n, n), n = size^2 C in the order HWI.
+
+    Of a depthwise one (C, n, n), n = size^2.
+    """
+    x = jnp.pad(layer.x.astype(jnp.float32), ((0, 0), *layer.padding, (0, 0)))
+    rows, columns = (n - layer.size + 1 for n in x.shape[1:3])
+    patches = [
+        x[:, i : i + rows : layer.strides, j : j + columns : layer.strides]
+        for i in range(layer.size)
+        for j in range(layer.size)
+    ]
+    each = jnp.stack(patches, axis=3).reshape(-1, layer.size**2, x.shape[-1])
+    if layer.groups == x.shape[-1] > 1:
+        return jnp.einsum("mic,mjc->cij", each, each) / each.shape[0]
+    flat = each.reshape(each.shape[0], -1)
+    return (flat.T @ flat / flat.shape[0])[None]
+
+
 TERMS: dict[str, Callable[..., Term]] = {
+    "distance_calibration": distance_calibration,
     "distillation": distillation,
+    "input_correlation": input_correlation,
     "kurtosis": kurtosis,
     "output_mimicking": output_mimicking,
     "weight_mimicking": weight_mimicking,
 }
 """Name in a configuration -> factory of a term."""
 
-NEED_TEACHER = ("distillation", "output_mimicking", "weight_mimicking")
+NEED_TEACHER = (
+    *("distance_calibration", "distillation"),
+    *("output_mimicking", "weight_mimicking"),
+)
 """Terms that need `config.teacher`."""
+NEED_INPUTS = ("input_correlation",)
+"""Terms that need the inputs of convolutions."""
 
 
 def weighted(terms: Iterable[tuple[float, Term]]) -> Term:

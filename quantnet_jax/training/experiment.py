@@ -19,6 +19,7 @@ from quantnet_jax.distributed import hosts, runners
 from quantnet_jax.evaluation import gap
 from quantnet_jax.evaluation.scoring import Scoring, make_apply, make_scoring
 from quantnet_jax.tasks import Source, Task
+from quantnet_jax.tasks.terms import NEED_INPUTS
 from quantnet_jax.training import (
     build_check,
     dispatch,
@@ -196,6 +197,7 @@ class Experiment:
             self.task,
             seed=c.seed,
             terms=parts.make_terms(c),
+            inputs=any(row["name"] in NEED_INPUTS for row in c.terms),
         )
         return estimator.choose(
             *(c, loss, prepare, self.learning_rate, self.quantizer, self.tx),

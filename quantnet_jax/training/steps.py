@@ -4,6 +4,7 @@ It takes `axis_name`, the mapped axis of the devices, or None where one program 
 whole batch. A runner of `quantnet_jax.distributed.runners` compiles it.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,8 +14,9 @@ import optax
 
 from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.models.layers import replace_convolutions
 from quantnet_jax.tasks import Task
-from quantnet_jax.tasks.terms import Context, Term
+from quantnet_jax.tasks.terms import Context, LayerInput, Term
 from quantnet_jax.training.gradients import Gradients, pmean
 from quantnet_jax.training.state import TrainState, average
 
@@ -32,6 +34,7 @@ def make_loss(
     *,
     seed: int,
     terms: Term | None = None,
+    inputs: bool = False,
 ) -> Callable:
     """Makes `loss(model, quant, batch_stats, data, examples, step, offset=None)`.
 
@@ -47,6 +50,7 @@ def make_loss(
         whose mean is 1, and 'teacher', the outputs of a teacher, where there is one.
       seed: of the noise of stochastic quantizers.
       terms: the sum of further terms, see `quantnet_jax.tasks.terms`.
+      inputs: whether these get the inputs of the network's convolutions.
 
     `offset` is added to the soft weights: the gradient with respect to it is that of
     the quantized weights.
@@ -65,7 +69,15 @@ def make_loss(
             "batch_stats": batch_stats,
             "training": {"step": step, "key": jax.random.fold_in(key, ACTIVATIONS)},
         }
-        outputs, updated = apply(variables, examples["input"], train=True)
+        seen: dict[str, LayerInput] = {}
+
+        def look(layer, path, x):
+            how = layer.size, layer.strides, layer.groups, layer.padding
+            seen[path] = LayerInput(x, *how)
+
+        looking = replace_convolutions(look) if inputs else contextlib.nullcontext()
+        with looking:
+            outputs, updated = apply(variables, examples["input"], train=True)
         mean = lambda x: jnp.mean(x * examples["mask"])
         own = mean(task.loss(outputs, examples, train=True))
         measured = jax.tree.map(mean, task.metrics(outputs, examples))
@@ -84,6 +96,8 @@ def make_loss(
                 teacher_outputs=examples.get("teacher"),
                 teacher_params=(data or {}).get("teacher_params"),
                 step=step,
+                quant=quant,
+                inputs=seen if inputs else None,
             )
             metrics["terms"] = terms(context)
             total += metrics["terms"]

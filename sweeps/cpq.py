@@ -1,0 +1,22 @@
+"""CPQ and DropBits: do weights gather on the grid, and what do learned widths buy?"""
+
+from quantnet_jax.experiments.grid import Row
+from sweeps import common
+
+
+def of(method: str, bits: int, **more) -> Row:
+    """A member at a width."""
+    options = {"bits": bits} | more
+    return Row(method, {f"quantizer.{method}.{k}": v for k, v in options.items()})
+
+
+STUDY = common.quick(
+    "CPQ, RQ and learned widths (DropBits) beside LSQ, ResNet-8 of width 8",
+    {f"lsq, {b} bits": of("lsq", b) for b in (2, 3, 4)}
+    | {f"cpq, {b} bits": of("cpq", b) for b in (2, 3, 4)}
+    | {f"dropbits, price {w:g}": of("dropbits", 4, weight=w) for w in (0.003, 0.03)}
+    | {"rq, 2 bits": of("rq", 2), "rq-st, 2 bits": of("rq", 2, straight=True)}
+    | {"quantnet, 2 bits": of("quantnet", 2)},
+    columns=("bits", "kB", "off grid", "soft", "hard", "hard + BN"),
+    changes={"meta.learning_rate": 1e-2},
+)
