@@ -31,7 +31,7 @@ from quantnet_jax.distributed import hosts
 from quantnet_jax.logging import records
 from quantnet_jax.training import experiment
 
-METHODS = ("identity", "quantnet")
+METHODS = ("identity", "quantnet", "binary_ste")
 CHUNK = 50
 EPOCHS = (10, 30)
 """Of the two short runs; both are evaluated every 10 epochs."""
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = timing.parser("performance", __doc__, repeats=10, load=math.inf)
     parser.add_argument("--compile", action="store_true", help="measure no time")
     parser.add_argument("--count", action="store_true", help="compile nothing either")
+    parser.add_argument("--points", type=int, default=0, help="the first ones alone")
     args = parser.parse_args(argv)
     name = "cost" if args.count else "compiled" if args.compile else "performance"
     hosts.enable_compilation_cache()
@@ -64,14 +65,15 @@ def measure(args) -> dict:
     if args.count:
         return {"rows": [counted(*point) for point in GRID]}
     if args.compile:
-        return {"rows": [timed(*point, repeats=0) for point in COMPILED]}
+        points = COMPILED[: args.points or None]
+        return {"rows": [timed(*point, repeats=0) for point in points]}
     if hosts.backend() == "cpu":
         raise ValueError("there is no accelerator here; --compile needs none")
-    points = dict.fromkeys((FIRST, *GRID))
-    return {
-        "rows": [timed(*point, repeats=args.repeats) for point in points],
-        "run": {name: run_seconds(name) for name in METHODS},
-    }
+    points = list(dict.fromkeys((FIRST, *GRID)))[: args.points or None]
+    rows = [timed(*point, repeats=args.repeats) for point in points]
+    if args.points:
+        return {"rows": rows}
+    return {"rows": rows, "run": {name: run_seconds(name) for name in METHODS}}
 
 
 def settings(method: str, model: str, pixels: int, batch: int, width: int) -> Any:

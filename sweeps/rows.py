@@ -100,6 +100,19 @@ def claim() -> dict[str, Row]:
     }
 
 
+def fixed() -> dict[str, Row]:
+    """The members that matter most, by settings that are not searched."""
+    quantnet = schedule("quantnet", 0.03, 20.0)
+    tanh = schedule("tanh_sign", 0.03, 20.0)
+    rows = {FLOAT: Row("identity"), "quantnet": quantnet, "irnet": Row("irnet")}
+    plain = Row("dorefa", {}, (0.3,))
+    return rows | {
+        "tanh_sign": tanh,
+        "dorefa": plain,
+        "binary_ste": plain._replace(method="binary_ste"),
+    }
+
+
 def all_layers() -> dict[str, Row]:
     """Of MetaQuant's protocol: with Adam too, which it found to be best for STE."""
     adam = {

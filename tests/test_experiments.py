@@ -16,7 +16,7 @@ from tiny import tiny_config
 
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint.manager import Checkpoints
-from quantnet_jax.experiments import grid, pieces, queue, results, tables
+from quantnet_jax.experiments import grid, lease, pieces, queue, results, tables
 from quantnet_jax.experiments.__main__ import main
 from quantnet_jax.experiments.grid import Initialization, Row, Study
 from quantnet_jax.training import experiment
@@ -272,6 +272,48 @@ def test_nothing_is_begun_that_cannot_end_in_time(options, calls, monkeypatch, c
     planned = queue.listing("tiny", TINY, options._replace(seconds=59.0))[-1]
     assert "scratch" not in planned and "warm" in planned
     assert run(options._replace(seconds=1e9)) == 0
+
+
+def test_a_loan_of_ten_minutes(tmp_path):
+    """Six runs of 60 s and the checks fit, most valuable first, and not a seventh more
+    than the seconds allow."""
+    lines = lease.plan(pieces.Options(seconds=600.0, results=tmp_path), 60.0)
+    fits = [line for line in lines if "later" not in line]
+    rows = [line.split("b200: final/")[1] for line in fits if "b200" in line]
+    assert rows[:5] == [
+        f"{row}-seed0" for row in ("float", "quantnet", "irnet", "tanh_sign", "dorefa")
+    ]
+    seconds = sum(float(line.split(" s ")[0].split()[-1]) for line in fits)
+    assert len(rows) >= 6 and 540 < seconds <= 600 - lease.RESERVE
+    assert lease.plan(pieces.Options(seconds=900.0, results=tmp_path), 60.0) != lines
+
+
+def test_a_loan_begins_with_the_checks(options, monkeypatch, capsys):
+    given = []
+    check = lambda name, code: lease.Check(name, ("timeit", "-n1", code), ("x",), 30.0)
+    checks = check("good", "pass"), check("broken", "assert 0")
+    monkeypatch.setattr(lease, "CHECKS", checks)
+    monkeypatch.setattr(lease, "STUDIES", ("tiny",))
+    monkeypatch.setattr(lease.subprocess, "run", lambda words, timeout: (
+        given.append((words[2:], timeout)) or subprocess.CompletedProcess(
+            words, int("assert 0" in words))))  # fmt: skip
+    monkeypatch.setattr(
+        lease.queue, "run", lambda name, study, o: given.append((name, o.seconds))
+    )
+    assert lease.run(options._replace(seconds=100.0), "gpu") == 1
+    assert "error: broken: exit status 1" in capsys.readouterr().err
+    (good, limit), (broken, _), (name, left) = given
+    assert good[-1] == "pass" and broken[-1] == "assert 0" and limit == 30.0
+    assert name == "tiny" and 70.0 < left <= 100.0 - lease.RESERVE
+
+
+def test_rehearsals_are_no_results(options, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "tiny", "--scale=0.5", "--results", str(results.FOLDER)])
+    assert "another --results" in capsys.readouterr().err
+    short = grid.scaled(TINY, 0.5)
+    assert [x.epochs for x in short.initializations] == [1.0, 0.5]
+    assert short.initializations[1].float_epochs == 0.5 and short.eval_every == 0.5
 
 
 def stopping(options, monkeypatch, tmp_path, **more):

@@ -5,6 +5,12 @@
 Run it in the root of the repository, where `sweeps/` and `train.py` are. The same
 command resumes. `--plan` lists the runs and what a budget would bring, `table` prints
 the table of what there is.
+
+    python -m quantnet_jax.experiments lease --folder=DATA --seconds=600
+
+runs what a short loan of an accelerator is worth most for: numerics, step times and
+memory, then the studies `b200` and `a56`. To rehearse it anywhere: --scale=0.001 with
+another --results and --work.
 """
 
 import argparse
@@ -14,18 +20,25 @@ import pathlib
 import sys
 
 from quantnet_jax.core import command
-from quantnet_jax.experiments import grid, pieces, queue, results, tables
+from quantnet_jax.experiments import grid, lease, pieces, queue, results, tables
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code: 1 if something is missing, 2 for wrong arguments."""
     parser = command.Parser("experiments", __doc__)
-    parser.add_argument("action", choices=("run", "one", "table"))
-    parser.add_argument("study", help="file of sweeps/")
+    parser.add_argument("action", choices=("run", "one", "table", "lease"))
+    parser.add_argument("study", nargs="?", default="", help="file of sweeps/")
     parser.add_argument("--folder", default="", help="with the files of the dataset")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows")
     parser.add_argument("--jobs", type=int, default=0, help="pieces at a time")
     parser.add_argument("--seconds", type=float, help="budget: begin nothing longer")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all epochs")
+    parser.add_argument(
+        "--assume",
+        type=float,
+        default=60.0,
+        help="seconds of an unknown run, of 'lease'",
+    )
     parser.add_argument("--plan", action="store_true", help="of 'run': run nothing")
     parser.add_argument("--dtype", default="", help="of the network")
     parser.add_argument("--run", default="", help="of 'one': label of the piece")
@@ -45,9 +58,21 @@ def _work(parser: command.Parser, args: argparse.Namespace) -> int:
         known = grid.names()
     except ImportError as e:
         parser.error(f"{e}: run it in the root of the repository")
+    lent = args.action == "lease"
+    if not 0 < args.scale <= 1 or (args.scale != 1 and args.results == results.FOLDER):
+        parser.error(
+            f"--scale={args.scale:g}: expected a number up to 1, and another --results "
+            "for a rehearsal"
+        )
+    if lent:
+        if args.study or args.seconds is None or args.seconds <= lease.RESERVE:
+            parser.error(
+                f"lease: expected no study, and --seconds above {lease.RESERVE:g}"
+            )
+        args.study = lease.STUDIES[0]
     if args.study not in known:
         parser.error(f"study {args.study!r}: expected one of {', '.join(known)}")
-    study = grid.load(args.study)
+    study = grid.scaled(grid.load(args.study), args.scale)
     for row in args.only:
         if row not in study.rows:
             parser.error(f"--only {row!r}: expected some of {', '.join(study.rows)}")
@@ -55,7 +80,7 @@ def _work(parser: command.Parser, args: argparse.Namespace) -> int:
         parser.error("--jobs and --seconds: expected positive numbers")
     options = pieces.Options(
         args.folder, args.results, args.work, args.dtype, tuple(args.only), args.jobs,
-        args.seconds,
+        args.seconds, scale=args.scale,
     )  # fmt: skip
     records = results.of_study(args.study, study, args.results)
     if args.action == "table":
@@ -74,6 +99,11 @@ def _work(parser: command.Parser, args: argparse.Namespace) -> int:
     options = options._replace(device=device)
     if backend != "cpu" and not options.dtype:
         options = options._replace(dtype="bfloat16")  # what accelerators are fast at
+    if lent:
+        if args.plan:
+            print("\n".join(lease.plan(options, args.assume)))
+            return 0
+        return lease.run(options, backend)
     if args.plan:
         print("\n".join(queue.listing(args.study, study, options)))
         return 0

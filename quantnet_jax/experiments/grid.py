@@ -145,6 +145,19 @@ class Run(NamedTuple):
         return self.initialization and self.initialization.epochs * self.scale
 
 
+def scaled(study: Study, scale: float) -> Study:
+    """A study whose runs are shorter: a rehearsal, whose results are none."""
+    shorter = lambda starts: tuple(
+        x._replace(epochs=x.epochs * scale, float_epochs=x.float_epochs * scale)
+        for x in starts
+    )
+    return study._replace(
+        initializations=shorter(study.initializations),
+        float_initializations=shorter(study.float_initializations),
+        eval_every=study.eval_every * scale,
+    )
+
+
 def names() -> list[str]:
     """The studies of the folder `sweeps/`.
 

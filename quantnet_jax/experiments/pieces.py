@@ -41,6 +41,7 @@ class Options(NamedTuple):
       jobs: pieces at a time, 0 for the study's number.
       seconds: budget, None for none.
       device: that a piece runs on, as its record names it; '' for any.
+      scale: of the length of every run, 1 but for rehearsals.
     """
 
     folder: str = ""
@@ -51,6 +52,7 @@ class Options(NamedTuple):
     jobs: int = 0
     seconds: float | None = None
     device: str = ""
+    scale: float = 1.0
 
 
 def workdir(name: str, run: Run, options: Options) -> pathlib.Path:

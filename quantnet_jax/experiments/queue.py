@@ -88,6 +88,23 @@ def listing(name: str, study: Study, options: Options) -> list[str]:
     return lines
 
 
+def expected(
+    name: str, study: Study, options: Options, assumed: float
+) -> Iterator[tuple[Run, float]]:
+    """What can begin now or next, with its seconds.
+
+    Args:
+      name: of the study.
+      study: what is run.
+      options: of this machine.
+      assumed: seconds of a run that nothing tells the length of.
+    """
+    records = results.of_study(name, study, options.results)
+    for run in wanted(study, records, options.only):
+        if not grid.record_of(records, run):
+            yield run, estimate(records, run, options.device) or assumed
+
+
 def mislabelled(name: str, study: Study, options: Options) -> Iterator[str]:
     """One line for each record that other settings than the present ones made."""
     records = results.of_study(name, study, options.results)
@@ -168,6 +185,7 @@ def command(name: str, piece: Run, options: Options) -> list[str]:
     words = [sys.executable, "-m", "quantnet_jax.experiments", "one", name]
     words += [f"--run={piece.label}", f"--folder={options.folder}"]
     words += [f"--dtype={options.dtype}"] if options.dtype else []
+    words += [f"--scale={options.scale}"] if options.scale != 1.0 else []
     return [*words, f"--results={options.results}", f"--work={options.work}"]
 
 
