@@ -42,6 +42,7 @@ from quantnet_jax.core.quantizer import (
 from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
 from quantnet_jax.quantizers.ausn import ausn
 from quantnet_jax.quantizers.bitat import bitat
+from quantnet_jax.quantizers.bitnet import bitnet
 from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.cpq import cpq, dropbits
 from quantnet_jax.quantizers.direct import direct
@@ -124,6 +125,7 @@ __all__ = [
     "binaryconnect",
     "bit_planes",
     "bitat",
+    "bitnet",
     "chain",
     "clipped_ste",
     "combine",

@@ -132,7 +132,7 @@ def all_layers() -> dict[str, Row]:
 
 
 def more_bits() -> dict[str, Row]:
-    """Every member that offers 2 to 4 bits, and TWN."""
+    """Every member that offers 2 to 4 bits, and the ternary ones."""
     rows = family(())
     for bits in (2, 3, 4):
         for name in ("quantnet", "tanh_sign", "lsq", "dorefa", "lq_nets", "pact"):
@@ -141,7 +141,7 @@ def more_bits() -> dict[str, Row]:
         planes = {"quantizer.quantnet.bits": bits}
         planes["quantizer.quantnet.multibit"] = "planes"
         rows[f"quantnet, {bits} planes"] = Row("quantnet", planes)
-    return rows | {"twn": Row("twn")}
+    return rows | {"twn": Row("twn"), "bitnet": Row("bitnet")}
 
 
 def ablation() -> dict[str, Row]:

@@ -186,6 +186,21 @@ def test_twn(threshold):
     assert 0 < len(kept) < w.size
 
 
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+def test_bitnet(per):
+    """Halves are rounded to even; a channel of zeros stays zero."""
+    w, g = weights(), normal(1, SHAPE)
+    w[..., 1] = 0.0
+    size = np.abs(w.astype(np.float64))
+    axes = tuple(range(w.ndim - 1)) if per == "channel" else None
+    a = np.mean(size, axis=axes, keepdims=True)
+    soft, dw, _ = results(create("bitnet", per=per), (), w, g)
+    wanted = np.where(size > a / 2, np.sign(w), 0.0) * a
+    close(soft, wanted)
+    np.testing.assert_array_equal(dw, g)
+    assert set(np.sign(wanted).flat) == {-1, 0, 1}
+
+
 # LQ-Nets, ProxQuant
 
 

@@ -35,6 +35,7 @@ SHAPE = (2, 2, 4, 6)
 """Of which QuantNet's layers become 4x4 matrices, all compiled once."""
 OPTIONS = {
     "binary_ste": [{"per": "tensor"}],
+    "bitnet": [{"per": "channel"}],
     "xnor": [{"per": "tensor"}],
     "irnet": [{"t": exponential(0.1, 10.0, 10)}],
     "recu": [{"progress": linear(0.0, 1.0, 10)}],

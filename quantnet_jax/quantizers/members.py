@@ -11,6 +11,7 @@ from quantnet_jax.core.limits import Number, limits_of
 from quantnet_jax.core.quantizer import Quantizer, identity
 from quantnet_jax.quantizers.ausn import ausn
 from quantnet_jax.quantizers.bitat import bitat
+from quantnet_jax.quantizers.bitnet import bitnet
 from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.cpq import cpq, dropbits
 from quantnet_jax.quantizers.direct import direct
@@ -106,6 +107,7 @@ MEMBERS: dict[str, Member] = {
         idempotent=False,
     ),
     "twn": Member(twn, "hard", fixed_bits=2),
+    "bitnet": Member(bitnet, "hard", idempotent=False, fixed_bits=2),
     "lsq": Member(
         lsq,
         "hard",
