@@ -9,6 +9,7 @@ import re
 import struct
 import tarfile
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def damage(folder, case):
         return str(label), "found 18 bytes, expected 19"
     if case == "too long":
         label.write_bytes(content + b"\0")
-        return str(label), "found 20 bytes, expected 19"
+        return str(label), "found more than 19 bytes, expected 19"
     if case == "header only":
         label.write_bytes(content[:6])
         return str(label), "found 6 bytes, expected at least 8"
@@ -176,9 +177,9 @@ def damage(folder, case):
     if case == "truncated gzip":
         image.write_bytes(image.read_bytes()[:-20])
         return str(image), "broken gzip"
-    if case == "not gzip":
-        image.write_bytes(plain)
-        return str(image), "broken gzip"
+    if case == "short gzip":
+        image.write_bytes(gzip.compress(plain[:-1]))
+        return str(image), "found 477 bytes, expected 478"
     if case == "flipped bit":
         raw = bytearray(image.read_bytes())
         raw[-5] ^= 1  # in the stored CRC
@@ -202,7 +203,7 @@ def damage(folder, case):
         "empty",
         "wrong magic",
         "truncated gzip",
-        "not gzip",
+        "short gzip",
         "flipped bit",
         "label range",
         "fewer labels",
@@ -215,6 +216,93 @@ def test_damaged_idx_files(case, mnist_folder):
         data.load("mnist", folder)
     text = one_line(error)
     assert path in text and says in text
+
+
+def spelled(folder, case):
+    """Stores the same files in one of the ways that tools leave."""
+    for path in list(folder.iterdir()):
+        content, name = path.read_bytes(), path.name.removesuffix(".gz")
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        path.unlink()
+        if case == "unpacked by a browser":
+            (folder / f"{name}.gz").write_bytes(content)
+        elif case == "packed under the plain name":
+            (folder / name).write_bytes(gzip.compress(content))
+        elif case == "with a dot":
+            (folder / name.replace("-idx", ".idx")).write_bytes(content)
+        elif case == "in folders":
+            (folder / name).mkdir()
+            (folder / name / name.replace("-idx", ".idx")).write_bytes(content)
+        elif case == "in an archive":
+            with tarfile.open(folder.parent / "mnist.tar", "a") as archive:
+                info = tarfile.TarInfo(f"mnist/{name.replace('-idx', '.idx')}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return folder.parent / "mnist.tar" if case == "in an archive" else folder
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "unpacked by a browser",
+        "packed under the plain name",
+        "with a dot",
+        "in folders",
+        "in an archive",
+    ],
+)
+def test_files_as_tools_leave_them(case, mnist_folder, tmp_path_factory):
+    folder, values = mnist_folder
+    place = tmp_path_factory.mktemp("tools") / "mnist"
+    folder.rename(place)
+    found = data.load("mnist", spelled(place, case))
+    np.testing.assert_array_equal(found.train_image[..., 0], values["train"][0])
+    np.testing.assert_array_equal(found.test_label, values["t10k"][1])
+    place.mkdir(exist_ok=True)
+    place.rename(folder)
+
+
+def zeros(path, size):
+    """A gzip file of zeros behind an idx header that says three images."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(idx_file(0x803, (3, 6, 7), [0] * 126))
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+
+
+@pytest.mark.parametrize("case", ["gzip", "sparse", "header", "member", "archive"])
+def test_memory_is_bounded_by_what_the_format_says(case, mnist_folder):
+    folder, _ = mnist_folder
+    path, form = folder / "train-images-idx3-ubyte.gz", None
+    if case == "gzip":
+        zeros(path, 1 << 28)
+        says = "found more than 142 bytes, expected 142"
+    elif case == "sparse":
+        path.unlink()
+        with open(path.with_suffix(""), "wb") as file:
+            file.write(idx_file(0x803, (3, 6, 7), [0] * 126))
+            file.truncate(1 << 40)
+        says = "found more than 142 bytes, expected 142"
+    elif case == "header":
+        header = idx_file(0x803, (2**32 - 1, 2**16, 2**16), [0] * 9)
+        path.write_bytes(gzip.compress(header))
+        says = "its header says .* bytes, expected at most"
+    else:
+        folder, form = folder / "cifar-10-binary.tar", TINY_CIFAR10
+        name = "test_batch.bin" if case == "member" else "notes.txt"
+        info = tarfile.TarInfo(name)
+        info.size = 12 << 30
+        with open(folder, "wb") as file:
+            file.write(info.tobuf(tarfile.PAX_FORMAT))
+            file.truncate(12 << 30)
+        says = "found more than" if case == "member" else "unpacks to more than"
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=says) as error:
+        formats.read_cifar(folder, form) if form else data.load("mnist", folder)
+    one_line(error)
+    assert tracemalloc.get_traced_memory()[1] < 3e7
+    tracemalloc.stop()
 
 
 def test_train_and_test_of_two_sizes(mnist_folder):

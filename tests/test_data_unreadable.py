@@ -1,5 +1,6 @@
 """Examples that cannot be read: replaced or masked out, counted, named, refused."""
 
+import io
 import pathlib
 import shutil
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jpegs import Damaged, ListSource, make_jpeg
+from PIL import Image
 from tiny import tiny_config
 
 from quantnet_jax import config as config_lib
@@ -38,6 +40,24 @@ def warnings(monkeypatch):
     log = lambda message, *args: lines.append(message % args)
     monkeypatch.setattr(streaming.logging, "warning", log)
     return lines
+
+
+@pytest.mark.parametrize(
+    ("size", "says"), [((65500, 1), "16768000 x 256"), ((9000, 9000), "9000 x 9000")]
+)
+def test_images_that_would_take_much_memory_are_unreadable(size, says, good, warnings):
+    content = io.BytesIO()
+    Image.new("L", size).save(content, "JPEG")
+    with pytest.raises(OSError, match=f"{says} pixels, expected at most 67108864"):
+        jpeg.decode_eval(content.getvalue(), 224, 256)
+    met = data.Unreadable(1)
+    args = dict(batch_size=4, size=224, resize=256, threads=1, unreadable=met)
+    stream = data.eval_stream(Damaged(good, {3: content.getvalue()}), **args)
+    assert sum(batch["mask"].sum() for batch in stream) == 10
+    assert met.count == 1 and says in warnings[0]
+    if size == (9000, 9000):
+        with pytest.raises(OSError, match=says):
+            jpeg.decode_train(content.getvalue(), 8, seed=0, position=0)
 
 
 def take(stream, count):
@@ -113,7 +133,7 @@ def test_without_a_counter_none_is_allowed():
         next(stream)
     source = ListSource([{"image": make_jpeg(60, 60, 0)[:400], "label": 0}])
     stream = data.train_stream(source, batch_size=1, seed=0, size=8, threads=1)
-    with pytest.raises(ValueError, match="no readable image .*expected a JPEG"):
+    with pytest.raises(ValueError, match="no readable image .*expected an image"):
         next(stream)
 
 
@@ -148,7 +168,7 @@ def test_many_of_them_are_summed_up(warnings):
     source = ListSource([{"image": b"", "label": 0}] * 8)
     met = data.Unreadable(6)
     met.add(source, range(6))
-    with pytest.raises(ValueError, match="example 2: .*; and 4 more; prepare") as error:
+    with pytest.raises(ValueError, match="example 2: .*; and 4 more; mend") as error:
         met.add(source, [0, 6])
     assert "example 3" not in str(error.value)
     with pytest.raises(ValueError, match="max_unreadable=-1"):

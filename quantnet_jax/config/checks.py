@@ -187,7 +187,7 @@ def _check_open(section: str, config: dict, find: Callable[[str], Callable]) -> 
 def _check_data(c: dict) -> None:
     streamed = c["name"] in STREAMED or c["name"].startswith(TFDS)
     if not streamed:
-        known = (*data.NAMES, *STREAMED)
+        known = (*data.NAMES, data.FOLDER, *STREAMED)
         if c["name"] not in known:
             near = nearest(c["name"], (*known, f"{TFDS}NAME"))
             raise ValueError(f"data.name={show(c['name'])}{near}")
@@ -204,10 +204,14 @@ def _check_data(c: dict) -> None:
             "and for data.name='synthetic'"
         )
     for key in ("workers", "max_unreadable"):
-        if c[key] and not streamed:
+        if c[key] and not streamed and c["name"] != data.FOLDER:
             raise ValueError(
                 f"data.{key}={c[key]}: {c['name']!r} is held in memory, use 0"
             )
+    if c["name"] == data.FOLDER and not c["folder"]:
+        raise ValueError(
+            f"data.folder='': data.name={data.FOLDER!r} is read from one, expected it"
+        )
     if c["folder"] and c["name"] in ("bundled", "synthetic"):
         raise ValueError(
             f"data.folder={show(c['folder'])}: data.name={c['name']!r} is not read "
@@ -220,11 +224,12 @@ def _check_data(c: dict) -> None:
                 "data.name='synthetic'"
             )
         largest = 2**26 // max(8, c["image_size"]) ** 2
-        for key in ("train_size", "test_size"):
-            if c[key] > largest:
+        for key, default in data.SYNTHETIC.items():
+            if (c[f"{key}_size"] or default) > largest:
                 raise ValueError(
-                    f"data.{key}={c[key]}, expected at most {largest} synthetic images "
-                    f"of data.image_size={c['image_size'] or 8}"
+                    f"data.{key}_size={c[f'{key}_size'] or default}, expected at most "
+                    f"{largest} synthetic images of data.image_size="
+                    f"{c['image_size'] or 8}"
                 )
 
 

@@ -32,10 +32,12 @@ def base() -> Config:
 
     # Data ------------------------------------------------------------------------
     c.data = ConfigDict()
-    # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, imagenet2012, or
-    # tfds:NAME for another dataset of images that TFDS holds as JPEGs
+    # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, imagenet2012, folder
+    # (images of your own by class), or tfds:NAME for another dataset of JPEGs in TFDS
     c.data.name = "bundled"
-    c.data.folder = ""  # with the original files; '' takes a named dataset from TFDS
+    c.data.folder = (
+        ""  # with the files, or gs://...; '' takes a named dataset from TFDS
+    )
     c.data.train_size = 0  # a stratified part, 0 for all
     c.data.test_size = 0
     c.data.classes = 0  # use only N classes, 0 for all

@@ -18,11 +18,13 @@ from quantnet_jax.data.dataset import (
     subset,
     validation_split,
 )
+from quantnet_jax.data.folders import FOLDER
 from quantnet_jax.data.order import eval_batches, eval_steps, train_indices
 from quantnet_jax.data.sources import (
     CLASSES,
     NAMES,
     STATISTICS,
+    SYNTHETIC,
     load,
     load_part,
     normalization,
@@ -38,8 +40,10 @@ from quantnet_jax.data.tfds_source import load_tfds, source_info
 
 __all__ = [
     "CLASSES",
+    "FOLDER",
     "NAMES",
     "STATISTICS",
+    "SYNTHETIC",
     "Dataset",
     "Unreadable",
     "eval_batches",

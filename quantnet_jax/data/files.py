@@ -1,6 +1,7 @@
 """Reads named files from a folder or a tar archive, with errors that name the file.
 
-Nothing is unpacked to disk, and byte counts are checked before a file is used.
+Nothing is unpacked to disk. What is read is bounded by the size that the format or the
+header of a file says, whatever a compressed file would unpack to.
 """
 
 from __future__ import annotations
@@ -9,12 +10,21 @@ import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+Size = int | Callable[[bytes, str], int]
+"""Bytes of a file, or `(its first bytes, its path) -> bytes`."""
 
 _BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError)
 AGAIN = "the file is truncated or damaged: download it again"
+HEAD = 16
+"""First bytes of a file that say its size."""
+LARGEST = 2**29
+"""Bytes of a file; the largest of MNIST's kind has 47 MB."""
+LARGEST_ARCHIVE = 2**28
+"""Bytes that an archive unpacks to; CIFAR's has 184 MB."""
 
 
 class Blob(NamedTuple):
@@ -25,20 +35,21 @@ class Blob(NamedTuple):
 
 
 def read_members(
-    folder: str | Path,
-    sizes: Mapping[str, int | None],
+    folder: Any,
+    sizes: Mapping[str, Size],
     *,
     subfolder: str = "",
     archives: Sequence[str] = (),
 ) -> dict[str, Blob]:
     """Reads named files from a folder, its subfolder, or a tar archive in it.
 
-    A file may be gzip-compressed as NAME.gz. Single files have priority over an
-    archive. `folder` may be the path of the archive itself.
+    A file NAME-idx3-ubyte may also be NAME.idx3-ubyte, have '.gz' behind, compressed or
+    not, or be in a folder of its own name. Single files have priority over an archive.
+    `folder` may be the path of the archive itself.
 
     Args:
-      folder: where to look.
-      sizes: name -> exact number of bytes expected, or None if the format defines it.
+      folder: where to look; a path object may be of a bucket.
+      sizes: name -> bytes expected.
       subfolder: a folder inside `folder` that is searched too.
       archives: file names of tar archives (plain, gzip or xz) searched in `folder`.
 
@@ -49,10 +60,7 @@ def read_members(
       FileNotFoundError: the folder or a file is missing.
       ValueError: a file has another size, or its compression is broken.
     """
-    try:
-        folder = Path(folder).expanduser()
-    except RuntimeError as error:
-        raise FileNotFoundError(f"{folder}: found no such home: {error}") from error
+    folder = as_folder(folder)
     if folder.is_file():
         return _read_archive(folder, sizes)
     if not folder.is_dir():
@@ -77,59 +85,116 @@ def read_members(
     return {name: _read_file(path, sizes[name]) for name, path in found.items() if path}
 
 
+def as_folder(folder: Any) -> Any:
+    """A path object, '~' expanded; one that is given, perhaps of a bucket, stays.
+
+    Raises:
+      FileNotFoundError: there is no such home.
+    """
+    if not isinstance(folder, str | Path):
+        return folder
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{folder}: found no such home: {error}") from error
+
+
 def _list(names) -> str:
     names = list(names)
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
 
 
-def _loose(folder: Path, subfolder: str, name: str) -> Path | None:
+def _spellings(name: str) -> Iterator[str]:
+    for spelled in dict.fromkeys((name, name.replace("-idx", ".idx"))):
+        yield from (spelled, f"{spelled}.gz")
+
+
+def _loose(folder: Any, subfolder: str, name: str) -> Any:
     for place in (folder, folder / subfolder):
-        for path in (place / name, place / f"{name}.gz"):
-            if path.is_file():
-                return path
+        spelled = [place / spelling for spelling in _spellings(name)]
+        own = [path for path in spelled if path.is_dir()]  # as some tools unpack
+        spelled += [path / spelling for path in own for spelling in _spellings(name)]
+        if files := [path for path in spelled if path.is_file()]:
+            return files[0]
     return None
 
 
-def _check_size(path: str, found: int, expected: int | None) -> None:
-    if expected is not None and found != expected:
-        raise ValueError(f"{path}: found {found} bytes, expected {expected}; {AGAIN}")
-
-
-def _read_file(path: Path, size: int | None) -> Blob:
-    if path.suffix != ".gz":
-        _check_size(str(path), path.stat().st_size, size)
-        return Blob(path.read_bytes(), str(path))
-    try:
-        with gzip.open(path) as stream:
-            content = stream.read()
-    except _BROKEN as error:
+def _read(stream: Any, size: Size, path: str) -> bytes:
+    """The content of a stream, which has to have that size."""
+    head = stream.read(HEAD)
+    expected = size if isinstance(size, int) else size(head, path)
+    if expected > LARGEST:
         raise ValueError(
-            f"{path}: found broken gzip data ({error}), expected a complete gzip file; "
-            f"{AGAIN}"
-        ) from error
-    _check_size(str(path), len(content), size)
-    return Blob(content, str(path))
+            f"{path}: its header says {expected} bytes, expected at most {LARGEST}; "
+            "this is another file"
+        )
+    content = head + stream.read(max(0, expected + 1 - len(head)))
+    if (found := len(content)) != expected:
+        more = f"more than {expected}" if found > expected else found
+        raise ValueError(f"{path}: found {more} bytes, expected {expected}; {AGAIN}")
+    return content
 
 
-def _read_archive(path: Path, sizes: Mapping[str, int | None]) -> dict[str, Blob]:
+def _read_file(path: Any, size: Size) -> Blob:
+    with path.open("rb") as file:
+        # By content: some browsers unpack what they download, and keep the '.gz'.
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not packed:
+            return Blob(_read(file, size, str(path)), str(path))
+        try:
+            with gzip.open(file) as stream:
+                return Blob(_read(stream, size, str(path)), str(path))
+        except _BROKEN as error:
+            raise ValueError(
+                f"{path}: found broken gzip data ({error}), expected a complete gzip "
+                f"file; {AGAIN}"
+            ) from error
+
+
+class _Bounded:
+    """A stream that ends with an error where it is longer than an archive may be."""
+
+    def __init__(self, stream: Any, path: str):
+        self._stream, self._path, self._left = stream, path, LARGEST_ARCHIVE
+
+    def read(self, size: int) -> bytes:
+        found = self._stream.read(size)
+        self._left -= len(found)
+        if self._left < 0:
+            raise ValueError(
+                f"{self._path}: the archive unpacks to more than {LARGEST_ARCHIVE} "
+                "bytes; this is another file"
+            )
+        return found
+
+
+def _unpacked(file: Any) -> Any:
+    magic = file.read(6)
+    file.seek(0)
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.open(file)
+    return lzma.open(file) if magic == b"\xfd7zXZ\x00" else file
+
+
+def _read_archive(path: Any, sizes: Mapping[str, Size]) -> dict[str, Blob]:
     """One pass over a tar archive; members are matched by their last name."""
     out: dict[str, Blob] = {}
+    named = {spelled: name for name in sizes for spelled in _spellings(name)}
     try:
-        # "r|*" streams: a seek in an xz file would decompress it a second time.
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = member.name.rsplit("/", 1)[-1]
-                if name not in sizes or name in out or not member.isfile():
-                    continue
-                shown = f"{path}:{member.name}"
-                _check_size(shown, member.size, sizes[name])
-                stream = archive.extractfile(member)
-                content = stream.read() if stream else b""
-                _check_size(shown, len(content), member.size)
-                out[name] = Blob(content, shown)
-                if len(out) == len(sizes):
-                    break
+        with path.open("rb") as file:
+            # "r|" streams: a seek in an xz file would decompress it a second time.
+            bounded: Any = _Bounded(_unpacked(file), str(path))
+            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+                for member in archive:
+                    name = named.get(member.name.rsplit("/", 1)[-1])
+                    if name is None or name in out or not member.isfile():
+                        continue
+                    shown, stream = f"{path}:{member.name}", archive.extractfile(member)
+                    out[name] = Blob(_read(stream, sizes[name], shown), shown)
+                    if len(out) == len(sizes):
+                        break
     except _BROKEN as error:
         raise ValueError(
             f"{path}: found a broken archive ({error}), expected a complete tar, "

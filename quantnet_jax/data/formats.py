@@ -6,6 +6,7 @@ http://yann.lecun.com/exdb/mnist and https://www.cs.toronto.edu/~kriz/cifar.html
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantnet_jax.data.dataset import check_labels
-from quantnet_jax.data.files import AGAIN, Blob, read_members
+from quantnet_jax.data.files import AGAIN, Blob, Size, read_members
 
 
 def parse_idx(blob: Blob, ndim: int) -> np.ndarray:
@@ -34,6 +35,18 @@ def parse_idx(blob: Blob, ndim: int) -> np.ndarray:
       array([7, 9], dtype=uint8)
     """
     content, path = blob
+    shape = _idx_shape(content, path, ndim)
+    expected = 4 + 4 * ndim + math.prod(shape)
+    if len(content) != expected:
+        raise ValueError(
+            f"{path}: found {len(content)} bytes, expected {expected} (header and "
+            f"{' x '.join(map(str, shape))} bytes); {AGAIN}"
+        )
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _idx_shape(content: bytes, path: str, ndim: int) -> list[int]:
+    """The shape in the header of an idx file, of whose content the begin suffices."""
     magic = bytes([0, 0, 8, ndim])  # 8: unsigned byte
     if content[:4] != magic:
         raise ValueError(
@@ -47,14 +60,11 @@ def parse_idx(blob: Blob, ndim: int) -> np.ndarray:
             f"{path}: found {len(content)} bytes, expected at least {header} (the idx "
             f"header); {AGAIN}"
         )
-    shape = [int(n) for n in np.frombuffer(content, ">u4", ndim, 4)]
-    expected = header + int(np.prod(shape, dtype=object))
-    if len(content) != expected:
-        raise ValueError(
-            f"{path}: found {len(content)} bytes, expected {expected} (header and "
-            f"{' x '.join(map(str, shape))} bytes); {AGAIN}"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return [int(n) for n in np.frombuffer(content, ">u4", ndim, 4)]
+
+
+def _idx_size(ndim: int) -> Size:
+    return lambda head, path: 4 + 4 * ndim + math.prod(_idx_shape(head, path, ndim))
 
 
 def read_idx(
@@ -64,7 +74,7 @@ def read_idx(
 
     Args:
       folder: holds {train,t10k}-{images-idx3,labels-idx1}-ubyte, each with or
-        without .gz.
+        without .gz, or spelled as `read_members` says.
       classes: number of classes.
       archives: see `read_members`.
 
@@ -81,7 +91,8 @@ def read_idx(
         for part in ("train", "t10k")
         for kind in ("images-idx3", "labels-idx1")
     ]
-    blobs = read_members(folder, dict.fromkeys(names), archives=archives)
+    sizes = {name: _idx_size(3 if "images" in name else 1) for name in names}
+    blobs = read_members(folder, sizes, archives=archives)
     out = []
     for image_name, label_name in (names[:2], names[2:]):
         image = parse_idx(blobs[image_name], 3)

@@ -23,6 +23,16 @@ _LOCAL = threading.local()  # the generator of each thread
 _BILINEAR = 2  # PIL.Image.Resampling.BILINEAR; Pillow widens it when it shrinks
 
 
+LARGEST = 2**26
+"""Pixels of an image, also where it is resized before a crop."""
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises OSError, as for a damaged image, where it takes too much memory."""
+    if width * height > LARGEST:
+        raise OSError(f"{width} x {height} pixels, expected at most {LARGEST}")
+
+
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     """A random crop: area 8 to 100 %, aspect ratio 3/4 to 4/3 (log-uniform).
 
@@ -78,8 +88,13 @@ def decode(content: bytes, box: Callable[[int, int], Box], size: int) -> np.ndar
     Raises:
       OSError: the image is damaged.
     """
-    out = turbo.decode(content, box, size)
-    return _decode(content, box, size) if out is None else out
+
+    def checked(width: int, height: int) -> Box:
+        check_size(width, height)
+        return box(width, height)
+
+    out = turbo.decode(content, checked, size)
+    return _decode(content, checked, size) if out is None else out
 
 
 def _open(content: bytes):
@@ -126,17 +141,21 @@ def decode_eval(content: bytes, size: int, resize: int) -> np.ndarray:
     Args:
       content: an encoded image.
       size: height and width of the result, at most `resize`.
-      resize: length of the shorter side before the crop.
+      resize: length of the shorter side before the crop; 0: as it is.
 
     Returns:
       uint8 [size, size, 3].
 
     Raises:
-      OSError: the image is damaged.
+      OSError: the image is damaged or too large.
     """
-    image = _open(content).convert("RGB")
-    short = min(image.size)
+    image = _open(content)
+    check_size(*image.size)
+    image, short = image.convert("RGB"), min(image.size)
+    if not resize:
+        return np.asarray(image)
     width, height = (resize * side // short for side in image.size)
+    check_size(width, height)  # of a narrow image it may be huge
     image = image.resize((width, height), _BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))

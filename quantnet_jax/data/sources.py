@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quantnet_jax.data import folders
 from quantnet_jax.data.dataset import (
     Dataset,
     check,
@@ -21,6 +22,8 @@ from quantnet_jax.data.tfds_source import load_tfds
 
 NAMES = ("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "synthetic")
 
+SYNTHETIC = {"train": 256, "test": 64}
+"""Numbers of images of `synthetic` by default."""
 BUNDLED_FILE = Path(__file__).parent / "bundled" / "fashion_mnist_12k.tar.xz"
 
 _FASHION = (
@@ -156,8 +159,8 @@ def normalization(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...
 
 def synthetic(
     *,
-    train: int = 256,
-    test: int = 64,
+    train: int = SYNTHETIC["train"],
+    test: int = SYNTHETIC["test"],
     size: int = 8,
     channels: int = 3,
     classes: int = 4,
@@ -197,20 +200,27 @@ def synthetic(
 
     def part(count):
         label = rng.permutation(np.arange(count, dtype=np.int32) % classes)
-        noise = rng.normal(0, 30, (count, size, size, channels))
-        return np.clip(pattern[label] + noise, 0, 255).astype(np.uint8), label
+        image = np.empty((count, size, size, channels), np.uint8)
+        for i, c in enumerate(label):  # one by one: floats take eight times the memory
+            noise = rng.normal(0, 30, image.shape[1:])
+            image[i] = np.clip(pattern[c] + noise, 0, 255)
+        return image, label
 
     names = tuple(f"class_{c}" for c in range(classes))
     return check(Dataset(*part(train), *part(test), classes=names, name="synthetic"))
 
 
-def load_part(c: Any, named: Callable) -> Dataset:
+def load_part(c: Any, named: Callable, folder: Any = None) -> Dataset:
     """The in-memory dataset of `config.data`, or the subset that it describes.
 
     Args:
       c: the section, with `name`, `folder`, `train_size`, `test_size`, `classes`,
         `first_class`, `validation_size` and `image_size`.
       named: context manager `(key, **arguments)` that names the key in errors.
+      folder: path object of `c.folder`, perhaps of a bucket.
+
+    Returns:
+      The dataset; of 'folder' with paths in the place of images.
     """
     if c.name == "synthetic":  # generated at that size
         wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
@@ -218,7 +228,9 @@ def load_part(c: Any, named: Callable) -> Dataset:
         return _held_out(synthetic(**{k: v for k, v in wanted.items() if v}), c, named)
     key = "folder" if c.folder else "name"
     with named(f"data.{key}={c[key]!r:.200}"):
-        dataset = load(c.name, c.folder or None)
+        where = c.folder or None if folder is None else folder
+        own = c.name == folders.FOLDER
+        dataset = folders.listing(where) if own else load(c.name, where)
     if c.train_size or c.test_size or c.classes:
         keys = {"train": "data.train_size", "test": "data.test_size"}
         with named("data", **keys, classes="data.classes"):
@@ -235,6 +247,11 @@ def _held_out(dataset: Dataset, c: Any, named: Callable) -> Dataset:
     if c.validation_size:
         with named("data.validation_size", size="data.validation_size"):
             dataset = validation_split(dataset, c.validation_size)
+    if not len(dataset.test_label):
+        raise ValueError(
+            f"data.folder={c.folder!r}: no folder {' or '.join(folders.TEST)} beside "
+            "'train'; expected one, or data.validation_size above 0"
+        )
     if len(dataset.train_label) < len(dataset.classes):
         key = next((k for k in ("train_size", "classes") if c[k]), "name")
         raise ValueError(

@@ -86,7 +86,7 @@ class Unreadable:
             raise ValueError(
                 f"{self.count} unreadable examples, expected at most "
                 f"data.max_unreadable={self.limit}: {'; '.join(listed)}"
-                f"{f'; and {more} more' if more else ''}; prepare the dataset again"
+                f"{f'; and {more} more' if more else ''}; mend or remove them"
             )
 
 
@@ -98,10 +98,10 @@ def _reason(source: Any, row: int) -> str:
         return one_line(error)
     content = example["image"]
     try:
-        decode_eval(content, 1, 1)
+        decode_eval(content, 224, 256)
     except Exception as error:
         found = f"found {len(content)} bytes that are no readable image"
-        return f"{found} ({one_line(error)}), expected a JPEG"
+        return f"{found} ({one_line(error)}), expected an image"
     return "readable at the second try"
 
 

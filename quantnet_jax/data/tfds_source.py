@@ -87,11 +87,13 @@ def source_info(source: Any) -> dict[str, list[str]]:
     """JSON data of an opened split, for a task.
 
     Args:
-      source: of `open_split`.
+      source: of `open_split`, or `folders.Files`.
 
     Returns:
       {'classes': names}; name i belongs to label i.
     """
+    if hasattr(source, "classes"):
+        return {"classes": list(source.classes)}
     return {"classes": list(source.dataset_info.features["label"].names)}
 
 
@@ -105,6 +107,8 @@ def name_row(source: Any, row: int) -> str:
     Returns:
       As "example 7 of 'train' (record 7 of NAME.array_record-00000-of-00001)".
     """
+    if hasattr(source, "name"):
+        return source.name(row)
     split = getattr(source, "split", None)
     splits = getattr(getattr(source, "dataset_info", None), "splits", {})
     if not isinstance(split, str) or split not in splits:

@@ -10,6 +10,8 @@ import numpy as np
 from quantnet_jax import data as qdata
 from quantnet_jax.config import Config
 from quantnet_jax.config.checks import STREAMED, TFDS
+from quantnet_jax.core import files
+from quantnet_jax.data import folders
 from quantnet_jax.distributed.runners import Runner
 from quantnet_jax.training.build_check import named
 
@@ -55,21 +57,49 @@ def make_feed(config: Config, runner: Runner) -> Feed:
     """The feed that `config.data` describes, for this process.
 
     A name of `data.NAMES` is held in memory; 'imagenet2012', and 'tfds:NAME' for any
-    other TFDS dataset of images, is streamed.
+    other TFDS dataset of images, is streamed; 'folder' is either, by its size.
 
     Raises:
       FileNotFoundError, ValueError: a file is missing or damaged, or the set does not
         fit the configuration.
     """
-    name = config.data.name
-    if name in STREAMED or name.startswith(TFDS):
-        return _streamed(config, runner, name.removeprefix(TFDS))
-    return _in_memory(config, runner)
-
-
-def _in_memory(config: Config, runner: Runner) -> Feed:
     c = config.data
-    dataset = qdata.load_part(c, named)
+    unreadable = qdata.Unreadable(c.max_unreadable)  # of both splits together
+    if c.name in STREAMED or c.name.startswith(TFDS):
+        name, folder = c.name.removeprefix(TFDS), c.folder or None
+        with named(f"data.name={c.name!r}, data.folder={c.folder!r}", name="data.name"):
+            parts = ("train", "validation")
+            sources = [qdata.load_source(name, part, folder) for part in parts]
+        return _streamed(config, runner, *sources, unreadable)
+    with named(f"data.folder={c.folder!r}"):
+        folder = files.as_path(c.folder) if files.in_bucket(c.folder) else None
+    dataset = qdata.load_part(c, named, folder)
+    if c.name == qdata.FOLDER:
+        with named(f"data.folder={c.folder!r:.200}"):
+            if _fits(dataset, c.image_size):
+                dataset = folders.decoded(dataset, c.image_size, unreadable)
+            else:
+                sources = folders.sources(dataset)
+                return _streamed(config, runner, *sources, unreadable)
+    return _in_memory(config, runner, dataset)
+
+
+def _fits(paths: qdata.Dataset, size: int) -> bool:
+    """Whether the decoded images of a folder are held in memory."""
+    height, width = (size, size) if size else folders.first_size(paths)
+    count = len(paths.train_label) + len(paths.test_label)
+    if (needed := count * height * width * 3) <= folders.IN_MEMORY:
+        return True
+    if not size:
+        raise ValueError(
+            f"{count} images of {width} x {height} pixels take {needed / 1e9:.1f} GB; "
+            "set data.image_size, to stream crops of that size"
+        )
+    return False
+
+
+def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
+    c = config.data
     shape = dataset.train_image.shape[1:]
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
         raise ValueError(
@@ -141,13 +171,11 @@ def _prepare(config: Config, mean, std, *, pad: int) -> Callable:
     return prepare
 
 
-def _streamed(config: Config, runner: Runner, name: str) -> Feed:
+def _streamed(
+    config: Config, runner: Runner, train_source, test_source, unreadable
+) -> Feed:
     c = config.data
     size = c.image_size or 224
-    with named(f"data.name={c.name!r}, data.folder={c.folder!r}", name="data.name"):
-        train_source = qdata.load_source(name, "train", c.folder or None)
-        test_source = qdata.load_source(name, "validation", c.folder or None)
-    unreadable = qdata.Unreadable(c.max_unreadable)  # of both splits together
     mean, std = qdata.STATISTICS["imagenet2012"]  # of photographs in general
     common = {
         "size": size,
