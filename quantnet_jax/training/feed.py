@@ -69,8 +69,8 @@ def make_feed(config: Config, runner: Runner) -> Feed:
         name, folder = c.name.removeprefix(TFDS), c.folder or None
         with named(f"data.name={c.name!r}, data.folder={c.folder!r}", name="data.name"):
             parts = ("train", "validation")
-            sources = [qdata.load_source(name, part, folder) for part in parts]
-        return _streamed(config, runner, *sources, unreadable)
+            train, test = (qdata.load_source(name, part, folder) for part in parts)
+        return _streamed(config, runner, train, test, unreadable)
     with named(f"data.folder={c.folder!r}"):
         folder = files.as_path(c.folder) if files.in_bucket(c.folder) else None
     dataset = qdata.load_part(c, named, folder)
@@ -79,8 +79,8 @@ def make_feed(config: Config, runner: Runner) -> Feed:
             if _fits(dataset, c.image_size):
                 dataset = folders.decoded(dataset, c.image_size, unreadable)
             else:
-                sources = folders.sources(dataset)
-                return _streamed(config, runner, *sources, unreadable)
+                train, test = folders.sources(dataset)
+                return _streamed(config, runner, train, test, unreadable)
     return _in_memory(config, runner, dataset)
 
 
