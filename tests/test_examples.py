@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from util import noisy, normal
 
 import quantnet_jax as qn
 from examples import binarize_your_model as example
-from examples import vit
+from examples import flax_tutorial_cnn, gpt, vit
 
 OPTIONS = "--train-size=160 --test-size=60 --batch-size=16 --epochs=3"
 
@@ -122,3 +123,55 @@ def test_a_loop_and_a_scan_of_layers_have_the_same_hard_logits():
     np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
     _, one_scale_for_all = hard_logits(scan, stacked, images)
     assert np.abs(one_scale_for_all - wanted).max() > 0.1
+
+
+# nnx
+
+
+def test_flax_tutorial_cnn_is_trained_and_saved(tmp_path, monkeypatch):
+    few = qn.data.subset(qn.data.load("bundled"), 64, 40)
+    monkeypatch.setattr(qn.data, "load", lambda name: few)
+    with jax.numpy_dtype_promotion("standard"):
+        gap, predictor = flax_tutorial_cnn.main(8, 16, tmp_path / "cnn.safetensors")
+        logits = predictor(few.test_image.astype("f4") / 255)
+    hard, state = qn.deploy.unpack_tree(predictor.params)
+    kernels = {k: x["kernel"] for k, x in hard.items() if "kernel" in x}
+    quantized = {k for k, x in kernels.items() if isinstance(x, qn.QTensor)}
+    assert quantized == {"conv2", "dense1"}
+    assert np.abs(state["norm1"]["mean"]).max() > 0
+    found = np.mean(logits.argmax(-1) == few.test_label)
+    np.testing.assert_allclose(found, gap.hard, atol=1e-6)
+    source = inspect.getsource(flax_tutorial_cnn)
+    lines = [x for x in source[source.index("class CNN") :].splitlines() if x.strip()]
+    assert len(lines) <= 40
+
+
+TINY = "--part=0.03 --steps=20 --context=8 --size=16 --layers=2 --generate=12"
+
+
+@pytest.mark.parametrize("method", ["bitnet", "quantnet"])
+def test_gpt_generates_from_its_file_what_the_hard_tree_does(method, tmp_path, capsys):
+    path = tmp_path / "gpt.safetensors"
+    words = [*TINY.split(), f"--method={method}", f"--out={path}"]
+    with jax.numpy_dtype_promotion("standard"):
+        result = gpt.main(words)
+        hard, apply = qn.dequantize_tree(result["hard tree"]), jax.jit(result["apply"])
+        made = gpt.generate(lambda x: apply(hard, x), result["made"][:8], 12, 8)
+    assert result["hard"] < 7 and math.isfinite(result["soft"])  # bits of a character
+    assert result["bytes"] == path.stat().st_size < 0.5 * result["float bytes"]
+    assert made == result["made"] and len(set(made[8:])) > 1
+    loaded = qn.load(path, apply=result["apply"])
+    chex.assert_trees_all_equal(
+        qn.deploy.unpack_tree(loaded.params), jax.device_get(result["hard tree"])
+    )
+    assert f"hard  {result['hard']:.3f} bits a character" in capsys.readouterr().out
+    kernels = result["hard tree"]["blocks"][0]
+    values = {"bitnet": 3, "quantnet": 2}[method]
+    assert kernels["qkv"]["kernel"].levels.shape == (values,)
+
+
+def test_gpt_refuses_a_text_that_is_too_short(tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("To be")
+    with pytest.raises(SystemExit):
+        gpt.main([f"--text={tmp_path / 'short.txt'}"])
+    assert "5 characters, too few" in capsys.readouterr().err
