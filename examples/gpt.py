@@ -4,7 +4,7 @@
     python examples/gpt.py --method=quantnet --text=tinyshakespeare.txt
 
 All matrix products of the blocks are quantized; embeddings (the head is the embedding
-of the characters), positions and LayerNorms stay float. The network and the optimizer are
+of the characters), positions and LayerNorms stay float. Network and optimizer are
 nanoGPT's smallest. Text: the help pages of Python, or a file.
 """
 

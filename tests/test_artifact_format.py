@@ -12,7 +12,9 @@ import pytest
 from util import normal
 
 import quantnet_jax as qn
-from quantnet_jax import deploy, models
+from quantnet_jax import deploy
+from quantnet_jax.deploy.artifact import FORMAT
+from quantnet_jax.models.layers import kernel_rule
 
 pytestmark = pytest.mark.optimized
 
@@ -41,7 +43,7 @@ def make_file(path, spec):
     draw = lambda shape: rng.normal(size=shape) if shape else 0.7  # that of a site
     random = lambda x: jnp.asarray(draw(x.shape), jnp.float32)
     params = jax.tree.map(random, shapes)
-    rules = [qn.Rule(models.layers.kernel_rule("inner"), qn.binary_ste())]
+    rules = [qn.Rule(kernel_rule("inner"), qn.binary_ste())]
     q = qn.tree_quantizer(rules, params)
     deploy.save(path, q.hard(q.init(jax.random.key(0), params), params), spec)
 
@@ -95,7 +97,7 @@ def test_values_of_an_own_tree(decoder, tmp_path):
     tree["n"] = np.arange(3, dtype=np.int32)
     qn.save(tmp_path / "tree.safetensors", tree)
     spec, found = decoder["read"](tmp_path / "tree.safetensors")
-    assert spec["format"] == deploy.artifact.FORMAT and not spec["plain"]
+    assert spec["format"] == FORMAT and not spec["plain"]
     for name, leaf in {"a": tree["a"], "b/0": tree["b"][0], "c": tree["c"]}.items():
         values, scale = found[name]
         np.testing.assert_array_equal(values * scale, qn.dequantize(leaf))
