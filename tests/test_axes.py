@@ -229,6 +229,7 @@ def test_axes_of_kernels(name):
     assert axes == qn.Axes(out, inputs, stack, tuple(sorted(window)))
 
 
+@pytest.mark.filterwarnings("ignore:rule '.*' claims vectors")
 def test_error_of_a_scale_for_each_unit_is_the_least():
     """By the axes that are found; the units of the comparison are those by hand."""
     params, axes, best = {}, {}, {}

@@ -164,6 +164,35 @@ def test_damaged_latest_checkpoint_falls_back(whole, tmp_path):
     assert_same_run(reference, workdir)
 
 
+def test_damaged_metrics_of_the_latest_checkpoint_fall_back(whole, tmp_path):
+    workdir, _ = whole
+    reference = tmp_path / "reference"
+    shutil.copytree(workdir, reference)
+    metrics = workdir / manager.FOLDER / f"{STEPS:08d}" / "metrics" / "metrics"
+    metrics.write_text("")
+    with pytest.raises(ValueError, match="cannot open the checkpoints"):
+        manager.Checkpoints(workdir, read_only=True)
+    with pytest.warns(UserWarning, match="metrics are damaged .renamed"):
+        train.train(settings(), workdir)
+    assert_same_run(reference, workdir)
+
+
+def test_error_looked_for_is_not_hidden_by_a_stale_workdir(whole):
+    with pytest.raises(SystemExit, match="^error: batch_size=30 is not a positive"):
+        train.train(settings(batch_size=30), whole[0])
+    with pytest.raises(SystemExit, match="seed=0, got 1 .and other task.classif"):
+        changed = settings(seed=1)
+        changed.task.classification.label_smoothing = 0.1
+        train.train(changed, whole[0])
+
+
+def test_wide_gap_in_the_middle_is_explained_once(whole, tmp_path, capsys):
+    log = [r for r in records(whole[0]) if r["kind"] == "eval"]
+    wide = any(abs(r["gap"]) > 0.1 * r["soft"] for r in log[:-1])
+    train.train(settings(), tmp_path / "run")
+    assert capsys.readouterr().err.count("note: the gap is soft - hard") == wide == 1
+
+
 def test_unreadable_folder_of_checkpoints_is_told_in_one_line(whole):
     workdir, _ = whole
     for path in (workdir / manager.FOLDER).glob("*/metrics/*"):

@@ -73,6 +73,13 @@ def test_mixed_containers_keep_their_structure():
     np.testing.assert_array_equal(flatten(hard)["x/0"].codes, tree["x"][0] >= 0)
 
 
+def test_rule_that_claims_biases_too_says_so():
+    params = {"a": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
+    with pytest.warns(UserWarning, match="rule '.*' claims vectors .* 'a/bias'"):
+        tree_quantizer([Rule(".*", binary_ste())], params)
+    tree_quantizer([Rule(".*/bias", binary_ste())], params)  # asked for
+
+
 def test_plan_groups_equal_shapes():
     buckets = plan([Rule(CONVS, clip_sign()), Rule("head/.*", identity())], small_net())
     assert [b.paths for b in buckets] == [PATHS[:2], PATHS[2:], ("head/kernel",)]

@@ -158,7 +158,7 @@ def first_prediction(folder: pathlib.Path) -> str:
 def popcount(folder: pathlib.Path) -> str:
     """The binary convolution over the float one, by instruction set."""
     found = {
-        "AVX2" if "AVX2" in r["xla_flags"] else "VPOPCNTDQ": r
+        "AVX-512 CPU, AVX2 only" if "AVX2" in r["xla_flags"] else "VPOPCNTDQ": r
         for r in results.read("popcount", folder)
     }
     rows = []

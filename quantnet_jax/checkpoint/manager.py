@@ -24,6 +24,7 @@ from quantnet_jax.checkpoint.storage import (
     StorageError,
     check_room,
     check_writable,
+    set_aside_damaged,
     without_warning,
 )
 from quantnet_jax.core.files import as_path, in_bucket, move
@@ -78,6 +79,9 @@ class Checkpoints:
                 f"no checkpoints in workdir {os.fspath(workdir)!r} (expected the folder"
                 f" {self.directory!r}); give the folder of a run that saved one"
             )
+        if not read_only and processes == 1:
+            # Orbax would refuse the whole folder for the metrics of one step.
+            set_aside_damaged(self._path)
         # `best_fn` with `max_to_keep` would delete a newest checkpoint that is not the
         # best; without `best_fn` Orbax does not write the metrics to disk.
         best = policies.BestN(

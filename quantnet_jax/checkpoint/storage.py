@@ -2,15 +2,17 @@
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from quantnet_jax.checkpoint.lease import BUSY, Lease
-from quantnet_jax.core.files import as_path, in_bucket
+from quantnet_jax.core.files import as_path, in_bucket, move
 
 ESTIMATE = 1.1, 1 << 18
 """Size estimate of a checkpoint: factor * array bytes + constant."""
@@ -18,6 +20,7 @@ ESTIMATE = 1.1, 1 << 18
 CAUSES = (  # errors of the disk, not of the program
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.ESTALE),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENXIO),
 )
 
 
@@ -111,13 +114,30 @@ def check_room(folder: str | os.PathLike[str], size: int) -> None:
         )
 
 
+def set_aside_damaged(folder: Any) -> None:
+    """Renames checkpoints whose metrics are no JSON object, unless all are."""
+    steps, bad = [p for p in folder.iterdir() if p.name.isdigit()], []
+    for path in sorted(steps):
+        metrics = path / "metrics" / "metrics"
+        try:
+            found = json.loads(metrics.read_bytes()) if metrics.is_file() else {}
+        except (ValueError, RecursionError):
+            found = None
+        bad += [] if isinstance(found, dict) else [path]
+    for path in bad if len(bad) < len(steps) else ():
+        move(path, path.with_name(f"{path.name}.damaged"))
+        text = f"checkpoint {os.fspath(path)!r}: its metrics are damaged"
+        warnings.warn(f"{text} (renamed to .damaged)", stacklevel=3)
+
+
 def describe(error: OSError) -> str:
     """One line for a storage error, '' for any other."""
     if isinstance(error, StorageError):
         return str(error)
     if error.errno not in CAUSES:
         return ""
-    return f"cannot write {error.filename!r} ({error.strerror})"
+    where = f"{error.filename!r}: " if error.filename else ""  # read or written
+    return f"{where}{error.strerror}"
 
 
 @contextlib.contextmanager

@@ -243,13 +243,15 @@ def check_same(config: Config, saved: dict, whose: str) -> None:
       ValueError: naming the first key that differs and both values.
     """
     old, new = _flat(saved), _flat(json.loads(config.to_json()))
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if a != b and key not in PLACEMENT_KEYS:
-            raise ValueError(
-                f"{whose} was created with {key}={show(a)}, got {show(b)}; choose "
-                "another --workdir, or the configuration of that run"
-            )
+    value = lambda flat, key: flat.get(key, "(absent)")
+    keys = [k for k in sorted(old | new) if value(old, k) != value(new, k)]
+    if keys := [k for k in keys if k not in PLACEMENT_KEYS]:
+        a, b = show(value(old, keys[0])), show(value(new, keys[0]))
+        others = f" (and other {', '.join(keys[1:4])})" if keys[1:] else ""
+        raise ValueError(
+            f"{whose} was created with {keys[0]}={a}, got {b}{others}; choose another "
+            "--workdir, or the configuration of that run"
+        )
 
 
 def _read(path: Any) -> dict:

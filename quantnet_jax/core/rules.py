@@ -1,6 +1,7 @@
 """Rules over a parameter tree: which quantizer a tensor gets, and what is shared."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -138,6 +139,13 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
                 f"rule {rule.pattern!r} claims {path!r} of dtype {leaves[path].dtype}; "
                 "only floating-point tensors can be quantized"
             )
+    vectors = [path for path in paths if len(leaves[path].shape) == 1]
+    if vectors and len(vectors) < len(paths):
+        warnings.warn(
+            f"rule {rule.pattern!r} claims vectors beside larger tensors, such as "
+            f"{vectors[0]!r}; biases and norms usually stay float, as by '.*/kernel'",
+            stacklevel=2,
+        )
     claims |= dict.fromkeys(paths, rule.pattern)
     return paths
 

@@ -254,8 +254,10 @@ def verdict(study: Study, records: Records) -> str:
         rows: dict[str, list[str]] = {}
         for row in means:
             rows.setdefault(study.rows[row].method, []).append(row)
-        best = [max(x, key=means.__getitem__) for x in rows.values()]
-        shown = ", ".join(f"{_escaped(r)} {means[r]:.2f}" for r in best)
+        best = {m: max(x, key=means.__getitem__) for m, x in rows.items()}
+        # A row of the first method may be named by what it changes alone.
+        names = {r: r if ":" in r or r == m else f"{m}: {r}" for m, r in best.items()}
+        shown = ", ".join(f"{_escaped(x)} {means[r]:.2f}" for r, x in names.items())
         return f"Best row of each method: {shown}."
     stes = [r for r in means if r.removesuffix(", Adam") in PLAIN_STE]
     if "quantnet" not in means or not stes:

@@ -20,6 +20,13 @@ from quantnet_jax.training import dispatch, resume
 from quantnet_jax.training.experiment import Experiment
 from quantnet_jax.training.state import TrainState
 
+WIDE = 0.1
+"""Part of the soft score from which on a gap in the middle of a run is explained."""
+GAP = (
+    "note: the gap is soft - hard at this step; methods with a schedule (sharpness, "
+    "penalty) close it towards the end of training"
+)
+
 
 class Outcome(NamedTuple):
     """How the loop ended.
@@ -71,6 +78,7 @@ def run(
     config, (evaluations, saves) = exp.config, stops(exp)
     writes = exp.runner.process_index == 0
     state, step, codes = start.state, start.step, start.codes
+    explained = False
     scores, layers, spent, began = {}, {}, start.seconds, time.monotonic()
     meter = Meter()
     train_step, train_chunk = map(meter.compiled, (exp.train_step, exp.train_chunk))
@@ -143,6 +151,10 @@ def run(
             elif saves(step) or stop:
                 spent = save()
             progress.update(step, shown)
+            wide = abs(scores.get("gap") or 0) > WIDE * abs(scores.get("soft") or 0)
+            if wide and evaluations(step) and step < exp.steps and not explained:
+                explained = True
+                progress.write(GAP)
             if stop:
                 saved = f"checkpoint saved at step {step}; rerun to resume"
                 progress.write(f"received {preemption.signal}: {saved}")
