@@ -9,6 +9,7 @@ from absl import logging
 from quantnet_jax import config as config_lib
 from quantnet_jax import export, report
 from quantnet_jax.checkpoint import manager, storage
+from quantnet_jax.core.command import phase
 from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed.preemption import RESUME_ME, Preemption
 from quantnet_jax.logging import records
@@ -43,9 +44,11 @@ def train(
         held.enter_context(errors())
         if preemption is None:  # building may take minutes
             preemption = held.enter_context(Preemption())
-        config_lib.check_same_run(config, workdir)
         before = config.float_baseline  # then its teacher may not be trained yet
-        exp = experiment.build(config_lib.untaught(config) if before else config)
+        with phase("reading the data"):
+            exp = experiment.build(config_lib.untaught(config) if before else config)
+        # Only now: in a workdir of another run it would hide what else is wrong.
+        config_lib.check_same_run(config, workdir)
         if writes := hosts.process_index() == 0:
             held.enter_context(storage.claim(workdir))
         baseline = None
@@ -62,7 +65,8 @@ def train(
             processes=exp.runner.process_count,
             deletes=writes,
         )
-        start = resume.start(exp, checkpoints, loop.stops(exp)[0])
+        with phase("preparing the first step"):
+            start = resume.start(exp, checkpoints, loop.stops(exp)[0])
         if writes:  # only now: a run that could not start must not claim the workdir
             records.write_json(workdir / "config.json", config.to_dict())
             if start.warm:
@@ -89,7 +93,8 @@ def finish(
     # The numbers of the run are saved, and shown before a failed verification ends it.
     if config.export and exp.runner.process_count == 1:
         try:
-            made = export.export_state(exp, outcome.state, workdir / "export")
+            with phase(f"verifying the export on {exp.feed.test_size:,} examples"):
+                made = export.export_state(exp, outcome.state, workdir / "export")
             result |= {k: made[k] for k in ("packed", "exported")}
             records.write_json(workdir / "result.json", result)
         except ValueError as e:

@@ -21,8 +21,8 @@ from test_train import (  # noqa: F401  # two are fixtures
 )
 
 import quantnet_jax as qn
-import train
 from quantnet_jax import evaluate, export, report
+from quantnet_jax import run as train
 from quantnet_jax.checkpoint import lease, manager, storage
 from quantnet_jax.core.files import as_path, write_atomic
 from quantnet_jax.data.files import read_members
@@ -87,7 +87,7 @@ KILLED = """
 import os, signal, sys
 import pytest
 from test_train import replaced, settings
-import train
+from quantnet_jax import run as train
 from quantnet_jax.core.files import as_path
 
 def build(config, made=train.experiment.build):

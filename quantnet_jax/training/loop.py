@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from quantnet_jax.checkpoint.manager import Checkpoints
+from quantnet_jax.core.command import phase
 from quantnet_jax.distributed.preemption import Preemption
 from quantnet_jax.evaluation import gap
 from quantnet_jax.logging import records
@@ -78,7 +79,7 @@ def run(
     config, (evaluations, saves) = exp.config, stops(exp)
     writes = exp.runner.process_index == 0
     state, step, codes = start.state, start.step, start.codes
-    explained = False
+    explained, compiled = False, set()
     scores, layers, spent, began = {}, {}, start.seconds, time.monotonic()
     meter = Meter()
     train_step, train_chunk = map(meter.compiled, (exp.train_step, exp.train_chunk))
@@ -124,7 +125,10 @@ def run(
 
         for count, batch in zip(counts(), batches, strict=True):
             call = train_step if count == 1 else train_chunk
-            state, step_metrics = call(state, exp.train_data, batch)
+            first = count not in compiled
+            compiled.add(count)
+            with phase("compiling the step") if first else contextlib.nullcontext():
+                state, step_metrics = call(state, exp.train_data, batch)
             step += count
             log.add(step, count, step_metrics)
             tick(step, state)
@@ -137,7 +141,8 @@ def run(
                 row = log.record(step, **row)
                 shown = {k: row[k] for k in ("loss", "penalty")}
             if evaluations(step):
-                scores, layers, codes = exp.evaluate(state, codes)
+                with phase(f"evaluating on {exp.feed.test_size:,} examples"):
+                    scores, layers, codes = exp.evaluate(state, codes)
                 flips = {"flips": gap.flip_rate(layers)}
                 record = {"epoch": step / exp.epoch_steps, **scores, **flips}
                 record["metric"] = exp.task.primary._asdict()
