@@ -116,7 +116,8 @@ def check_room(folder: str | os.PathLike[str], size: int) -> None:
 
 def set_aside_damaged(folder: Any) -> None:
     """Renames checkpoints whose metrics are no JSON object, unless all are."""
-    steps, bad = [p for p in folder.iterdir() if p.name.isdigit()], []
+    inside = folder.iterdir() if folder.is_dir() else ()  # in a bucket: none is empty
+    steps, bad = [p for p in inside if p.name.isdigit()], []
     for path in sorted(steps):
         metrics = path / "metrics" / "metrics"
         try:
