@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from artifacts import SPEC, make_params
-from flax import nnx
+from flax import nnx, serialization
 from flax.core import freeze
 
 import quantnet_jax as qn
@@ -330,3 +331,48 @@ def test_hostile_descriptions_of_a_tree_are_refused(nodes, tmp_path):
         with pytest.raises(ValueError) as error:
             qn.load(path, like=like)
         assert "\n" not in str(error.value) and len(str(error.value)) < 800
+
+
+# Other formats ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """{name: tree} with every node of the package."""
+    params = {"a": {"kernel": kernel_of(0)}, "layers": {0: {"kernel": kernel_of(1)}}}
+    q = qn.tree_quantizer([qn.Rule(".*kernel", qn.lsq(bits=2))], params)
+    qparams = q.init(jax.random.key(0), params)
+    hard = q.hard(qparams, params)
+    return {"qparams": qparams, "hard": hard, "packed": deploy.pack_tree(hard)}
+
+
+def kernel_of(seed):
+    return jax.random.normal(jax.random.key(seed), (3, 4))
+
+
+@pytest.mark.parametrize("name", ["qparams", "hard", "packed"])
+def test_flax_stores_the_nodes(name, nodes):
+    tree = nodes[name]
+    blank = jax.tree.map(jnp.zeros_like, tree)
+    same(serialization.from_bytes(blank, serialization.to_bytes(tree)), nodes_of(tree))
+    state = serialization.to_state_dict(tree)
+    same(serialization.from_state_dict(blank, state), nodes_of(tree))
+    if name == "hard":
+        del state["a"]["kernel"]["scale"]
+        with pytest.raises(ValueError, match="of a QTensor has other fields: .'scale'"):
+            serialization.from_state_dict(blank, state)
+
+
+def nodes_of(tree):
+    """As `same` compares: with QTensors in the place of packed leaves."""
+    return deploy.unpack_tree(tree)
+
+
+def test_orbax_stores_the_nodes(nodes, tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "all", nodes)
+        checkpointer.wait_until_finished()
+        blank = jax.tree.map(jnp.zeros_like, nodes)
+        found = checkpointer.restore(tmp_path / "all", blank)
+    for name, tree in nodes.items():
+        same(found[name], nodes_of(tree))

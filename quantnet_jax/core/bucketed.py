@@ -37,7 +37,7 @@ class Bucket(NamedTuple):
 def init(bucket: Bucket, key: jax.Array, w: jax.Array) -> PyTree:
     """`qparams` of one leaf; of stacked tensors with `copies` in front."""
     layout = bucket.layout
-    if layout.plain or not layout.shape:
+    if layout.plain:
         return bucket.quantizer.init(key, w)
     rows = layouts.split(w, layout)
     if not layout.stack:
@@ -49,7 +49,7 @@ def init(bucket: Bucket, key: jax.Array, w: jax.Array) -> PyTree:
 def gather(bucket: Bucket, leaves: dict[str, jax.Array]) -> jax.Array:
     """The tensors of a bucket along a new first axis, as its quantizer sees them."""
     found = [leaves[path] for path in bucket.paths]
-    if bucket.layout.plain or not bucket.layout.shape:
+    if bucket.layout.plain:
         return jnp.stack(found)
     return jnp.concatenate([layouts.split(x, bucket.layout) for x in found])
 
@@ -74,7 +74,7 @@ def pieces(bucket: Bucket, out: PyTree) -> Iterator[tuple[str, PyTree]]:
 def scatter(bucket: Bucket, out: PyTree) -> dict[str, PyTree]:
     """{path: array or QTensor like the leaf} of a result of all tensors."""
     layout, new = bucket.layout, dict(pieces(bucket, out))
-    if layout.plain or not layout.shape:
+    if layout.plain:
         return new
     made = {}
     for path, x in new.items():

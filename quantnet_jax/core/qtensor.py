@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax.core.serial import Serializable
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class QTensor:
+class QTensor(Serializable):
     """A quantized tensor; the only thing that evaluation, packing and export consume.
 
     Its value is `levels[codes] * scale`. Invariants (see `validate`): `codes.shape` is

@@ -23,6 +23,8 @@ The laws that every member obeys (`quantnet_jax.testing.check_quantizer` checks 
     (codes bit for bit, floats to rounding: the compiled programs differ).
 13. A zero weight becomes the positive level of a binary member.
 14. The factory's docstring states forward, backward and reference.
+15. In a tree, weights of bfloat16, float16 or float64 are computed in float32; what is
+    like `w` has their dtype, the rest is float32.
 """
 
 import dataclasses
@@ -35,7 +37,9 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.limits import checked
+from quantnet_jax.core.precision import in_float32
 from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.serial import Serializable
 
 PyTree = Any
 Schedule = Callable[[jax.Array], jax.Array]
@@ -50,7 +54,7 @@ class Quantizer(NamedTuple):
       init: `(key, w) -> qparams`, a pytree of float32 arrays, `()` if nothing is
         learned. It may look at the values of `w`, and must work under `eval_shape`.
       soft: `(qparams, w, *, step, key=None) -> w_soft`, the function that training
-        differentiates; same shape and dtype as `w` (float32). `step` is the
+        differentiates; same shape and dtype as `w`. `step` is the
         optimizer's step, a scalar int array; `key` is for stochastic members.
       hard: `(qparams, w) -> QTensor`, what is deployed. No step and no key. The
         identity alone returns a float array, which `dequantize` passes through.
@@ -93,7 +97,7 @@ class Reparam(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PerTensor:
+class PerTensor(Serializable):
     """Marks the part of `qparams` that stays each tensor's own under sharing.
 
     A rule with `share='model'` or `'kernel'` gives all its tensors one set of
@@ -110,9 +114,9 @@ class PerTensor:
 def factory(
     make: Callable | None = None, *, together: Callable[..., str] | None = None
 ) -> Callable:
-    """Decorates a factory: its arguments are checked, and its quantizers print short.
+    """Decorates a factory: arguments are checked, quantizers print short, dtypes stay.
 
-    A quantizer prints as the call that made it; without this, as the name of its
+    Weights of half precision are cast, see `precision.in_float32`. A quantizer prints as the call that made it; without this, as the name of its
     factory alone. Arguments are refused as their `Annotated` types say, see
     `quantnet_jax.core.limits.checked`.
 
@@ -134,6 +138,8 @@ def factory(
     @functools.wraps(build)
     def made(*args: Any, **options: Any) -> Quantizer:
         q = build(*args, **options)
+        if isinstance(q, Quantizer):
+            q = in_float32(q, double=False)
         given = signature.bind(*args, **options)
         given.apply_defaults()
         words = [show(x) for x in given.args]

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from quantnet_jax.core import layout as layouts
 from quantnet_jax.core.axes import Axes
 from quantnet_jax.core.bucketed import Bucket
 from quantnet_jax.core.layout import Layout
-from quantnet_jax.core.names import closest
+from quantnet_jax.core.names import closest, show
 from quantnet_jax.core.paths import flatten
+from quantnet_jax.core.precision import in_float32
 from quantnet_jax.core.quantizer import PyTree, Quantizer
 
 AUTO = "auto"
@@ -62,7 +63,7 @@ def plan(
         need parameters of different shapes, or the axes of a tensor do not exist or are
         not known. The message lists the paths.
     """
-    leaves, rules = flatten(params), tuple(rules)
+    leaves, rules = flatten(params), _checked(rules)
     if axes is not None and all(rule.out != AUTO for rule in rules):
         raise ValueError("`axes` are given, but no rule says out='auto'")
     claims: dict[str, str] = {}
@@ -72,11 +73,12 @@ def plan(
         groups: dict[tuple, list[str]] = {}
         for path in found_paths:
             layout = _layout(rule, path, leaves[path], axes)
-            key = _share_key(rule, number, layout.one), layout
+            dtype = jnp.dtype(leaves[path].dtype)
+            key = _share_key(rule, number, layout.one), layout, dtype
             groups.setdefault(key, []).append(path)
         found = [
-            Bucket(rule.quantizer, tuple(members), layout, shared)
-            for (shared, layout), members in groups.items()
+            Bucket(in_float32(rule.quantizer), tuple(members), layout, shared)
+            for (shared, layout, _), members in groups.items()
         ]
         _check_shared(rule, found)
         buckets += found
@@ -90,8 +92,6 @@ def _layout(
         if isinstance(rule.out, str):
             found = _found(rule, path, axes)
             return layouts.make(leaf.shape, found.out, found.stack, found.inputs)
-        if rule.out == -1 and rule.stack == () and not leaf.shape:
-            return Layout((), (), ())  # whether a scalar will do, its quantizer says
         return layouts.make(leaf.shape, rule.out, rule.stack)
     except ValueError as e:
         raise ValueError(f"rule {rule.pattern!r}, {path!r}: {e}") from None
@@ -134,10 +134,10 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
                 f"rules {claims[path]!r} and {rule.pattern!r} both claim {path!r}; "
                 "in all: " + ", ".join(p for p in paths if p in claims)
             )
-        if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
+        if wrong := _unfit(leaves[path]):
             raise ValueError(
-                f"rule {rule.pattern!r} claims {path!r} of dtype {leaves[path].dtype}; "
-                "only floating-point tensors can be quantized"
+                f"rule {rule.pattern!r} claims {path!r}, {wrong}; only floating-point "
+                "tensors with elements can be quantized"
             )
     vectors = [path for path in paths if len(leaves[path].shape) == 1]
     if vectors and len(vectors) < len(paths):
@@ -148,6 +148,36 @@ def _claim(rule: Rule, leaves: dict, claims: dict[str, str]) -> list[str]:
         )
     claims |= dict.fromkeys(paths, rule.pattern)
     return paths
+
+
+def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """The rules, if they are some."""
+    if isinstance(rules, Rule) or not isinstance(rules, Iterable):
+        raise ValueError(f"`rules` is {show(rules)}, expected a list of Rule(...)")
+    rules = tuple(rules)
+    for number, rule in enumerate(rules):
+        if not isinstance(rule, Rule) or not isinstance(rule.pattern, str):
+            found = rule.pattern if isinstance(rule, Rule) else rule
+            expected = "a string" if isinstance(rule, Rule) else "Rule(...)"
+            raise ValueError(f"rule {number} has {show(found)}, expected {expected}")
+        if not hasattr(rule.quantizer, "soft"):
+            name = getattr(rule.quantizer, "__name__", None)
+            hint = f"; call it: {name}()" if name else ""
+            raise ValueError(
+                f"rule {rule.pattern!r}: {show(rule.quantizer)} is no Quantizer{hint}"
+            )
+    return rules
+
+
+def _unfit(leaf: Any) -> str:
+    """Why a leaf cannot be quantized, '' if it can."""
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        return f"a {type(leaf).__name__}"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"of dtype {leaf.dtype}"
+    if not leaf.shape:
+        return "a scalar"
+    return f"of shape {tuple(leaf.shape)}" if 0 in leaf.shape else ""
 
 
 def _share_key(rule: Rule, number: int, shape: tuple[int, ...]) -> str | None:

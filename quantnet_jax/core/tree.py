@@ -16,7 +16,7 @@ from quantnet_jax.core import bucketed, guard, paths
 from quantnet_jax.core.axes import Axes
 from quantnet_jax.core.bucketed import Bucket
 from quantnet_jax.core.paths import flatten
-from quantnet_jax.core.qtensor import dequantize, is_qtensor
+from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import PyTree, Quantizer
 from quantnet_jax.core.rules import SHARES, Rule, plan
 
@@ -43,7 +43,9 @@ def tree_quantizer(
     `params` with the claimed tensors replaced; `hard` the same with `QTensor` leaves
     (see `dequantize_tree`); `penalty` the sum over tensors. `gradient` and `project`
     are there if one of the quantizers has them; differentiating `soft` alone then
-    warns, since `quantnet_jax.make_update` calls all of them.
+    warns, since `quantnet_jax.make_update` calls all of them. Parameters keep their
+    dtype, see `precision.in_float32`; a tensor that is not finite gets NaN scales,
+    which no file holds.
 
     Args:
       rules: at most one may claim a tensor. Tensors that no rule claims stay float.
@@ -132,7 +134,7 @@ def bucket_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
                         path: dataclasses.replace(qt, levels=table)
                         for path, qt in made.items()
                     }
-            new |= made
+            new |= {path: _unhidden(x, leaves[path]) for path, x in made.items()}
         return paths.replace(params, new)
 
     def penalty(qparams, params, *, step):
@@ -180,6 +182,14 @@ def bucket_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
         gradient if has("gradient") else None,
         project if has("project") else None,
     )
+
+
+def _unhidden(x: QTensor | jax.Array, w: jax.Array) -> QTensor | jax.Array:
+    """Scales that are NaN where `w` is not finite: its codes alone would look valid."""
+    if not isinstance(x, QTensor):
+        return x
+    scale = jnp.where(jnp.isfinite(w).all(), x.scale, jnp.float32(jnp.nan))
+    return dataclasses.replace(x, scale=scale)
 
 
 def dequantize_tree(params: PyTree) -> PyTree:

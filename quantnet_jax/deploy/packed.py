@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from quantnet_jax.core.packing import pack, unpack
 from quantnet_jax.core.paths import named
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
+from quantnet_jax.core.serial import Serializable
 
 PyTree = Any
 DEEPEST = 64
@@ -19,7 +20,7 @@ DEEPEST = 64
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Packed:
+class Packed(Serializable):
     """A QTensor with packed codes.
 
     Attributes:

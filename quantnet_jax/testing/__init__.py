@@ -1,5 +1,6 @@
 """The law suite: checks that a quantizer obeys `quantnet_jax.core.quantizer`."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,11 +10,12 @@ import numpy as np
 
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.core.tree import Rule, tree_quantizer
 from quantnet_jax.testing import laws as law_checks
 from quantnet_jax.testing.laws import Case, at, close, same_bits
 
 FORWARDS = ("soft", "hard", "float")
-ORDER = (7, 1, 2, 8, 13, 10, 6, 4, 3, 5, 9, 11, 12)
+ORDER = (7, 1, 2, 8, 13, 10, 6, 4, 3, 5, 9, 11, 12, 15)
 """The laws that `check_quantizer` knows, in the order of checking: what runs eagerly
 comes first, so that a fault is reported under its own number."""
 
@@ -31,7 +33,7 @@ def check_quantizer(
     tolerance: float = 0.05,
     laws: Iterable[int] = ORDER,
 ) -> None:
-    """Raises AssertionError with the law's number if `q` breaks laws 1 to 13.
+    """Raises AssertionError with the law's number if `q` breaks a law but the 14th.
 
     The 14th is about the factory: `check_docstring`.
 
@@ -65,7 +67,9 @@ def check_quantizer(
     if forward not in FORWARDS:
         raise ValueError(f"`forward` is {forward!r}, expected one of {FORWARDS}")
     if not laws <= set(ORDER):
-        raise ValueError(f"`laws` has {sorted(laws - set(ORDER))}, expected 1 to 13")
+        raise ValueError(
+            f"`laws` has {sorted(laws - set(ORDER))}, expected {sorted(ORDER)}"
+        )
     if forward == "soft" and 5 in laws and (anneal is None or len(anneal) < 2):
         raise ValueError(
             f"`anneal` is {anneal!r}; forward='soft' needs two or more steps along the "
@@ -206,7 +210,43 @@ def _law12(case: Case) -> None:
         close(replica[name], single[name], f"{name}, pmap and jit")
 
 
+def _law15(case: Case) -> None:
+    """Weights of any float dtype are computed in float32; shapes suffice to see it."""
+    if not isinstance(case.q, Quantizer):  # one of activations, which its site casts
+        return
+    for dtype in ("bfloat16", "float16", "float64"):
+        with jax.enable_x64(dtype == "float64"):
+            w = jax.ShapeDtypeStruct(case.weights["random"].shape, dtype)
+            q = tree_quantizer([Rule("w", case.q)], {"w": w})
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            run = functools.partial(_everything_of_tree, q)
+            out = jax.eval_shape(run, key, {"w": w})
+        for path, x in jax.tree_util.tree_leaves_with_path(out):
+            wanted = dtype if path[0].key == "like w" else "float32"
+            if x.dtype not in (wanted, jnp.uint8):
+                name = jax.tree_util.keystr(path[1:])
+                raise AssertionError(f"{name} of {dtype} weights is {x.dtype}")
+
+
+def _everything_of_tree(q: Quantizer, key: jax.Array, params: dict) -> dict:
+    """{'like w': what has the dtype of the weights, 'float32': what has not}."""
+    step, qparams = at(1), q.init(key, params)
+    soft = functools.partial(q.soft, step=step, key=key)
+    value, vjp = jax.vjp(soft, qparams, params)
+    grads = vjp(value)
+    like = {"soft": value, "the gradient for w": grads[1]}
+    single = {"init": qparams, "the gradient for qparams": grads[0]}
+    if q.gradient:
+        like["gradient"] = q.gradient(qparams, params, params, step=step)
+    if q.project:
+        single["project"], like["project"] = q.project(qparams, params, step=step)
+    hard: dict = q.hard(qparams, params)  # pyright: ignore
+    (single if is_qtensor(hard["w"]) else like)["hard"] = hard
+    single["penalty"] = q.penalty(qparams, params, step=step)
+    return {"like w": like, "float32": single}
+
+
 CHECKS: dict[int, Callable[[Case], None]] = {
-    number: _law12 if number == 12 else getattr(law_checks, f"law{number}")
+    number: {12: _law12, 15: _law15}.get(number) or getattr(law_checks, f"law{number}")
     for number in sorted(ORDER)
 }
