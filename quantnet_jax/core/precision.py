@@ -1,5 +1,6 @@
 """Parameters of any float dtype: computed in float32, returned in theirs."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ def in_float32(q: Any, *, double: bool = True) -> Any:
     """
 
     def wrapped(fn: Callable, restore: Callable) -> Callable:
+        @functools.wraps(fn)
         def cast(first: Any, w: jax.Array, *others: jax.Array, **kw: Any) -> Any:
             wide = w.dtype == jnp.float32 or (w.dtype == jnp.float64 and not double)
             if wide or not jnp.issubdtype(w.dtype, jnp.floating):

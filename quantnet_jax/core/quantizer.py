@@ -116,9 +116,9 @@ def factory(
 ) -> Callable:
     """Decorates a factory: arguments are checked, quantizers print short, dtypes stay.
 
-    Weights of half precision are cast, see `precision.in_float32`. A quantizer prints as the call that made it; without this, as the name of its
-    factory alone. Arguments are refused as their `Annotated` types say, see
-    `quantnet_jax.core.limits.checked`.
+    Weights of half precision are cast, see `precision.in_float32`. A quantizer prints
+    as the call that made it; without this, as the name of its factory alone. Arguments
+    are refused as their `Annotated` types say, see `quantnet_jax.core.limits.checked`.
 
     Args:
       make: the factory; without it a decorator is returned.
