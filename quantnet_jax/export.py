@@ -81,6 +81,7 @@ def export_restored(
     """What `export` does, of what `evaluate.restore` returns."""
     folder = out or os.path.join(workdir, "export")
     result = export_state(exp, state, folder, floats, onnx, bn)
+    del result["outputs"]
     path = as_path(workdir) / "result.json"
     if path.is_file() and step == exp.steps and floats == "float32" and not bn:
         old = json.loads(path.read_text())
@@ -99,8 +100,8 @@ def export_state(
     """Exports one state by `deploy.export_tree`, verified on every test image.
 
     Returns:
-      As `deploy.export_tree`, with 'hard', 'packed', 'exported' (of 'metric', the
-      task's primary one) in place of 'outputs'.
+      As `deploy.export_tree`, with 'hard', 'packed', 'exported': of 'metric', the
+      task's primary one.
 
     Raises:
       ValueError, ImportError: as `deploy.export_tree`.
@@ -115,7 +116,7 @@ def export_state(
         same=exp.task.same,
         onnx=onnx,
     )
-    outputs = made.pop("outputs")
+    outputs = made["outputs"]
     values = {k: exp.scoring.measure(x) for k, x in outputs.items()}
     return {"metric": exp.task.primary._asdict(), **values, **made}
 

@@ -7,7 +7,7 @@ import sys
 from absl import logging
 
 from quantnet_jax import config as config_lib
-from quantnet_jax import export, report
+from quantnet_jax import exhibits, export, report
 from quantnet_jax.checkpoint import manager, storage
 from quantnet_jax.core.command import phase
 from quantnet_jax.distributed import hosts
@@ -33,7 +33,7 @@ def train(
       config: see `quantnet_jax.config`.
       workdir: created if missing; receives config.json, metrics.jsonl, checkpoints/,
         TensorBoard events, after a warm start warm_start.json, and at the end
-        result.json, export/ and report.html.
+        result.json, export/, exhibits.json and report.html.
       profile: write a trace of ten steps to `workdir/profile`.
       preemption: entered; one of its own by default.
 
@@ -87,7 +87,7 @@ def finish(
     config, result = exp.config, loop.result(exp, outcome)
     if baseline:
         result["float"] = baseline["hard"]
-    writes, failure = exp.runner.process_index == 0, None
+    writes, failure, outputs = exp.runner.process_index == 0, None, None
     if writes:
         records.write_json(workdir / "result.json", result)
     # The numbers of the run are saved, and shown before a failed verification ends it.
@@ -95,6 +95,7 @@ def finish(
         try:
             with phase(f"verifying the export on {exp.feed.test_size:,} examples"):
                 made = export.export_state(exp, outcome.state, workdir / "export")
+            outputs = made["outputs"]["hard"]
             result |= {k: made[k] for k in ("packed", "exported")}
             records.write_json(workdir / "result.json", result)
         except ValueError as e:
@@ -102,6 +103,9 @@ def finish(
     if writes:
         print(summary(result))
         if config.report:
+            if exp.runner.process_count == 1:
+                shown = exhibits.collect(exp, outcome.state, outputs)
+                records.write_json(workdir / exhibits.FILE, shown)
             page = report.write_report([workdir], workdir / "report.html")
             print(f"\nreport: {page}")
         if "packed" in result:

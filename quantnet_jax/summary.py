@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 import quantnet_jax
-from quantnet_jax import deploy
+from quantnet_jax import deploy, tasks
 from quantnet_jax.core import command
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.deploy.summary_text import to_text
@@ -42,12 +42,20 @@ def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
       ValueError, FileNotFoundError: the configuration is wrong, or a dataset that has
         to be read is missing.
     """
+    from quantnet_jax.training import parts
+
+    source = _source(config)
+    return from_parts(config, parts.make_task(config, source), source)
+
+
+def from_parts(
+    config: Any, task: tasks.Task, source: Any
+) -> tuple[PyTree, deploy.NetworkSpec]:
+    """As `from_config`, for a task that is made already."""
     from quantnet_jax import export
     from quantnet_jax.core import tree
     from quantnet_jax.training import parts
 
-    source = _source(config)
-    task = parts.make_task(config, source)
     parts.make_activation(config)  # refuses what does not fit the network
     origin = {"method": config.quantizer.name, "data": config.data.name}
     spec = export.make_spec(config, task, source, origin=origin)

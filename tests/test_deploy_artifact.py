@@ -22,6 +22,7 @@ from quantnet_jax import run as train
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.packed import Packed, float_tree, leaves
+from quantnet_jax.deploy.summary import summarize_network
 from quantnet_jax.logging.progress import summary
 from quantnet_jax.models.layers import BatchNorm
 from quantnet_jax.training import experiment
@@ -252,6 +253,14 @@ def test_run_ends_with_the_accuracy_of_what_ships(finished):
     assert ["packed", shown] in rows and ["exported", shown] in rows
     page = (workdir / "report.html").read_text()
     assert "Packed" in page and "Exported" in page
+    shown = json.loads((workdir / "exhibits.json").read_text())
+    counts = np.asarray(shown["panels"]["matrix"]["counts"])
+    assert counts.sum() == result["examples"]
+    assert np.trace(counts) == round(result["hard"] * result["examples"])
+    loaded = quantnet_jax.load(workdir / "export" / "model.safetensors", popcount=False)
+    size = summarize_network(loaded.params, loaded.spec)
+    assert shown["size"]["payload"] == size.payload
+    assert "Confusion matrix" in page and set(shown["kernels"]) == set(result["layers"])
 
 
 def test_file_holds_the_network_and_nothing_else(finished, predictor):
@@ -345,7 +354,7 @@ def test_export_command_with_onnx(finished, tmp_path, capsys):
 def test_statistics_of_hard_weights_may_ship(finished, tmp_path, monkeypatch):
     workdir, result = finished
     words = [f"--workdir={workdir}", f"--out={tmp_path}", "--bn"]
-    assert export.main(words) == 2  # the run has no batches for it
+    assert export.main(words) == 1  # the run has no batches for it
     config = json.loads((workdir / "config.json").read_text())
     copied = tmp_path / "run"
     shutil.copytree(workdir, copied)

@@ -1,5 +1,6 @@
 """Tests of the report: content, missing parts, escaping, and a real browser."""
 
+import base64
 import html.parser
 import json
 import os
@@ -7,9 +8,12 @@ import pathlib
 import re
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
+import zlib
 
+import numpy as np
 import pytest
 
 from quantnet_jax import report
@@ -245,6 +249,111 @@ def test_runs_of_other_data_are_not_averaged(tmp_path):
         g.caption for g in report.group_runs([report.load_run(f) for f in (a, b)])
     ]
     assert labels == ["quantnet · data fashion_mnist", "quantnet · data cifar10"]
+
+
+def pixels(array):
+    array = np.asarray(array, np.uint8)
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"shape": list(array.shape), "data": data}
+
+
+def read_png(url):
+    """(kind of its colours, rows of bytes) of a PNG without filters."""
+    data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
+    wide, high, depth, kind = struct.unpack(">IIBB", data[16:26])
+    body = data[data.index(b"IDAT") + 4 : data.index(b"IEND") - 8]
+    rows = np.frombuffer(zlib.decompress(body), np.uint8).reshape(high, -1)
+    assert depth == 8 and not rows[:, 0].any()
+    return kind, rows[:, 1:].reshape(high, wide, -1)
+
+
+EXHIBITS = {
+    "size": {
+        "payload": 14400,
+        "compression": 21.0,
+        "macs": {"1/32": 3e6, "32/32": 1e6},
+    },
+    "kernels": {
+        "head/kernel": {"before": pixels([[0, 127]]), "after": pixels([[0, 254]])}
+    },
+    "panels": {
+        "matrix": {"title": "x", "names": ["a", "b"], "counts": [[7, 1], [0, 2]]},
+        "samples": [
+            {"title": "a", "text": "b, 90 %", "good": False, "image": pixels([[[9]]])},
+            {"title": "b", "text": "b, 80 %", "good": True,
+             "image": pixels([[[1, 2, 3], [4, 5, 6]]])},
+        ],
+    },
+}  # fmt: skip
+
+
+def test_exhibits_of_a_finished_run(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "exhibits.json").write_text(json.dumps(EXHIBITS))
+    page = write([folder], tmp_path)
+    words = page.words()
+    for text in ("14.4 kB", "21.0 ×", "MACs, 75% 1/32 bit 4.00 M", "✗ b, 90 %"):
+        assert text in words, text
+    assert page.tables[0] == [["", "a", "b"], ["a", "7", "1"], ["b", "0", "2"]]
+    sources = [a["src"] for tag, a in page.tags if tag == "img"]
+    pictures = [read_png(src) for src in sources]
+    assert [(k, x.shape) for k, x in pictures[:2]] == [(0, (1, 1, 1)), (2, (1, 2, 3))]
+    assert pictures[1][1].ravel().tolist() == [1, 2, 3, 4, 5, 6]
+    kind, kernel = pictures[-1]
+    assert kind == 3 and kernel.ravel().tolist() == [0, 254]
+
+
+@pytest.mark.parametrize("part", ["size", "kernels", "panels"])
+@pytest.mark.parametrize("value", [None, 1, [], "x", {"matrix": 1, "samples": [1]}])
+def test_damaged_exhibits_leave_a_page(tmp_path, part, value):
+    folder = make_run(tmp_path / "run")
+    (folder / "exhibits.json").write_text(json.dumps(EXHIBITS | {part: value}))
+    assert "Hard 90.00 %" in write([folder], tmp_path).words()
+
+
+def test_many_classes_are_an_image(tmp_path):
+    names = [f"c{i}" for i in range(30)]
+    matrix = {"names": names, "counts": np.eye(30).tolist()}
+    folder = make_run(tmp_path / "run")
+    (folder / "exhibits.json").write_text(json.dumps({"panels": {"matrix": matrix}}))
+    page = write([folder], tmp_path)
+    (source,) = [a["src"] for t, a in page.tags if t == "img" and "class" in a]
+    assert (read_png(source)[1][..., 0] == 255 * np.eye(30)).all()
+
+
+def test_charts_share_their_axis_and_explain_their_terms(tmp_path):
+    page = write([make_run(tmp_path / "run")], tmp_path)
+    plots = [json.loads(a["data-plot"]) for t, a in page.tags if "data-plot" in a]
+    assert len(plots) > 3 and {(p["x0"], p["x1"]) for p in plots} == {(0.1, 3)}
+    told = {a["title"] for tag, a in page.tags if tag == "abbr"}
+    assert any("recalibrated" in text for text in told)
+    words = page.words()
+    assert all(text in words for text in told)  # in the list, too
+
+
+def test_training_curves_are_shown_where_recorded(tmp_path):
+    folder = make_run(tmp_path / "run")
+    path = folder / "metrics.jsonl"
+    more = {
+        "lr": 0.1,
+        "grad_norm": 2.0,
+        "penalty": 0.0,
+        "step_time": 0.5,
+        "accuracy": 0.25,
+    }
+    lines = [json.loads(x) for x in path.read_text().splitlines()]
+    lines = [x | more if x["kind"] == "train" else x for x in lines]
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    plots = write([folder], tmp_path).plots()
+    assert plots["Train accuracy, %"]["run"][-1] == [3, 25]
+    assert plots["Step time, ms"]["run"][-1] == [3, 500]
+    assert {"Learning rate", "Gradient norm"} <= set(plots) and "Penalty" not in plots
+
+
+def test_what_differs_between_configurations(tmp_path):
+    folders = [make_run(tmp_path / name, seed=i) for i, name in enumerate("ab")]
+    tables = write(folders, tmp_path).tables
+    assert [["key", "a", "b"], ["seed", "0", "1"]] in tables
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,13 @@ color:var(--dim);margin-right:5px}
 .grid{display:grid;gap:14px;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr))}
 .cards{display:grid;gap:12px;margin-top:20px;
-grid-template-columns:repeat(auto-fit,minmax(140px,1fr))}
+grid-template-columns:repeat(auto-fit,minmax(118px,1fr))}
 .maps{display:grid;gap:14px;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,270px),1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;
 padding:14px 16px;min-width:0}
-.card b{display:block;font-size:27px;line-height:1.25;font-variant-numeric:tabular-nums;
+.card b{display:block;white-space:nowrap;font-size:24px;line-height:1.25;
+font-variant-numeric:tabular-nums;
 letter-spacing:-.02em}.card b em{font:500 15px system-ui;color:var(--dim)}
 .key{border-color:var(--accent)}
 .legend{display:flex;flex-wrap:wrap;gap:2px 14px;margin:0 0 10px;font-size:13px}
@@ -49,7 +50,8 @@ font-variant-numeric:tabular-nums}
 th,td{padding:6px 12px;text-align:right;white-space:nowrap;
 border-top:1px solid var(--line)}
 thead th{border:0;color:var(--dim);font-weight:500;font-size:12.5px}
-th:first-child,td:first-child{text-align:left}tbody tr:hover{background:var(--bg)}
+th:first-child,td:first-child{text-align:left}
+tbody tr:hover{background:var(--bg)}
 .bar{display:inline-block;width:90px;height:8px;margin-left:9px;border-radius:4px;
 background:var(--line);overflow:hidden}
 .bar span{display:block;height:100%;border-radius:4px;background:var(--accent)}
@@ -60,6 +62,28 @@ overflow:hidden;touch-action:pan-y}
 details{margin-top:12px}summary{cursor:pointer;font-weight:600;overflow-wrap:anywhere}
 details[open]>summary{margin-bottom:10px}
 pre{overflow:auto;font-size:12.5px;margin:0}
+abbr{text-decoration:underline dotted var(--line);text-underline-offset:3px}
+.space{height:16px}.pair{display:flex;gap:12px}figure{margin:0;min-width:0}
+.pair figure{flex:1}.pair img{width:100%;height:120px;image-rendering:pixelated;
+background:var(--bg);border-radius:6px}
+figcaption{color:var(--dim);font-size:12.5px;overflow-wrap:anywhere}
+.samples{display:grid;gap:12px;align-content:start;
+grid-template-columns:repeat(auto-fill,minmax(76px,1fr))}
+.samples img{width:100%;aspect-ratio:1;object-fit:contain;image-rendering:pixelated;
+background:var(--bg);border-radius:6px;border:2px solid var(--c2)}
+.samples .bad img{border-color:var(--c6)}
+.samples b{display:block;font-size:12.5px;white-space:normal;color:var(--ink);
+line-height:1.3;
+letter-spacing:0}
+.counts{font-size:12px}.counts th,.counts td{padding:4px 6px;border:0}
+.counts thead th{writing-mode:vertical-rl;transform:rotate(180deg);text-align:left}
+.matrix{width:100%;max-width:420px;image-rendering:pixelated;background:var(--bg)}
+dl.card{margin:0;display:grid;grid-template-columns:max-content 1fr;gap:4px 18px}
+dd{margin:0;color:var(--dim)}
+@media(max-width:600px){dl.card{grid-template-columns:1fr}dd{margin-bottom:6px}
+body{padding:18px 12px 40px}.card:has(>.chart){padding:10px}}
+.wide th:first-child,.wide td:first-child{position:sticky;left:0;
+background:var(--card);z-index:1}
 #tip{position:fixed;pointer-events:none;z-index:9;background:var(--ink);color:var(--bg);
 border-radius:8px;padding:7px 11px;font-size:12.5px;line-height:1.45;max-width:280px;
 font-variant-numeric:tabular-nums;visibility:hidden;white-space:pre}
@@ -87,8 +111,13 @@ const show = (event, text, bars) => {
 };
 const hide = () => { tip.style.visibility = 'hidden'; };
 const hidden = new Set();
+const cursors = [...document.querySelectorAll('.chart .cur')];
+const point = x => { for (const c of cursors) {
+  if (x !== null) { c.setAttribute('x1', x); c.setAttribute('x2', x); }
+  c.style.visibility = x === null ? '' : 'visible';
+} };
 for (const svg of document.querySelectorAll('.chart')) {
-  const d = JSON.parse(svg.dataset.plot), cursor = svg.querySelector('.cur');
+  const d = JSON.parse(svg.dataset.plot);
   svg.addEventListener('pointermove', event => {
     const matrix = svg.getScreenCTM().inverse();
     const px = new DOMPoint(event.clientX, event.clientY).matrixTransform(matrix).x;
@@ -103,12 +132,11 @@ for (const svg of document.querySelectorAll('.chart')) {
       const p = s.points.reduce((a, b) => off(b) < off(a) ? b : a);
       if (p[1] !== null) lines.push(s.name + '  ' + +p[1].toPrecision(4) + d.unit);
     }
-    const x = d.left + (near - d.x0) / (d.x1 - d.x0) * d.width;
-    cursor.setAttribute('x1', x); cursor.setAttribute('x2', x);
-    cursor.style.visibility = 'visible';
+    // All charts have one axis, so the cursor stands in each of them.
+    point(d.left + (near - d.x0) / (d.x1 - d.x0) * d.width);
     show(event, d.xlabel + ' ' + +near.toPrecision(5) + '\\n' + lines.join('\\n'));
   });
-  svg.addEventListener('pointerleave', () => { hide(); cursor.style.visibility = ''; });
+  svg.addEventListener('pointerleave', () => { hide(); point(null); });
 }
 for (const button of document.querySelectorAll('.legend button'))
   button.addEventListener('click', () => {

@@ -1,29 +1,20 @@
 """Charts of a report: SVG line charts, histograms over time."""
 
-import base64
-import html
 import json
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from quantnet_jax.logging.scores import SCORES, Unit
 from quantnet_jax.report.load import Run, common_unit, finite, gap
+from quantnet_jax.report.terms import escape, term
 
 CAPTIONS = {key: caption[0].upper() + caption[1:] for key, caption in SCORES.items()}
 _COLOURS = 8  # --c0 .. --c7 in the style sheet
 _DASHES = ("", "6 4", "2 3", "9 3 2 3")
 
 
-def escape(text: Any) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
     return escape(json.dumps(value, separators=(",", ":"), allow_nan=False))
 
 
@@ -41,20 +32,27 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _chart(
-    title: str, series: list[dict], *, unit: str, xlabel: str, zero=False, height=230
+    title: str,
+    series: list[dict],
+    *,
+    unit: str,
+    xlabel: str,
+    span: tuple[float, float],
+    zero=False,
+    height=230,
 ) -> str:
     """Returns a card with one SVG line chart, '' where no series has a value.
 
-    Each series is {"key", "name", "colour", "dash", "points": [[x, y or None], ...]}.
+    All charts of a page have one horizontal axis, `span`. Each series is
+    {"key", "name", "colour", "dash", "points": [[x, y or None], ...]}.
     """
     points = [p for s in series for p in s["points"] if p[1] is not None]
     if not points:
         return ""
     wide, left, right, top, bottom = 520, 46, 12, 10, 30
     width, tall = wide - left - right, height - top - bottom
-    xs, ys = [p[0] for p in points], [p[1] for p in points] + ([0.0] if zero else [])
-    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    x0, x1 = (x0, x1) if x1 > x0 else (x0 - 0.5, x0 + 0.5)
+    ys = [p[1] for p in points] + ([0.0] if zero else [])
+    (x0, x1), y0, y1 = span, min(ys), max(ys)
     pad = 0.06 * (y1 - y0) or abs(y0) * 0.05 or 0.5
     # A quantity that is never negative gets no axis below zero.
     y0, y1 = (max(y0 - pad, 0.0) if y0 >= 0 else y0 - pad), y1 + pad
@@ -96,9 +94,9 @@ def _chart(
         ],
     }  # fmt: skip
     return (
-        f"<div><h3>{escape(title)}</h3>"
+        f"<div><h3>{term(title)}</h3>"
         f'<svg class="chart" viewBox="0 0 {wide} {height}" role="img" aria-label='
-        f'"{escape(title)}" data-plot="{_json(plot)}"><rect width="{wide}" '
+        f'"{escape(title)}" data-plot="{as_json(plot)}"><rect width="{wide}" '
         f'height="{height}" fill="transparent"/>{"".join(parts)}<line class="cur" '
         f'y1="{top}" y2="{top + tall}"/></svg></div>'
     )
@@ -157,6 +155,9 @@ def curves(runs: Sequence[Run]) -> str:
     ]
     x = "epoch" if any(finite(r.get("epoch")) for r in everything) else "step"
     styles, unit = _run_styles(runs), common_unit(runs)
+    places = [r[x] for r in everything if finite(r.get(x))] or [0.0]
+    low_x, high_x = min(places), max(places)
+    span = (low_x, high_x) if high_x > low_x else (low_x - 0.5, low_x + 0.5)
     score, suffix = unit.name or "score", spaced(unit.suffix)
 
     def chart(title, kind, key, factor=1.0, suffix="", **options):
@@ -166,18 +167,34 @@ def curves(runs: Sequence[Run]) -> str:
             for i, (run, (colour, dash)) in enumerate(zip(runs, styles, strict=True))
         ]  # fmt: skip
         title = _title(title, suffix)
-        return _chart(title, series, unit=spaced(suffix), xlabel=x, **options)
+        return _chart(
+            title, series, unit=spaced(suffix), xlabel=x, span=span, **options
+        )
 
     low = 230 if len(runs) > 1 else 150
     gaps = chart(
         f"Gap: {gap_caption(unit)}", "eval", "gap", unit.factor, unit.points, zero=True,
         height=low,
     )  # fmt: skip
+    train = [
+        ("Train loss", "loss", 1.0, ""),
+        (f"Train {score}", unit.name, unit.factor, unit.suffix),
+        ("Learning rate", "lr", 1.0, ""),
+        ("Gradient norm", "grad_norm", 1.0, ""),
+        ("Penalty", "penalty", 1.0, ""),
+        ("Step time", "step_time", 1000.0, " ms"),
+    ]
+    used = {k for r in everything for k, v in r.items() if v} | {"loss"}
     others = [
-        chart("Train loss", "train", "loss", height=low),
         chart("Sharpness", "eval", "sharpness", height=low),
         chart("Codes flipped", "eval", "flips", 100, "%", height=low),
+        *(
+            chart(title, "train", key, factor, suffix, height=low)
+            for title, key, factor, suffix in train
+            if key in used  # no penalty that is always zero
+        ),
     ]
+    others = [c for c in others if c]
     if len(runs) > 1:
         legend = [
             (f"run{i}", run.name, *style)
@@ -198,10 +215,13 @@ def curves(runs: Sequence[Run]) -> str:
         ]  # fmt: skip
         legend = [(s["key"], s["name"], s["colour"], "") for s in series if s["points"]]
         title = _title(f"Test {score}", unit.suffix)
-        main = _chart(title, series, unit=suffix, xlabel=x, height=285)
+        main = _chart(title, series, unit=suffix, xlabel=x, span=span, height=285)
         legend_row = f'<div class="legend">{_legend(legend)}</div>'
         main = main and main.replace("</h3>", "</h3>" + legend_row) + gaps
-        cards = [c for c in (main, "".join(others)) if c]
+        # Beside the tall card three, then two of the others a card.
+        cuts = [0, *range(3, len(others), 2), len(others)]
+        rest = ["".join(others[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+        cards = [c for c in (main, *rest) if c]
         top = ""
     if not cards:
         return '<p class="dim">No evaluation has been recorded yet.</p>'
@@ -225,71 +245,3 @@ def _run_styles(runs: Sequence[Run]) -> list[tuple[str, str]]:
         colour = f"--c{methods.index(method) % _COLOURS}"
         styles.append((colour, _DASHES[count % len(_DASHES)]))
     return styles
-
-
-def heat_map(path: str, run: Run) -> str:
-    """Returns the histograms of one layer as an image: columns are evaluations."""
-    records = run.records["layers"]
-    epochs = {r["step"]: r["epoch"] for r in run.records["eval"] if "epoch" in r}
-    known = all(finite(epochs.get(r["step"])) for r in records)
-    x, times = ("epoch", epochs) if known else ("step", {})
-    found = [
-        (
-            times.get(r["step"], r["step"]),
-            np.asarray(h["edges"], float),
-            np.asarray(h["counts"], float),
-        )
-        for r in records
-        if (h := r["layers"].get(path, {}).get("histogram")) and sum(h["counts"]) > 0
-    ]
-    if not found:
-        return ""
-    low = min(edges[0] for _, edges, _ in found)
-    high = max(edges[-1] for _, edges, _ in found)
-    bins = max(len(counts) for _, _, counts in found)
-    common = np.linspace(low, high, bins + 1)
-    # Histograms with other edges are rebinned through their cumulative counts.
-    shares = [
-        np.diff(np.interp(common, edges, np.cumsum([0.0, *counts]))) / counts.sum()
-        for _, edges, counts in found
-    ]
-    # The square root keeps the few undecided weights visible beside the peaks.
-    dark = np.stack([np.sqrt(s / s.max()) for s in shares], axis=1)[::-1]
-    data = {
-        "times": [t for t, _, _ in found],
-        "xlabel": x,
-        "low": float(low),
-        "high": float(high),
-        "shares": [np.round(s * 1e4).astype(int).tolist() for s in shares],
-    }
-    first, last = found[0][0], found[-1][0]
-    return (
-        f'<div class="card"><h3 style="overflow-wrap:anywhere">{escape(path)}</h3>'
-        f'<div class="map" data-map="{_json(data)}"><img alt="" src="{_png(dark)}">'
-        f'</div><small class="axis"><span>{x} {first:g}</span><span>weights '
-        f"{short(low)} … {short(high)}</span><span>{last:g}</span></small></div>"
-    )
-
-
-def _png(dark: np.ndarray) -> str:
-    """Encodes [rows, columns] in [0, 1] as an image whose opacity is the value."""
-    level = np.round(dark * 255).astype(np.uint8)
-    # Each row starts with its filter type, 0 = none.
-    rows = np.pad(level, ((0, 0), (1, 0))).tobytes()
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + body))
-        return struct.pack(">I", len(body)) + kind + body + check
-
-    size = struct.pack(">IIBBBBB", level.shape[1], level.shape[0], 8, 3, 0, 0, 0)
-    # One palette for both colour schemes: a mid tone over the page's own background.
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        [
-            chunk(b"IHDR", size),
-            chunk(b"PLTE", bytes((99, 102, 241)) * 256),
-            chunk(b"tRNS", bytes(range(256))),
-            chunk(b"IDAT", zlib.compress(rows, 9)),
-            chunk(b"IEND", b""),
-        ]
-    )
-    return "data:image/png;base64," + base64.b64encode(data).decode()

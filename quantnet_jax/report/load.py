@@ -21,6 +21,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     result: dict[str, Any]  # empty while the run is in progress
     records: dict[str, list[dict[str, Any]]]  # kind -> records by step
+    exhibits: dict[str, Any] = {}  # sizes, kernels, predictions; of finished runs
 
     def info(self, key: str) -> str:
         """Returns method, data, model, seed, ... as text, '' where unknown."""
@@ -110,7 +111,26 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
         config=_read_object(folder / "config.json"),
         result=_read_object(folder / "result.json"),
         records=records,
+        exhibits=_read_object(folder / "exhibits.json"),
     )
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """{config key: its value in each run, as text} of the keys that differ."""
+    flat = [_flat(run.config) for run in runs]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    shown = {key: [str(one.get(key, "–")) for one in flat] for key in keys}
+    return {key: values for key, values in shown.items() if len(set(values)) > 1}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _read_object(path: Any) -> dict[str, Any]:

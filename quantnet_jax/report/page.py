@@ -11,13 +11,13 @@ from quantnet_jax.report.assets import SCRIPT, STYLE
 from quantnet_jax.report.charts import (
     CAPTIONS,
     curves,
-    escape,
     gap_caption,
-    heat_map,
     short,
     spaced,
 )
-from quantnet_jax.report.load import Group, Run, common_unit, finite
+from quantnet_jax.report.load import Group, Run, common_unit, differences, finite
+from quantnet_jax.report.pictures import heat_map, kernels, matrix, samples
+from quantnet_jax.report.terms import escape, term, terms
 
 
 def _number(unit: Unit, value: float) -> str:
@@ -39,7 +39,7 @@ def _difference(unit: Unit, value: float | None) -> str:
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a table; cells are HTML already."""
-    head = "".join(f"<th>{escape(h)}</th>" for h in headers)
+    head = "".join(f"<th>{term(h)}</th>" for h in headers)
     body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
     return (
         f'<div class="card wide"><table><thead><tr>{head}</tr></thead>'
@@ -84,11 +84,44 @@ def _layers(run: Run) -> str:
         " runs to the right, stronger = more weights. Hover for the histogram.</small>"
         "</p>"
     )
-    return _table(headers, rows) + (
-        f'<div style="height:16px"></div>{note}<div class="maps">{shown}</div>'
-        if shown
-        else ""
+    pairs = "".join(kernels(path, run) for path in layers)
+    first = (
+        "<h3>Kernels</h3><p><small>The first channels of each, inputs down, outputs "
+        "across; orange is negative, blue positive.</small></p>"
     )
+    out = _table(headers, rows)
+    if shown:
+        out += f'<div class="space"></div>{note}<div class="maps">{shown}</div>'
+    if pairs:
+        out += f'<div class="space"></div>{first}<div class="maps">{pairs}</div>'
+    return out
+
+
+def _predictions(run: Run) -> str:
+    """What the hard network predicts, of tasks that have something to show."""
+    parts = [matrix(run), samples(run)]
+    if not any(parts):
+        return ""
+    return f'<h2>Predictions</h2><div class="grid">{"".join(parts)}</div>'
+
+
+def _sizes(run: Run) -> list[tuple[str, str, str, str]]:
+    """Cards of size, compression and products."""
+    size = run.exhibits.get("size")
+    size, cards = size if isinstance(size, dict) else {}, []
+    payload, ratio = size.get("payload", 0), size.get("compression", 0)
+    if finite(payload) and payload:
+        cards.append(("Size", f"{payload / 1000:,.1f}", "kB", ""))
+    if finite(ratio) and ratio:
+        cards.append(("Compression", f"{ratio:.1f}", "×", ""))
+    macs = size.get("macs")
+    known = macs.items() if isinstance(macs, dict) else ()
+    macs = {k: v for k, v in known if finite(v)}
+    if total := sum(macs.values()):
+        most = max(macs, key=macs.__getitem__)
+        share = f"MACs, {macs[most] / total:.0%} {most} bit"
+        cards.append((share, f"{total / 1e6:,.2f}", "M", ""))
+    return cards
 
 
 def _status(run: Run) -> str:
@@ -125,8 +158,9 @@ def _cards(run: Run) -> str:
     ):
         if value is not None:
             cards.append((caption, _signed(unit, value), unit.points, ""))
+    cards += _sizes(run)
     return "".join(
-        f'<div class="card {kind}"><span class="dim">{escape(caption)}</span>'
+        f'<div class="card {kind}"><span class="dim">{term(caption)}</span>'
         f"<b>{number}<em>{escape(spaced(suffix))}</em></b></div>"
         for caption, number, suffix, kind in cards
     )
@@ -169,7 +203,12 @@ def _comparison(runs: Sequence[Run], groups: Sequence[Group]) -> str:
         out += f"<h2>{escape(title)}</h2>"
         out += _table(["method", "runs", *captions], means)
     headers = ["run", "method", "seed", *captions, "status"]
-    return out + "<h2>Runs</h2>" + _table(headers, rows)
+    out += "<h2>Runs</h2>" + _table(headers, rows)
+    if differ := differences(runs):
+        rows = [[escape(k), *map(escape, v)] for k, v in differ.items()]
+        out += "<h2>Differences of the configurations</h2>"
+        out += _table(["key", *(r.name for r in runs)], rows)
+    return out
 
 
 def render(runs: Sequence[Run], groups: Sequence[Group]) -> str:
@@ -195,6 +234,7 @@ def render(runs: Sequence[Run], groups: Sequence[Group]) -> str:
         "</small></p>"
     )
     body.append("<h2>Curves</h2>" + curves(runs))
+    body.append(_predictions(runs[0]) if single else "")
     body.append("<h2>Layers</h2>")
     for i, run in enumerate(runs):
         config = json.dumps(run.config, indent=2, sort_keys=True)
@@ -211,8 +251,9 @@ def render(runs: Sequence[Run], groups: Sequence[Group]) -> str:
             body.append(
                 f"<details{' open' if i == 0 else ''}>"
                 f"<summary>{escape(run.name)}</summary>"
-                f"{chips}{inside}</details>"
+                f"{chips}{inside}{_predictions(run)}</details>"
             )
+    body.append(terms())
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     # Only this very script may run, and nothing may be loaded from anywhere.
     policy = (

@@ -49,6 +49,10 @@ class Task(NamedTuple):
       model_options: options of the model that follow from the data, such as
         {'outputs': 10} for a head of ten logits.
       info: JSON data that ships with an exported network, such as names of its outputs.
+      panels: `(outputs, examples) -> JSON data`, NumPy arrays of test examples: what a
+        report shows of predictions, {} for nothing. 'matrix' is {'title', 'names',
+        'counts'}, a square of numbers; 'samples' are {'index' of the example, 'title',
+        'text', 'good'}.
     """
 
     primary: Metric
@@ -59,6 +63,7 @@ class Task(NamedTuple):
     same: Callable[..., Any]
     model_options: Mapping[str, Any] = NOTHING
     info: Mapping[str, Any] = NOTHING
+    panels: Callable[..., Mapping[str, Any]] = lambda outputs, examples: {}
 
 
 class Source(NamedTuple):

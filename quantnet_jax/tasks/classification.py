@@ -1,6 +1,6 @@
 """Classification of images: cross-entropy, accuracy, divergence of two predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -45,7 +45,48 @@ def classification(
         same=lambda one, other: one.argmax(-1) == other.argmax(-1),
         model_options={"outputs": len(classes)},
         info={"classes": list(classes)},
+        panels=lambda logits, examples: confusion(logits, examples["label"], classes),
     )
+
+
+SAMPLES = 8
+"""Right and wrong predictions that a report shows, of each."""
+
+
+def confusion(
+    logits: np.ndarray, label: np.ndarray, classes: Sequence[str]
+) -> dict[str, Any]:
+    """The confusion matrix, and some predictions, for a report; see `Task.panels`.
+
+    Shown are the most confident wrong predictions, and the first right ones.
+
+    Args:
+      logits: (N, classes).
+      label: int (N,).
+      classes: their names.
+    """
+    guess, size = logits.argmax(-1), len(classes)
+    counts = np.bincount(label * size + guess, minlength=size * size)
+    odds = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    sure = odds.max(-1) / odds.sum(-1)
+    wrong = np.flatnonzero(guess != label)
+    wrong = wrong[np.argsort(-sure[wrong], kind="stable")].tolist()
+    right = np.flatnonzero(guess == label).tolist()
+    samples = [
+        {
+            "index": int(i),
+            "title": classes[label[i]],
+            "text": f"{classes[guess[i]]}, {100 * sure[i]:.0f}\u00a0%",
+            "good": bool(guess[i] == label[i]),
+        }
+        for i in (*wrong[:SAMPLES], *right[:SAMPLES])
+    ]
+    title = "Confusion matrix: class (down) and prediction (across)"
+    matrix = {"title": title, "names": list(classes)}
+    return {
+        "matrix": matrix | {"counts": counts.reshape(size, size).tolist()},
+        "samples": samples,
+    }
 
 
 def describe_classes(

@@ -17,7 +17,7 @@ from quantnet_jax.logging.progress import Progress
 from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.logging.step_log import Diverged, StepLog, check_finite
-from quantnet_jax.training import dispatch, resume
+from quantnet_jax.training import dispatch, parts, resume
 from quantnet_jax.training.experiment import Experiment
 from quantnet_jax.training.state import TrainState
 
@@ -145,6 +145,7 @@ def run(
                     scores, layers, codes = exp.evaluate(state, codes)
                 flips = {"flips": gap.flip_rate(layers)}
                 record = {"epoch": step / exp.epoch_steps, **scores, **flips}
+                record |= parts.sharpness(config, exp.steps, step)
                 record["metric"] = exp.task.primary._asdict()
                 writer.write("eval", step, record)
                 writer.write("layers", step, {"layers": layers})

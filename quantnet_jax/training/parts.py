@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from quantnet_jax import activations, models, quantizers
 from quantnet_jax import config as config_lib
 from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import Config
-from quantnet_jax.core import tree
+from quantnet_jax.core import schedules, tree
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import TASKS, Source, Task
 from quantnet_jax.tasks.terms import TERMS, Term, weighted
@@ -107,6 +108,19 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
             )
         made.append(tree.Rule(kernels(pattern), quantizer, **of_rule))
     return made
+
+
+def sharpness(config: Config, total_steps: int, step: int) -> dict[str, float]:
+    """{'sharpness': that of the default quantizer after a step}; {} if it has none."""
+    name = config.quantizer.name
+    options = config.quantizer.get(name, ConfigDict()).to_dict()
+    value: Any = options.get("sharpness")
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        value = schedules.from_spec(value, total_steps)
+    now: Any = value(jnp.float32(step)) if callable(value) else value
+    return {"sharpness": float(now)}
 
 
 def make_rate(section: str, c: Config, total_steps: int) -> Callable:

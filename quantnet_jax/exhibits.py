@@ -1,0 +1,100 @@
+"""What a report shows beyond the metrics of a run: sizes, kernels, predictions."""
+
+import base64
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+
+from quantnet_jax import summary
+from quantnet_jax.core import paths
+from quantnet_jax.deploy import summary as summary_lib
+from quantnet_jax.training.experiment import Experiment
+from quantnet_jax.training.state import TrainState, scored
+
+FILE = "exhibits.json"
+MOST = 10_000
+"""Examples that predictions are counted of."""
+TILES = 8, 24
+"""Input and output channels of a kernel that are shown."""
+
+
+def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str, Any]:
+    """JSON data for `quantnet_jax.report`.
+
+    Args:
+      exp: of the run, in a single process.
+      state: at its end.
+      outputs: of the hard network for all test examples, None if not at hand.
+
+    Returns:
+      {'size': payload, float_bytes, compression, macs, 'kernels': {path: picture}} and,
+      if the task has something to show of predictions, 'panels'.
+    """
+    found: dict[str, Any] = {"size": _size(exp), "kernels": _kernels(exp, state)}
+    if outputs is not None:
+        examples = _examples(exp)
+        some = jax.tree.map(lambda x: x[: len(examples["label"])], outputs)
+        if panels := exp.task.panels(some, examples):
+            for sample in panels["samples"]:
+                sample["image"] = _pixels(examples["image"][sample.pop("index")])
+            found["panels"] = panels
+    return found
+
+
+def _size(exp: Experiment) -> dict[str, Any]:
+    made = summary.from_parts(exp.config, exp.task, exp.feed)
+    try:
+        sizes = summary_lib.summarize_network(*made)
+    except ValueError:  # a network whose products cannot be counted
+        return {}
+    names = ("payload", "float_bytes", "compression", "macs")
+    return {name: getattr(sizes, name) for name in names}
+
+
+def _kernels(exp: Experiment, state: TrainState) -> dict[str, Any]:
+    """{path: {'shape', 'before', 'after'}}: latent weights, and the codes that ship."""
+    weights = paths.flatten(jax.device_get(scored(state).params["model"]))
+    found = {}
+    for path, codes in exp.codes(state).items():
+        before, after = _tiles(weights[path]), _tiles(codes.astype(np.float32))
+        before = before / max(np.abs(before).max(), 1e-30)
+        after = 2 * after / max(int(codes.max()), 1) - 1
+        found[path] = {"before": _picture(before), "after": _picture(after)}
+    return found
+
+
+def _tiles(w: np.ndarray) -> np.ndarray:
+    """The first channels of a kernel, side by side: input down, output across."""
+    w = np.asarray(w, np.float32)
+    if w.ndim != 4:
+        w = w.reshape(1, 1, -1, w.shape[-1] if w.ndim else 1)
+    part = w[:, :, : TILES[0], : TILES[1]]
+    height, width, rows, columns = part.shape
+    return part.transpose(2, 0, 3, 1).reshape(rows * height, columns * width)
+
+
+def _picture(values: np.ndarray) -> dict[str, Any]:
+    """Values in [-1, 1] as bytes 0 to 254, 127 for zero."""
+    return _pixels(np.round(127 * (1 + np.clip(values, -1, 1))).astype(np.uint8))
+
+
+def _pixels(image: np.ndarray) -> dict[str, Any]:
+    image = np.asarray(image)[:: -(-image.shape[0] // 96), :: -(-image.shape[1] // 96)]
+    data = base64.b64encode(np.ascontiguousarray(image).tobytes()).decode()
+    return {"shape": list(image.shape), "data": data}
+
+
+def _examples(exp: Experiment) -> dict[str, np.ndarray]:
+    """Images and labels of the first test examples, in order."""
+    rows = {"image": [], "label": []}
+    batches = itertools.islice(exp.feed.test(), -(-MOST // exp.config.eval_batch_size))
+    for batch in batches:
+        real = np.asarray(batch["mask"]) > 0
+        for name, parts in rows.items():
+            if name in batch:
+                parts.append(np.asarray(batch[name])[real])
+            else:
+                parts.append(exp.feed.test_data[name][np.asarray(batch["index"])[real]])
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
