@@ -206,7 +206,7 @@ def ours(network: str) -> tuple[dict[str, Row], deploy.Predictor]:
     counting = make_predictor(signs.params, signs.spec, popcount=True)
     jitted, signed = jax.jit(predictor.apply), jax.jit(signs.apply)
     call = jax.jit(
-        jax.export.deserialize(bytearray(deploy.to_stablehlo(predictor))).call
+        jax.export.deserialize(bytearray(deploy.stablehlo.of_predictor(predictor))).call
     )
     programs = {
         "float": (lambda x: jitted(floats, x), None, "jit, float32 weights"),
@@ -240,11 +240,11 @@ def onnx_rows(predictor: deploy.Predictor, threads: int, calibration: np.ndarray
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    from quantnet_jax.deploy.onnx import to_onnx
+    from quantnet_jax.deploy.onnx import of_predictor
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    model = to_onnx(predictor)
+    model = of_predictor(predictor)
 
     def session(content):
         found = ort.InferenceSession(

@@ -24,7 +24,7 @@ from quantnet_jax import __version__, deploy, evaluate, export_onnx
 from quantnet_jax.core import command
 from quantnet_jax.core.files import as_path
 from quantnet_jax.deploy.artifact import FLOATS
-from quantnet_jax.deploy.export import WINDOW
+from quantnet_jax.deploy.stablehlo import WINDOW
 from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.scores import unit_of

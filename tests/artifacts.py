@@ -49,5 +49,5 @@ def write_export(folder):
     """What `export_state` leaves in a folder."""
     path = folder / "model.safetensors"
     deploy.save(path, make_params(), SPEC)
-    program = deploy.to_stablehlo(deploy.load(path))
+    program = deploy.stablehlo.of_predictor(deploy.load(path))
     (folder / "model.stablehlo").write_bytes(program)

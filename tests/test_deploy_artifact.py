@@ -376,13 +376,13 @@ def test_rounded_network_is_held_to_its_own_predictions(tmp_path, monkeypatch):
     exp = experiment.build(exported(), jax.devices()[:1])
     made = export.export_state(exp, exp.state, tmp_path, "float16")
     assert made["examples"] == 50
-    to_stablehlo = deploy.to_stablehlo
+    to_stablehlo = deploy.stablehlo.of_predictor
 
     def other(predictor):  # a program of another network
         apply = lambda params, images: -predictor.apply(params, images)
         return to_stablehlo(dataclasses.replace(predictor, apply=apply))
 
-    monkeypatch.setattr(deploy.export, "to_stablehlo", other)
+    monkeypatch.setattr(deploy.stablehlo, "of_predictor", other)
     before = {x.name: x.read_bytes() for x in tmp_path.iterdir()}
     assert len(before) == 2
     with pytest.raises(ValueError, match=r"0 of model.safetensors and 50 of model.st"):

@@ -20,7 +20,7 @@ from quantnet_jax import (  # noqa: E402
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
 from quantnet_jax.deploy import onnx as onnx_files  # noqa: E402
 from quantnet_jax.deploy.onnx import check as onnx_check  # noqa: E402
-from quantnet_jax.deploy.onnx import graph  # noqa: E402
+from quantnet_jax.deploy.onnx.convert import convert  # noqa: E402
 
 SHAPE = (8, 8, 3)
 
@@ -131,14 +131,14 @@ def test_model_says_what_it_is_and_moves_the_channels_once(tmp_path, capsys):
 
 def test_check_finds_a_wrong_model(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "m.safetensors", width=4)
-    whole = onnx_files.to_onnx
+    whole = onnx_files.of_predictor
 
     def broken(predictor):
         model = whole(predictor)
         next(x for x in model.graph.node if x.op_type == "Relu").op_type = "Identity"
         return model
 
-    monkeypatch.setattr(onnx_files, "to_onnx", broken)
+    monkeypatch.setattr(onnx_files, "of_predictor", broken)
     assert export_onnx.main([str(path)]) == 1
     assert "16 of 16 images differ" in capsys.readouterr().err
     assert [x.name for x in tmp_path.iterdir()] == ["m.safetensors"]
@@ -157,7 +157,7 @@ def with_inputs(predictor, change):
 def test_rounding_may_turn_signs_in_a_few_images(tmp_path):
     path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
     predictor = deploy.load(path)
-    content = onnx_files.to_onnx(predictor).SerializeToString()
+    content = onnx_files.of_predictor(predictor).SerializeToString()
     images = np.random.default_rng(3).integers(0, 256, (1500, *SHAPE), np.uint8)
     # As an engine that rounds the normalized images much worse than float32 does.
     other = with_inputs(predictor, lambda x: x.astype(jnp.float32) + 4e-3)
@@ -168,7 +168,7 @@ def test_rounding_may_turn_signs_in_a_few_images(tmp_path):
     assert exact["differ"] < found["differ"]
     # Without quantized activations nothing excuses an image.
     real = deploy.load(write(path, width=4))
-    content = onnx_files.to_onnx(real).SerializeToString()
+    content = onnx_files.of_predictor(real).SerializeToString()
     last = jnp.arange(50).reshape(-1, 1, 1, 1) == 49
     wrong = with_inputs(real, lambda x: jnp.where(last, 255 - x, x))
     with pytest.raises(ValueError, match="outputs of 1 of 50 images differ"):
@@ -178,7 +178,7 @@ def test_rounding_may_turn_signs_in_a_few_images(tmp_path):
 def test_few_images_that_are_wrong_are_no_rounding(tmp_path):
     path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
     predictor = deploy.load(path)
-    content = onnx_files.to_onnx(predictor).SerializeToString()
+    content = onnx_files.of_predictor(predictor).SerializeToString()
     images = np.random.default_rng(3).integers(0, 256, (40, *SHAPE), np.uint8)
     few = images[:, 0, 0, 0] > 200
     assert 0 < few.sum() < 12
@@ -192,7 +192,7 @@ def test_few_images_that_are_wrong_are_no_rounding(tmp_path):
 def test_a_step_that_is_wrong_is_named(tmp_path, step):
     path = write(tmp_path / "m.safetensors", SIGNS, width=4, bi_real=True, act="prelu")
     predictor = deploy.load(path)
-    model = onnx_files.to_onnx(predictor)
+    model = onnx_files.of_predictor(predictor)
     of = lambda kind: [node for node in model.graph.node if node.op_type == kind]
     if step == "quantizer":
         signs = [x for x in of("GreaterOrEqual") if x.input[0].endswith("/real")]
@@ -266,31 +266,8 @@ def test_single_operations_equal_those_of_jax(way):
         x = WAYS[way](images.astype(jnp.float32) / 255.0)
         return x.mean((1, 2)) - 0.5
 
-    model = graph.convert(function, SHAPE, name="one").SerializeToString()
+    image = jax.ShapeDtypeStruct((1, *SHAPE), np.uint8)
+    model = convert(function, (image,), name="one", names=("images", "outputs"))
+    model = model.SerializeToString()
     images = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
     np.testing.assert_allclose(run(model, images), function(images), atol=1e-5)
-
-
-@pytest.mark.parametrize("loop", ["scan", "while", "cond"])
-def test_loops_and_branches_are_refused(loop):
-    w = np.full((3, 3), 0.3, np.float32)
-    step = lambda x: jnp.tanh(x @ w)
-
-    def function(images):
-        x = images.astype(jnp.float32).reshape(-1, 3)
-        if loop == "scan":
-            return jax.lax.fori_loop(0, 5, lambda i, x: step(x), x)
-        if loop == "while":
-            return jax.lax.while_loop(lambda x: jnp.sum(x) > 1, step, x)
-        return jax.lax.cond(jnp.sum(x) > 1, step, lambda x: x, x)
-
-    with pytest.raises(ValueError, match=f"primitive '{loop}'.*no translation"):
-        graph.convert(function, (1, 1, 3), name="one")
-
-
-def test_what_has_no_translation_is_named():
-    def function(images):
-        return jnp.sort(images.astype(jnp.float32), axis=1).mean((1, 2))
-
-    with pytest.raises(ValueError, match="primitive 'sort'.*no translation"):
-        graph.convert(function, SHAPE, name="one")

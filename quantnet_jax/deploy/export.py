@@ -11,23 +11,18 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.core.files import as_path, in_bucket, write_atomic
 from quantnet_jax.core.qtensor import is_qtensor, trim
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy import onnx as onnx_files
-from quantnet_jax.deploy.predictor import Predictor, load, save
+from quantnet_jax.deploy import stablehlo
+from quantnet_jax.deploy.predictor import load, save
 from quantnet_jax.deploy.spec import NetworkSpec
 
 PyTree = Any
-PLATFORMS = ("cpu", "cuda", "tpu")
 FILES = ("model.safetensors", "model.stablehlo", "model.onnx")
-WINDOW = (
-    f"made by jax {jax.__version__}; runs by a jaxlib up to three weeks older, or six "
-    "months newer"
-)
 TOLERANCE = 1e-4
 UNVERIFIED = ".unverified-"
 
@@ -100,7 +95,7 @@ def export_tree(
         weights, program, graph = (pathlib.Path(beside) / name for name in FILES)
         sizes = save(weights, tree, spec)
         predictor = load(weights, popcount=False)
-        program.write_bytes(to_stablehlo(predictor))
+        program.write_bytes(stablehlo.of_predictor(predictor))
         reloaded = jax.jit(jax.export.deserialize(bytearray(program.read_bytes())).call)
         packed, exported = _outputs(predictor, batches), _outputs(reloaded, batches)
         wrong = {"packed": differ(packed, wanted), "exported": differ(exported, wanted)}
@@ -131,19 +126,6 @@ def export_tree(
         **sizes,
         "folder": str(folder),
     }
-
-
-def to_stablehlo(predictor: Predictor) -> bytes:
-    """The network as a serialized `jax.export` program: uint8 images -> outputs.
-
-    The packed weights are constants in it; the batch size is symbolic. Whoever loads it
-    needs jax alone, within its window (`WINDOW`, by the compatibility guarantees of
-    `jax.export`). The program of a predictor that counts bits does so on every device.
-    """
-    run = jax.jit(lambda images: predictor.apply(predictor.params, images))
-    shape = (*jax.export.symbolic_shape("batch"), *predictor.spec.shape)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return bytes(jax.export.export(run, platforms=PLATFORMS)(images).serialize())
 
 
 def _outputs(run: Callable, batches: Callable) -> PyTree:

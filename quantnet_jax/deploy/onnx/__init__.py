@@ -1,40 +1,100 @@
-"""ONNX models of packed networks; needs the packages onnx and onnxruntime."""
+"""ONNX models of networks; needs the packages onnx and onnxruntime."""
 
 import importlib.util
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from quantnet_jax.core.files import write_atomic
+from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.onnx import check as onnx_check
 from quantnet_jax.deploy.packed import float_tree
 from quantnet_jax.deploy.predictor import Predictor
+from quantnet_jax.deploy.stablehlo import inputs_of
 
 if TYPE_CHECKING:
     import onnx
 
+PyTree = Any
 RANDOM_IMAGES = 16
 
 
-def to_onnx(predictor: Predictor) -> "onnx.ModelProto":
+def to_onnx(
+    apply: Callable,
+    tree: PyTree,
+    example: PyTree,
+    *,
+    path: str | os.PathLike | None = None,
+    batch: bool = True,
+    tolerance: float | None = onnx_check.TOLERANCE,
+) -> "onnx.ModelProto":
+    """The ONNX model of any network, compared with it in onnxruntime.
+
+    ONNX has no 1-bit numbers: weights are stored as the float32 values that their codes
+    stand for. Loops are unrolled; both branches of a condition on the input are
+    computed, and one is chosen.
+
+    Args:
+      apply: `(params, *inputs) -> outputs`, a traceable function of float arrays that
+        computes in float32, integers and booleans.
+      tree: parameters, with `QTensor`, packed and other leaves.
+      example: input of `apply`, or a tuple of inputs: arrays or shapes, or trees of
+        them. Inputs are called 'input', or by their keys; outputs 'output' likewise.
+      path: of a file to write, whole or not at all; default none.
+      batch: whether the first axis of every input is the batch, whose size is then
+        free. False: the shapes of the example alone.
+      tolerance: largest difference of outputs in onnxruntime, if it is installed,
+        relative to the largest of an output where that is above 1; None for no
+        comparison. Inputs are those of the example, twice if the batch is free; for
+        shapes random ones, integers 0 and 1.
+
+    Returns:
+      A checked model.
+
+    Raises:
+      ImportError: onnx is not installed.
+      ValueError: in one line, the primitive that has no translation, or an output that
+        differs; nothing is written then.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apply = lambda params, x: jax.nn.softmax(x @ params["w"])
+      >>> model = to_onnx(apply, {"w": jnp.ones((3, 2))}, jnp.ones((1, 3)))
+      >>> [x.name for x in (*model.graph.input, *model.graph.output)]
+      ['input', 'output']
+    """
+    _needs_onnx()
+    from quantnet_jax.deploy.onnx.convert import convert
+
+    weights = jax.device_get(dequantize_tree(float_tree(tree)))
+    run, inputs = lambda *inputs: apply(weights, *inputs), inputs_of(example)
+    model = convert(run, inputs, name=getattr(apply, "__name__", "apply"), batch=batch)
+    content = model.SerializeToString()
+    installed = importlib.util.find_spec("onnxruntime") is not None
+    if tolerance is not None and installed:
+        onnx_check.compare(content, run, inputs, batch, tolerance)
+    if path is not None:
+        write_atomic(path, content)
+    return model
+
+
+def of_predictor(predictor: Predictor) -> "onnx.ModelProto":
     """The ONNX model of a loaded network.
 
     Input 'images' uint8[N, H, W, C], output 'outputs' float32[N, ...]; N is free, the
-    normalization of the images is inside. ONNX has no 1-bit numbers: weights are stored
-    as the float32 values that the bits stand for.
+    normalization of the images is inside.
 
     Raises:
       ImportError: onnx is not installed.
       ValueError: the network does not compute in float32, or does something that has no
         translation.
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise ImportError("ONNX export needs the package onnx: pip install onnx")
-    from quantnet_jax.deploy.onnx import graph
+    _needs_onnx()
+    from quantnet_jax.deploy.onnx.convert import convert
 
     spec = predictor.spec
     if spec.dtype != "float32":
@@ -43,15 +103,21 @@ def to_onnx(predictor: Predictor) -> "onnx.ModelProto":
             "runtimes have other convolutions"
         )
     weights = jax.tree.map(np.asarray, float_tree(predictor.params))
-    model = graph.convert(
+    model = convert(
         onnx_check.marked(lambda images: predictor.apply(weights, images)),
-        spec.shape,
+        (jax.ShapeDtypeStruct((1, *spec.shape), np.uint8),),
         name=spec.model["name"],
+        names=("images", "outputs"),
     )
     model.doc_string = "Input: uint8 images, not normalized."
     value = json.dumps(spec.to_json(), sort_keys=True)
     model.metadata_props.add(key="quantnet_jax", value=value)
     return model
+
+
+def _needs_onnx() -> None:
+    if importlib.util.find_spec("onnx") is None:
+        raise ImportError("ONNX export needs the package onnx: pip install onnx")
 
 
 def write(
@@ -73,9 +139,9 @@ def write(
       is not installed}.
 
     Raises:
-      ValueError, ImportError: as `to_onnx`, `check.check`.
+      ValueError, ImportError: as `of_predictor`, `check.check`.
     """
-    model = to_onnx(predictor)
+    model = of_predictor(predictor)
     content = model.SerializeToString()
     if batches is None:
         shape = (RANDOM_IMAGES, *predictor.spec.shape)

@@ -86,6 +86,65 @@ def check(
     return {"examples": examples, "difference": difference, "differ": differ}
 
 
+def compare(
+    content: bytes, run: Callable, inputs: tuple, batch: bool, tolerance: float
+) -> None:
+    """Compares an ONNX model in onnxruntime with the function that it was made of.
+
+    Args:
+      content: bytes of the ONNX file.
+      run: the function.
+      inputs: of it, arrays or shapes.
+      batch: whether the batch size is free: it is then twice that of the inputs.
+      tolerance: largest difference, relative to the largest of an output above 1.
+
+    Raises:
+      ValueError: an output differs, or onnxruntime does not run the model.
+    """
+    import onnxruntime
+
+    rng = np.random.default_rng(0)
+
+    def value(x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            integer = np.issubdtype(x.dtype, np.integer) or x.dtype == bool
+            x = (
+                rng.integers(0, 2, x.shape) if integer else rng.normal(size=x.shape)
+            ).astype(x.dtype)
+        x = np.asarray(x)
+        return np.concatenate([x, x]) if batch and x.ndim else x
+
+    inputs = jax.tree.map(value, inputs)
+    expected = jax.tree.leaves(jax.device_get(jax.jit(run)(*inputs)))
+    try:
+        session = onnxruntime.InferenceSession(
+            content, providers=["CPUExecutionProvider"]
+        )
+        names = [x.name for x in session.get_inputs()]
+        found: list = session.run(  # pyright: ignore
+            None, dict(zip(names, jax.tree.leaves(inputs), strict=True))
+        )
+    except Exception as e:  # onnxruntime has many kinds of errors
+        line = " ".join(str(e).split())
+        raise ValueError(f"onnxruntime does not run the model: {line}") from None
+    for output, a, b in zip(session.get_outputs(), found, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise ValueError(
+                f"output {output.name!r} is {a.dtype}{a.shape} in onnxruntime, "
+                f"expected {b.dtype}{b.shape}; nothing was written"
+            )
+        a, b = (x.astype(np.float64) for x in (a, b))
+        allowed = tolerance * max(
+            1.0, np.max(np.abs(b), initial=0, where=np.isfinite(b))
+        )
+        if not np.allclose(a, b, rtol=0, atol=allowed, equal_nan=True):
+            raise ValueError(
+                f"output {output.name!r} differs in onnxruntime by up to "
+                f"{np.nanmax(np.abs(a - b)):.2g}, expected {allowed:.2g}; nothing was "
+                "written"
+            )
+
+
 def _steps(
     content: bytes, predictor: Predictor, paths: Sequence[str]
 ) -> Callable[[np.ndarray, float], None]:

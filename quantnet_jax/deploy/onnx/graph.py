@@ -1,39 +1,27 @@
-"""From a traced network to an ONNX graph.
+"""An ONNX graph in the making: walks a jaxpr, a row of a table for each primitive.
 
-Walks the equations of a jaxpr. Equations of weights alone are evaluated; each of the
-others becomes one ONNX node. Images are channels-last up to the first convolution and
-channels-first from there on, which costs one transposition.
+Equations of weights alone are evaluated. Convolutions make their images channels-first;
+these stay so until an equation wants the axes of JAX, which costs one transposition.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import onnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper, numpy_helper
 
-from quantnet_jax.core.trace import CALLS
-
-OPSET = 17
-IR_VERSION = 8
-"""Old enough for any onnxruntime since 1.12 (2022)."""
+from quantnet_jax.core.trace import CALLS, inner
 
 BATCH = 1_000_003
-"""Traced in place of the batch size: no other axis is this long."""
-
-FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)
-"""Permutations of NHWC to NCHW, and back."""
-
-SAME_NAME = {
-    **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max"},
-    **{"min": "Min", "neg": "Neg", "abs": "Abs", "floor": "Floor", "sqrt": "Sqrt"},
-    **{"exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid"},
-    **{"ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"},
-    **{"eq": "Equal", "and": "And", "or": "Or", "not": "Not", "sign": "Sign"},
-}
-"""Primitives that work element by element -> the ONNX operator that does the same."""
+"""Traced in place of a free batch size: a prime, longer than any other axis. An axis
+or a number that is a multiple of it stands for that multiple of the batch size."""
+MOST = 20_000
+"""Most nodes of a graph with unrolled loops."""
+LARGEST = np.iinfo(np.int64).max
+DTYPES = ("float32", "bool", "uint8", "int8", "int16", "int32", "int64", "uint32")
 
 
 class Value(NamedTuple):
@@ -44,61 +32,48 @@ class Value(NamedTuple):
     channels_first: bool = False
 
 
-def convert(function: Callable, shape: Sequence[int], *, name: str) -> onnx.ModelProto:
-    """The ONNX model of a function of one batch of uint8 images.
+class Row(NamedTuple):
+    """How a primitive is translated.
 
-    Args:
-      function: `uint8[N, H, W, C] -> float32[N, ...]`, traceable, with its weights
-        inside as float arrays.
-      shape: (H, W, C).
-      name: of the graph; its input is called 'images', its output 'outputs'.
-
-    Returns:
-      A checked model; the batch size is free.
-
-    Raises:
-      ValueError: the function does something that has no translation here.
+    Attributes:
+      run: `(graph, args, eqn) -> Value or array, or a list of them`.
+      broadcasts: works element by element; axes of constants may have length 1.
+      layout: takes channels-first values, too.
+      raw: takes arguments as they are.
     """
-    images = jax.ShapeDtypeStruct((BATCH, *shape), np.uint8)
-    traced = jax.make_jaxpr(function)(images)
-    graph = Graph()
-    (out,) = graph.run(traced, [Value("images", images.shape)])
-    name_of_output = graph.name_of(graph.channels_last(out))
-    graph.nodes.append(helper.make_node("Identity", [name_of_output], ["outputs"]))
-    info = lambda name, kind, shape: helper.make_tensor_value_info(
-        name, getattr(onnx.TensorProto, kind), ["N", *shape]
-    )
-    inputs = [info("images", "UINT8", shape)]
-    outputs = [info("outputs", "FLOAT", traced.out_avals[0].shape[1:])]
-    proto = helper.make_graph(graph.nodes, name, inputs, outputs, graph.initializers)
-    model = helper.make_model(
-        proto,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="quantnet_jax",
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
+
+    run: Callable[["Graph", list, Any], Any]
+    broadcasts: bool = False
+    layout: bool = False
+    raw: bool = False
+
+
+def free(size: int) -> bool:
+    """Whether an axis is a multiple of the batch."""
+    return size >= BATCH and size % BATCH == 0
 
 
 class Graph:
     """Nodes and initializers of the graph being built.
 
-    A number in it is a `Value`, or an array that no image reaches. Such an array may
-    have axes of length 1 where JAX would repeat it for each example of the batch.
+    A number in it is a `Value`, or an array that no input reaches. Such an array may
+    have axes of length 1 where JAX repeats it, if the batch is among its axes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, table: Mapping[str, Row], batch: Value | None = None) -> None:
+        """`batch`: an input whose first axis is the batch, None if none is free."""
+        self.table, self.batch = table, batch
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._names: dict[tuple, str] = {}
+        self._sizes: dict[int, Value] = {}
 
     def run(self, program: Jaxpr | ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         """Outputs of a jaxpr for given inputs."""
         jaxpr = getattr(program, "jaxpr", program)
         known = dict(zip(jaxpr.constvars, getattr(program, "consts", ()), strict=True))
         known.update(zip(jaxpr.invars, args, strict=True))
-        read = lambda x: x.val if isinstance(x, Literal) else known[x]
+        read = lambda x: _value(x) if isinstance(x, Literal) else known[x]
         for eqn in jaxpr.eqns:
             outs = self.equation(eqn, [read(x) for x in eqn.invars])
             known.update(zip(eqn.outvars, outs, strict=True))
@@ -106,32 +81,46 @@ class Graph:
 
     def equation(self, eqn: Any, args: list[Any]) -> list[Any]:
         """Outputs of one equation."""
-        primitive, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
-        if primitive in CALLS:
-            keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-            return self.run(next(filter(None, map(eqn.params.get, keys))), args)
-        if not any(isinstance(x, Value) for x in args):
-            if BATCH not in shape:
+        name = eqn.primitive.name
+        if name in CALLS:
+            return self.run(_program(eqn), args)
+        row = self.table.get(name)
+        shapes = [tuple(x.aval.shape) for x in eqn.invars]
+        outs = [tuple(x.aval.shape) for x in eqn.outvars]
+        known = not any(isinstance(x, Value) for x in args)
+        if known:
+            sized = any(free(size) for shape in (*shapes, *outs) for size in shape)
+            if not sized:
                 out = eqn.primitive.bind(*args, **eqn.params)
                 return list(out) if eqn.primitive.multiple_results else [out]
-            if primitive == "broadcast_in_dim":
-                axes = eqn.params["broadcast_dimensions"]
-                return [_repeat_later(args[0], axes, shape)]
-        if primitive in SAME_NAME:
-            return [self.elementwise(primitive, args, shape)]
-        handler = getattr(self, f"_{primitive}", None)
-        if handler is None:
-            raise ValueError(
-                f"primitive {primitive!r} of the network has no translation to ONNX"
-            )
-        return [handler(args, eqn.params, tuple(shape))]
+            if row and row.broadcasts:
+                same = np.broadcast_arrays(*map(np.asarray, args))
+                return [eqn.primitive.bind(*same, **eqn.params)]
+        row = _checked(eqn, row)
+        if not (row.raw or row.broadcasts):
+            args = [
+                x if isinstance(x, Value) else self.expanded(x, shape)
+                for x, shape in zip(args, shapes, strict=True)
+            ]
+        if not (row.raw or row.layout or row.broadcasts):
+            args = [self.channels_last(x) for x in args]
+        if not row.raw:
+            args = [self._number(x) for x in args]
+        made = row.run(self, args, eqn)
+        return list(made) if isinstance(made, list) else [made]
 
     def add(self, operator: str, inputs, shape, first=False, **attributes) -> Value:
         """The `Value` of a new node."""
+        return self.add_all(operator, inputs, [shape], first, **attributes)[0]
+
+    def add_all(self, operator: str, inputs, shapes, first=False, **attributes):
+        """The `Value`s of a new node with several outputs."""
         name = f"{operator.lower()}_{len(self.nodes)}"
+        outs = [name, *(f"{name}_{i}" for i in range(1, len(shapes)))]
         names = [self.name_of(x) for x in inputs]
-        self.nodes.append(helper.make_node(operator, names, [name], name, **attributes))
-        return Value(name, tuple(shape), first)
+        self.nodes.append(helper.make_node(operator, names, outs, name, **attributes))
+        pairs = zip(outs, shapes, strict=True)
+        return [Value(out, tuple(shape), first) for out, shape in pairs]
 
     def name_of(self, x: Any) -> str:
         """Name of a `Value`, or of the initializer that holds an array."""
@@ -145,162 +134,141 @@ class Graph:
         return self._names[key]
 
     def channels_first(self, x: Any) -> Any:
-        """A `Value` or an array of rank 4 in the layout NCHW; others as they are."""
+        """A `Value` or an array in the layout N, C, ...; below rank 3 as it is."""
+        rank = len(x.shape) if isinstance(x, Value) else np.ndim(x)
+        order = to_first(rank)
         if not isinstance(x, Value):
-            return np.transpose(np.asarray(x), FIRST) if np.ndim(x) == 4 else x
-        if len(x.shape) != 4 or x.channels_first:
+            return np.transpose(np.asarray(x), order) if rank > 2 else x
+        if rank < 3 or x.channels_first:
             return x
-        return self.add("Transpose", [x], x.shape, True, perm=FIRST)
+        return self.add("Transpose", [x], x.shape, True, perm=order)
 
     def channels_last(self, x: Any) -> Any:
         """A `Value` or an array in the layout that JAX sees."""
         if not isinstance(x, Value) or not x.channels_first:
             return x
-        return self.add("Transpose", [x], x.shape, perm=LAST)
+        return self.add("Transpose", [x], x.shape, perm=to_last(len(x.shape)))
 
-    def elementwise(self, primitive: str, args: list[Any], shape) -> Value:
-        """One of `SAME_NAME`."""
-        args, first = self.alike(args)
-        if primitive == "max":
-            rest = [x for x in args if isinstance(x, Value) or np.any(np.asarray(x))]
-            if len(rest) == 1:  # runtimes fuse it with the convolution
-                return self.add("Relu", rest, shape, first)
-        return self.add(SAME_NAME[primitive], args, shape, first)
-
-    def alike(self, args: list[Any]) -> tuple[list[Any], bool]:
-        """Arguments in one layout, and whether that is NCHW."""
+    def alike(self, args: Sequence[Any]) -> tuple[list[Any], bool]:
+        """Arguments in one layout, and whether that is channels-first."""
         first = any(isinstance(x, Value) and x.channels_first for x in args)
-        return ([self.channels_first(x) for x in args] if first else args), first
+        return [self.channels_first(x) for x in args] if first else list(args), first
 
-    def _convert_element_type(self, args, params, shape) -> Value:
-        to = helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
-        return self.add("Cast", args, shape, args[0].channels_first, to=to)
+    def elementwise(self, operator: str, args: Sequence[Any], shape, **more) -> Value:
+        """A node of an operator that broadcasts."""
+        args, first = self.alike(args)
+        return self.add(operator, args, shape, first, **more)
 
-    def _square(self, args, params, shape) -> Value:
-        return self.add("Mul", args * 2, shape, args[0].channels_first)
-
-    def _integer_pow(self, args, params, shape) -> Value:
-        power = np.float32(params["y"])
-        return self.add("Pow", [args[0], power], shape, args[0].channels_first)
-
-    def _name(self, args, params, shape) -> Value:
-        """A marked tensor keeps its name; of rank 4 it is channels-first."""
-        x, name = self.channels_first(args[0]), params["name"]
-        self.nodes.append(helper.make_node("Identity", [x.name], [name], name))
-        return x._replace(name=name)
-
-    def _select_n(self, args, params, shape) -> Value:
-        (which, no, yes), first = self.alike(args)
-        return self.add("Where", [which, yes, no], shape, first)
-
-    def _conv_general_dilated(self, args, params, shape) -> Value:
-        numbers = params["dimension_numbers"]
-        layout = (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
-        image, kernel = args
-        fits = layout == (FIRST, (3, 2, 0, 1), FIRST) and not isinstance(kernel, Value)
-        if not fits or {*params["lhs_dilation"], params["batch_group_count"]} != {1}:
-            raise ValueError("a convolution is not of NHWC images with HWIO weights")
-        kernel = np.transpose(np.asarray(kernel), (3, 2, 0, 1))
-        return self.add(
-            "Conv",
-            [self.channels_first(image), kernel],
-            shape,
-            True,
-            kernel_shape=kernel.shape[2:],
-            strides=params["window_strides"],
-            pads=_pads(params["padding"]),
-            dilations=params["rhs_dilation"],
-            group=params["feature_group_count"],
-        )
-
-    def _reduce_window_max(self, args, params, shape) -> Value:
-        sizes = {k: tuple(params[k]) for k in ("window_dimensions", "window_strides")}
-        outer = [x[i] for x in sizes.values() for i in (0, -1)]
-        dilated = {*params["base_dilation"], *params["window_dilation"]} != {1}
-        if len(shape) != 4 or {*outer} != {1} or dilated:
-            raise ValueError("a max-pool is not one over the height and width of NHWC")
-        return self.add(
-            "MaxPool",
-            [self.channels_first(args[0])],
-            shape,
-            True,
-            kernel_shape=sizes["window_dimensions"][1:3],
-            strides=sizes["window_strides"][1:3],
-            pads=_pads(params["padding"][1:3]),
-        )
-
-    def _reduce_sum(self, args, params, shape) -> Value:
-        x, axes = args[0], tuple(params["axes"])
-        if axes == (1, 2) and x.channels_first:
-            axes = (2, 3)
-        else:
-            x = self.channels_last(x)
-        return self.add("ReduceSum", [x, np.asarray(axes, np.int64)], shape, keepdims=0)
-
-    def _dot_general(self, args, params, shape) -> Value:
-        contract, batch = params["dimension_numbers"]
-        ranks = [len(x.shape) for x in args]
-        if ranks != [2, 2] or [*map(tuple, contract)] != [(1,), (0,)] or any(batch):
-            raise ValueError("a product is not one of two matrices")
-        return self.add("MatMul", args, shape)
-
-    def _pad(self, args, params, shape) -> Value:
-        x, value = args
-        low, high, inner = np.asarray(params["padding_config"], np.int64).T
-        if min(*low, *high) < 0 or inner.any():
-            raise ValueError("a pad cuts, or spreads its input")
-        if x.channels_first:
-            low, high = low[list(FIRST)], high[list(FIRST)]
-        pads = np.concatenate([low, high])
-        return self.add("Pad", [x, pads, value], shape, x.channels_first)
-
-    def _concatenate(self, args, params, shape) -> Value:
-        (args, first), axis = self.alike(args), params["dimension"]
-        if axis == 0:
-            raise ValueError("a concatenation goes over the batch")
-        axis = FIRST.index(axis) if first else axis
-        return self.add("Concat", args, shape, first, axis=axis)
-
-    def _slice(self, args, params, shape) -> Value:
-        x = args[0]
-        steps = params["strides"] or (1,) * len(shape)
-        parts = np.asarray([params["start_indices"], params["limit_indices"], steps])
-        if x.shape[0] != shape[0]:
-            raise ValueError("a slice goes over the batch")
-        parts = parts[:, list(FIRST)] if x.channels_first else parts
-        starts, ends, steps = parts.astype(np.int64)[:, 1:]
-        axes = np.arange(1, len(shape), dtype=np.int64)
-        return self.add(
-            "Slice", [x, starts, ends, axes, steps], shape, x.channels_first
-        )
-
-    def _transpose(self, args, params, shape) -> Value:
-        x, order = self.channels_last(args[0]), params["permutation"]
+    def permuted(self, x: Any, order: Sequence[int]) -> Any:
+        """A `Value` (channels-last) or an array with its axes in another order."""
+        order = tuple(order)
+        if order == tuple(range(len(order))):
+            return x
+        if not isinstance(x, Value):
+            return np.transpose(np.asarray(x), order)
+        shape = tuple(x.shape[i] for i in order)
         return self.add("Transpose", [x], shape, perm=order)
 
-    def _reshape(self, args, params, shape) -> Value:
-        sizes = np.asarray([-1 if size == BATCH else size for size in shape], np.int64)
-        return self.add("Reshape", [self.channels_last(args[0]), sizes], shape)
+    def reshaped(self, x: Any, shape: Sequence[int]) -> Any:
+        """A `Value` (channels-last) or an array of another shape."""
+        if tuple(x.shape) == tuple(shape):
+            return x
+        if not isinstance(x, Value):
+            return np.reshape(np.asarray(x), shape)
+        if sum(map(free, shape)) > 1:
+            raise ValueError("a reshape has the batch on two axes")
+        sizes = np.asarray([-1 if free(size) else size for size in shape], np.int64)
+        return self.add("Reshape", [x, sizes], shape)
 
-    _squeeze = _reshape
+    def expanded(self, x: Any, shape: Sequence[int]) -> Any:
+        """A `Value` (channels-last) or an array, repeated along axes of length 1."""
+        if tuple(np.shape(x) if not isinstance(x, Value) else x.shape) == tuple(shape):
+            return x
+        if not any(map(free, shape)) and not isinstance(x, Value):
+            return np.broadcast_to(np.asarray(x), shape)
+        return self.add("Expand", [x, self.sizes(shape)], shape)
 
-    def _broadcast_in_dim(self, args, params, shape) -> Value:
-        x, axes = args[0], params["broadcast_dimensions"]
-        added = [size for i, size in enumerate(shape) if i not in axes]
-        if {*added} - {1} or x.shape != tuple(shape[i] for i in axes):
-            raise ValueError("a tensor that depends on the images is repeated")
-        return self._reshape(args, params, shape)
+    def sizes(self, shape: Sequence[int]) -> Any:
+        """A shape as an int64 vector."""
+        if not any(map(free, shape)):
+            return np.asarray(shape, np.int64)
+        parts = [self.size(n) if free(n) else np.asarray([n], np.int64) for n in shape]
+        return self.add("Concat", parts, (len(parts),), axis=0)
+
+    def size(self, multiple: int) -> Value:
+        """A multiple of the batch size, int64[1]."""
+        if BATCH not in self._sizes:
+            one = self.add("Shape", [self.batch], (1,), start=0, end=1)
+            self._sizes[BATCH] = one
+        if multiple not in self._sizes:
+            factor = np.asarray([multiple // BATCH], np.int64)
+            self._sizes[multiple] = self.add("Mul", [self.size(BATCH), factor], (1,))
+        return self._sizes[multiple]
+
+    def cast(self, x: Any, dtype: Any) -> Any:
+        """A `Value` or an array of another dtype."""
+        if not isinstance(x, Value):
+            return np.asarray(x).astype(dtype)
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.add("Cast", [x], x.shape, x.channels_first, to=to)
+
+    def bounded(self, eqn: Any) -> None:
+        """Refuses a loop that makes too many nodes."""
+        if len(self.nodes) > MOST:
+            raise ValueError(
+                f"primitive {eqn.primitive.name!r}, unrolled, makes more than "
+                f"{MOST:,} ONNX nodes: it has no translation"
+            )
+
+    def _number(self, x: Any) -> Any:
+        """A scalar that is the batch size becomes the real one."""
+        if isinstance(x, Value) or self.batch is None or np.ndim(x):
+            return x
+        number = np.asarray(x)
+        if number.dtype.kind not in "iuf" or not np.isfinite(number):
+            return x
+        if not free(number.item()):
+            return x
+        size = self.add("Squeeze", [self.size(int(number))], ())
+        return self.cast(size, number.dtype)
 
 
-def _repeat_later(x: Any, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """An array at the given axes of a shape with the batch in it: length 1 there."""
-    x = np.asarray(x)
-    sizes = [1] * len(shape)
-    for axis, size in zip(axes, x.shape, strict=True):
-        sizes[axis] = size
-    return x.reshape(sizes)
+def to_first(rank: int) -> tuple[int, ...]:
+    """Permutation of N, ..., C to N, C, ...."""
+    return (0, rank - 1, *range(1, rank - 1))
 
 
-def _pads(pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """((top, bottom), (left, right)) -> [top, left, bottom, right]."""
-    return [int(pair[i]) for i in (0, 1) for pair in pairs]
+def to_last(rank: int) -> tuple[int, ...]:
+    """Permutation of N, C, ... to N, ..., C."""
+    return (0, *range(2, rank), 1)
+
+
+def _value(literal: Literal) -> np.ndarray:
+    return np.asarray(literal.val, literal.aval.dtype)  # pyright: ignore
+
+
+def _program(eqn: Any) -> Any:
+    keys = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return next(filter(None, map(eqn.params.get, keys)), None) or inner(eqn.params)[0]
+
+
+def _checked(eqn: Any, row: Row | None) -> Row:
+    name = eqn.primitive.name
+    if row is None:
+        raise ValueError(
+            f"primitive {name!r} of the network has no translation to ONNX"
+        )
+    for out in eqn.outvars:
+        if str(out.aval.dtype) not in DTYPES:
+            raise ValueError(
+                f"primitive {name!r} computes in {out.aval.dtype}, expected float32, "
+                "integers or booleans: few ONNX runtimes have others"
+            )
+        if any(size > BATCH // 2 and not free(size) for size in out.aval.shape):
+            raise ValueError(f"primitive {name!r} cuts or extends the batch")
+    return row
+
+
+def volume(shape: Sequence[int]) -> int:
+    """Number of elements."""
+    return math.prod(shape)
