@@ -84,10 +84,10 @@ if TYPE_CHECKING:
         Predictor,
         TreePredictor,
         export_tree,
-        summarize,
         to_onnx,
         to_stablehlo,
     )
+    from quantnet_jax.deploy.summary import summarize as summary
     from quantnet_jax.own import Update, gap, make_update, recalibrate
     from quantnet_jax.posttrain.driver import posttrain
 
@@ -96,11 +96,11 @@ __version__ = "0.1.0"
 # Imported when asked for (PEP 562), so that `import quantnet_jax` needs jax alone.
 _MODULES = (
     *("activations", "data", "deploy", "models", "nnx", "quantizers", "tasks"),
-    *("posttrain", "testing", "zoo"),
+    *("posttrain", "summary", "testing", "zoo"),
 )
 _OF_OWN = ("Update", "gap", "make_update", "recalibrate")
 _OF_DEPLOY = (
-    *("NetworkSpec", "Predictor", "export_tree", "summarize", "to_onnx"),
+    *("NetworkSpec", "Predictor", "export_tree", "to_onnx"),
     "to_stablehlo",
 )
 
@@ -173,7 +173,7 @@ __all__ = [
     "schedules",
     "soft_round",
     "straight_through",
-    "summarize",
+    "summary",
     "swish_sign",
     "tanh_sign",
     "tasks",

@@ -1,18 +1,18 @@
 """Calls for a training loop of your own: update, gap, BatchNorm recalibration."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.quantizer import Quantizer, ScalarOrSchedule, as_schedule
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.evaluation.recalibration import average_statistics
-from quantnet_jax.training import gradients, optim
-from quantnet_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    import optax
 
 PyTree = Any
 META_LEARNING_RATE = 3e-4
@@ -43,7 +43,7 @@ class UpdateState(NamedTuple):
     """
 
     step: jax.Array
-    opt_state: optax.OptState
+    opt_state: Any
 
 
 class Gap(NamedTuple):
@@ -64,8 +64,8 @@ class Gap(NamedTuple):
 
 def make_update(
     q: Quantizer,
-    tx: optax.GradientTransformation,
-    meta: optax.GradientTransformation | None = None,
+    tx: "optax.GradientTransformation",
+    meta: "optax.GradientTransformation | None" = None,
     *,
     learning_rate: ScalarOrSchedule | None = None,
     has_aux: bool = False,
@@ -97,6 +97,7 @@ def make_update(
       ValueError: a quantizer with a `gradient`, and no `learning_rate`.
 
     Example:
+      >>> import optax
       >>> from quantnet_jax import Rule, binaryconnect, tree_quantizer
       >>> params = {"w": jnp.asarray([[0.4], [-0.8]])}
       >>> q = tree_quantizer([Rule("w", binaryconnect())], params)
@@ -111,6 +112,11 @@ def make_update(
       >>> float(value), params["w"][:, 0].tolist()  # of the signs +1 and -1; clipped
       (4.0, [-1.0, -1.0])
     """
+    import optax  # an extra, which whoever has a `tx` has
+
+    from quantnet_jax.training import gradients, optim
+    from quantnet_jax.training.state import TrainState
+
     if q.gradient is not None and learning_rate is None:
         raise ValueError(
             f"learning_rate=None, expected that of `tx`: {q!r} has a gradient of its "

@@ -12,6 +12,7 @@ The payload is that of the exported file to the byte.
 import json
 import pathlib
 import sys
+import types
 from typing import Any
 
 import jax
@@ -20,7 +21,6 @@ import quantnet_jax
 from quantnet_jax import deploy, tasks
 from quantnet_jax.core import command
 from quantnet_jax.deploy import summary as summary_lib
-from quantnet_jax.deploy.summary_text import to_text
 from quantnet_jax.zoo import PREFIX
 
 PyTree = Any
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(about | summary_lib.to_dict(summary), indent=2))
         else:
             print(", ".join(str(x) for x in about.values() if x), end="\n\n")
-            print(to_text(summary))
+            print(summary)
 
     return command.run(parser, work, words)
 
@@ -145,6 +145,17 @@ def _network(args: Any, overrides: list[str]) -> tuple[PyTree, deploy.NetworkSpe
     config_lib.check(config)
     return from_config(config)
 
+
+class _Callable(types.ModuleType):
+    """`quantnet_jax.summary(apply, tree, example)`, beside the command of that name."""
+
+    __wrapped__ = staticmethod(summary_lib.summarize)
+
+    def __call__(self, *args: Any, **options: Any) -> summary_lib.Summary:
+        return summary_lib.summarize(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -209,6 +209,10 @@ WAYS = {
     "loop with an index": lambda x: jax.lax.fori_loop(
         0, 3, lambda i, h: h.at[:, i].set(h[:, i] * 2 + jnp.asarray(WS)[i, 0].sum()), x
     ),
+    "copies": lambda x: (
+        jnp.tile(x, (1, 2)), jnp.stack([x, x[:, ::-1]], 1), jnp.repeat(x, 2, 1),
+        sum(jax.lax.unstack(x, axis=1)) if hasattr(jax.lax, "unstack") else x,
+    ),
     "updates": lambda x: (
         x.at[:, 1:].add(1.0), x.at[:, 7].set(0.0), x.at[:, 0].add(x[:, 1])
     ),

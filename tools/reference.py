@@ -28,6 +28,11 @@ LABEL = re.compile(rf"(?:{'|'.join(FORMULAS + PARTS)}): ")
 def page() -> str:
     """The text of the page."""
     public = {name: getattr(quantnet_jax, name) for name in quantnet_jax.__all__}
+    # `qn.summary` is a module that is called as the function it wraps.
+    public = {
+        k: getattr(v, "__wrapped__", v) if inspect.ismodule(v) else v
+        for k, v in public.items()
+    }
     modules = {k: v for k, v in public.items() if inspect.ismodule(v)}
     rooms = {"quantnet_jax": {k: v for k, v in public.items() if k not in modules}}
     rooms |= {name: members(module) for name, module in modules.items()}

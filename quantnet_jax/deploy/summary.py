@@ -14,6 +14,8 @@ from quantnet_jax.deploy import macs
 from quantnet_jax.deploy.artifact import NO_FILE
 from quantnet_jax.deploy.packed import Words, is_quantized, leaves
 from quantnet_jax.deploy.spec import NetworkSpec
+from quantnet_jax.deploy.stablehlo import inputs_of
+from quantnet_jax.deploy.summary_text import to_text
 
 PyTree = Any
 NO_PARAMETER = "(no parameter)"
@@ -50,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A network, layer by layer.
+    """A network, layer by layer; `print` shows the table.
 
     Attributes:
       rows: in the order in which the network uses them.
@@ -59,6 +61,15 @@ class Summary(NamedTuple):
 
     rows: tuple[Row, ...]
     float_bytes: int
+
+    def __str__(self) -> str:
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"Summary({len(self.rows)} rows, {self.payload:,} bytes, "
+            f"compression {self.compression:.2f})"
+        )
 
     def total(self, name: str) -> int:
         """Sum over the rows of 'weights', 'codes' or another number of `Row`."""
@@ -112,12 +123,12 @@ def summarize(
     """Sizes and products of any network; nothing is computed, shapes suffice.
 
     Args:
-      apply: the network, `(params, example) -> anything`, a traceable function that
+      apply: the network, `(params, *inputs) -> anything`, a traceable function that
         takes an array in the place of each quantized leaf.
-      params: tree of `QTensor`, `Packed`, arrays and `jax.ShapeDtypeStruct`s: what
-        `deploy.write` gets, including state that ships (such as running statistics).
-      example: input of the network, arrays or shapes, with its batch axis: the products
-        are those of the whole batch.
+      params: tree of `QTensor`, `Packed`, arrays, `jax.ShapeDtypeStruct`s and Python
+        numbers: what is saved, including state that ships (running statistics).
+      example: input of the network, or a tuple of inputs: arrays or shapes, or trees of
+        them, with their batch axis: the products are those of the whole batch.
       dtype: of float32 leaves in the file.
       float_network: arrays or shapes of the whole float32 network, if it has more than
         `params`, such as statistics that were folded.
@@ -137,9 +148,18 @@ def summarize(
       (32, {'32/32': 8})
     """
     size = jnp.dtype(dtype).itemsize
-    tensors = {path: _tensor(path, leaf, size) for path, leaf in leaves(params)}
+    tensors = {
+        path: _tensor(path, leaf, size) for path, leaf in leaves(params) if _sized(leaf)
+    }
     floats = jax.tree.map(_as_float, params, is_leaf=is_quantized)
-    uses = macs.count(apply, floats, example)
+    traced = jax.tree.map(lambda x: x if _sized(x) else None, floats)
+
+    def network(traced, inputs):
+        pick = lambda x, given: given if x is None else x
+        whole = jax.tree.map(pick, traced, floats, is_leaf=lambda x: x is None)
+        return apply(whole, *inputs)
+
+    uses = macs.count(network, traced, inputs_of(example))
     if float_network is None:
         numbers = sum(t.size for t in tensors.values())
     else:
@@ -181,6 +201,11 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         "compression": summary.compression,
         "macs": summary.macs,
     }
+
+
+def _sized(leaf: Any) -> bool:
+    """Whether a leaf is an array or a shape: no Python number."""
+    return hasattr(leaf, "shape")
 
 
 def _as_float(leaf: Any) -> Any:

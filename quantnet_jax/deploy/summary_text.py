@@ -1,7 +1,11 @@
 """The table of a summary, for people."""
 
+from typing import TYPE_CHECKING
+
 from quantnet_jax.core.text import table
-from quantnet_jax.deploy.summary import Summary
+
+if TYPE_CHECKING:
+    from quantnet_jax.deploy.summary import Summary
 
 MIB = 2**20
 HEADERS = (
@@ -10,7 +14,7 @@ HEADERS = (
 )
 
 
-def to_text(summary: Summary) -> str:
+def to_text(summary: "Summary") -> str:
     """The summary as a table for people, with totals below."""
     shape = lambda sizes: "x".join(map(str, sizes or ()))
     number = lambda x: f"{x:,}" if x else ""

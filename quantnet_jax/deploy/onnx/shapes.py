@@ -1,5 +1,7 @@
 """Primitives that move numbers, as ONNX nodes."""
 
+from typing import Any
+
 import numpy as np
 from onnx import helper
 
@@ -30,6 +32,9 @@ def rows() -> dict[str, Row]:
         "pad": Row(_pad, layout=True),
         "rev": Row(_rev),
         "slice": Row(_slice, layout=True),
+        "stack": Row(_stack),
+        "unstack": Row(_unstack),
+        "tile": Row(_tile),
         "split": Row(_split, layout=True),
         "dynamic_slice": Row(_dynamic_slice),
         "dynamic_update_slice": Row(_dynamic_update_slice),
@@ -88,6 +93,27 @@ def _concatenate(g, args, eqn):
     (args, first), axis = g.alike(args), eqn.params["dimension"]
     axis = to_first(len(_shape(eqn))).index(axis) if first else axis
     return g.add("Concat", args, _shape(eqn), first, axis=axis)
+
+
+def _stack(g, args, eqn):
+    axis, shape = eqn.params["axis"], _shape(eqn)
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    return g.add("Concat", [g.reshaped(x, one) for x in args], shape, axis=axis)
+
+
+def _unstack(g, args, eqn):
+    x, axis = args[0], eqn.params["axis"]
+    shape = _shape(eqn)
+    at = lambda i: np.asarray(i, np.int64)
+    return [
+        g.add("Gather", [x, at(i)], shape, axis=axis) for i in range(len(eqn.outvars))
+    ]
+
+
+def _tile(g, args, eqn):
+    return g.add(
+        "Tile", [args[0], np.asarray(eqn.params["reps"], np.int64)], _shape(eqn)
+    )
 
 
 def _pad(g, args, eqn):
@@ -175,7 +201,8 @@ def _scatter(g, args, eqn):
     (x, index, new), d = args, eqn.params["dimension_numbers"]
     if isinstance(index, Value) or index.ndim != 1 or d.operand_batching_dims:
         _refuse_placing(eqn)
-    starts, sizes, rest = [0] * len(x.shape), [], iter(new.shape)
+    starts: list[Any] = [0] * len(x.shape)
+    sizes, rest = [], iter(new.shape)
     for axis, start in zip(d.scatter_dims_to_operand_dims, index, strict=True):
         starts[axis] = start
     for axis in range(len(x.shape)):
