@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantnet_jax.core import command
+from quantnet_jax.core.files import check_place
 from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
 from quantnet_jax.logging.progress import summary
@@ -93,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", help="also write the numbers to this JSON file")
 
     def work(args):
+        if args.out:
+            check_place(args.out)
         with command.phase(f"reading {args.workdir} and its data"):
             restored = restore(args.workdir, args.step)
         count = f"{restored[0].feed.test_size:,} examples"

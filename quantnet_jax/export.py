@@ -22,7 +22,7 @@ import numpy as np
 
 from quantnet_jax import __version__, deploy, evaluate, export_onnx
 from quantnet_jax.core import command
-from quantnet_jax.core.files import as_path
+from quantnet_jax.core.files import as_path, check_place
 from quantnet_jax.deploy.artifact import FLOATS
 from quantnet_jax.deploy.stablehlo import WINDOW
 from quantnet_jax.logging import records
@@ -187,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     def work(args):
+        check_place(args.out or args.workdir)
         with command.phase(f"reading {args.workdir} and its data"):
             restored = evaluate.restore(args.workdir, args.step)
         count = f"{restored[0].feed.test_size:,} examples"

@@ -16,6 +16,7 @@ import numpy as np
 import quantnet_jax
 from quantnet_jax import deploy
 from quantnet_jax.core import command
+from quantnet_jax.core.files import check_place
 from quantnet_jax.deploy import onnx
 from quantnet_jax.deploy.onnx.check import TOLERANCE
 from quantnet_jax.zoo import PREFIX
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     def work(args):
         name = args.artifact.removeprefix(PREFIX)
         out = args.out or pathlib.Path(name).with_suffix(".onnx")
+        check_place(out)
         predictor = quantnet_jax.load(args.artifact, popcount=False)
         batches = [_images(args.images)] if args.images else None
         with command.phase("converting, and checking in onnxruntime"):
@@ -48,7 +50,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _images(path: str) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        if not pathlib.Path(path).is_file():  # reading a pipe would wait for ever
+            raise ValueError("expected a file")
+        # Mapped: a header may say any size.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except Exception as e:  # a hostile header can raise anything
         raise ValueError(f"{path}: {deploy.describe(e)}") from None
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from quantnet_jax.core import files
 from quantnet_jax.core.files import write_atomic
 from quantnet_jax.core.text import duration, table
 
@@ -44,3 +45,14 @@ def test_table_aligns_and_checks_its_rows():
     ]
     with pytest.raises(ValueError, match="has 1 cells, expected 2"):
         table([["soft"]], ["what", "%"])
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    files.check_place(tmp_path / "new" / "folder" / "model.onnx")
+    files.check_place(tmp_path)
+    for bad in ("/proc/x.json", tmp_path / "file" / "x.json"):
+        with pytest.raises(OSError, match="cannot write") as error:
+            files.check_place(bad)
+        assert str(bad) in str(error.value)
+    assert [x.name for x in tmp_path.iterdir()] == ["file"]

@@ -282,7 +282,11 @@ def _check_optimizer_row(key: str, row: Any, defaults: dict) -> None:
 def _check_optimizer(section: str, c: dict) -> None:
     for key in ("options", "schedule_options"):
         for pair in c[key]:
-            if len(pair) != 2 or not isinstance(pair[0], str):
+            if (
+                not isinstance(pair, list | tuple)
+                or len(pair) != 2
+                or not isinstance(pair[0], str)
+            ):
                 raise ValueError(
                     f"{section}.{key}={show(c[key])}, expected (name, value) pairs"
                 )

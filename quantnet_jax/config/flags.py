@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from quantnet_jax.config.keys import Config, base
 from quantnet_jax.core.command import OVERRIDE
@@ -76,11 +76,33 @@ def read(name: str = "", overrides: Sequence[str] = ()) -> Config:
             reason = reason.args[0]
         text = unknown_key(overrides) or str(reason).strip().splitlines()[0]
         raise ValueError(text) from e
+    except IndexError as e:
+        word = next((w for w in overrides if "[" in w.partition("=")[0]), name)
+        raise ValueError(
+            f"{word}: one item of a sequence cannot be set; give the whole sequence"
+        ) from e
+    except config_dict.RequiredValueError as e:
+        raise ValueError(
+            f"--config={name}: a required value is missing; give --config.KEY=VALUE"
+        ) from e
     except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as e:
-        raise ValueError(str(e).strip().splitlines()[-1].strip()) from e
+        text = _section(overrides) or str(e).strip().splitlines()[-1].strip()
+        raise ValueError(text) from e
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}")
     return holder.value
+
+
+def _section(overrides: Sequence[str]) -> str:
+    """The message for the first override that gives a section a value, or ''."""
+    for key, equals, value in (word.partition("=") for word in overrides):
+        place, key = base().to_dict(), key.lstrip("-").removeprefix("config.")
+        for name in key.split("."):
+            place = place.get(name) if isinstance(place, dict) else None
+        if equals and isinstance(place, dict) and not value.startswith("{"):
+            near = f"; did you mean {key}.name={value}?" if "name" in place else ""
+            return f"config key {key}={value} is a section{near}"
+    return ""
 
 
 def unknown_key(overrides: Sequence[str]) -> str:

@@ -174,9 +174,23 @@ def check(config: Config) -> None:
         )
     try:
         given = config.to_dict()
-    except config_dict.RequiredValueError as e:
-        raise ValueError(f"a value is missing: {e}") from None
+    except config_dict.RequiredValueError:
+        raise ValueError(missing_value(config)) from None
     config_check.check_config(given, base().to_dict())
+
+
+def missing_value(config: Config, prefix: str = "") -> str:
+    """The message for the first required placeholder without a value, or ''."""
+    for key in config:
+        try:
+            value = config[key]
+        except config_dict.RequiredValueError:
+            return f"config key {prefix + key!r} needs a value"
+        if isinstance(value, ConfigDict) and (
+            text := missing_value(value, f"{prefix}{key}.")
+        ):
+            return text
+    return ""
 
 
 def untaught(config: Config) -> Config:

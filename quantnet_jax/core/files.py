@@ -4,6 +4,7 @@ file or the new one."""
 import contextlib
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 
@@ -32,6 +33,28 @@ def as_path(path: str | os.PathLike[str]) -> Any:
             "install 'quantnet_jax[gcs]'"
         ) from e
     return epath.Path(path)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Refuses a place where no file can be written, before the work for it is done.
+
+    Args:
+      path: of a file or a folder, whose own folder may not exist yet.
+
+    Raises:
+      OSError: it names the path.
+    """
+    if in_bucket(path):
+        return
+    folder = pathlib.Path(path).absolute()
+    folder = folder if folder.is_dir() else folder.parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise OSError(e.errno, f"cannot write ({e.strerror})", os.fspath(path)) from e
 
 
 def move(source: Any, target: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from quantnet_jax.core import command
+from quantnet_jax.core.files import check_place
 from quantnet_jax.report import write_report
 
 
@@ -17,7 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", metavar="FILE", help="the page (default: report.html in the first DIR)"
     )
-    work = lambda args: print(write_report(args.workdir, args.out))
+
+    def work(args):
+        check_place(args.out or args.workdir[0])
+        print(write_report(args.workdir, args.out))
+
     return command.run(parser, work, argv)
 
 

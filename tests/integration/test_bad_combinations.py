@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from quantnet_jax import config as config_lib
 from tests.integration.referee import build, config_of, fault, parse
@@ -52,6 +52,7 @@ CASES = [
     ("model.shortcut", {"model": {"name": "small", "shortcut": "A"}}),
     ("model.outputs", {"model.outputs": 3}),
     ("model.act_quant", {"model": {"name": "resnet8", "act_quant": "x"}}),
+    ("weights.options", {"weights.options": (5,)}),
     ("accumulation_steps", {"batch_size": 40, "accumulation_steps": 21}),
     ("activation.name", {"activation.name": "quantnet"}),
     ("quantizer.name", {"quantizer.name": "sign_ste"}),
@@ -208,3 +209,37 @@ def test_what_is_no_configdict_is_refused():
     with pytest.raises(ValueError, match="expected a ConfigDict"):
         config_lib.check({"seed": 1})
     config_lib.check(ConfigDict(config_of({}).to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("--config.weights.milestones[0]=1", "weights.milestones[0]"),
+        ("--config.rules[0]=x", "rules[0]"),
+        ("--config.optimizers[0].learning_rate=1", "optimizers[0].learning_rate"),
+        ("--config.quantizer=quantnet", "quantizer.name"),
+        ("--config.weights=3", "weights"),
+        ("--config.weights.lr=3", "weights.lr"),
+    ],
+)
+def test_odd_words_of_a_command_line(word, words):
+    assert not fault(lambda: parse([word]), words)
+
+
+def test_placeholder_without_a_value(tmp_path_factory):
+    file = tmp_path_factory.mktemp("config") / "mine.py"
+    file.write_text(
+        "from ml_collections import config_dict\n"
+        "from quantnet_jax.config import base\n"
+        "def get_config():\n"
+        "  c = base()\n"
+        "  c.weights.clip = config_dict.required_placeholder(float)\n"
+        "  return c\n"
+    )
+    with pytest.raises(ValueError, match="mine.py: a required value is missing; give"):
+        parse([f"--config={file}"])
+    c = config_lib.base()
+    c.weights.clip = config_dict.required_placeholder(float)
+    assert not fault(lambda: config_lib.check(c), "weights.clip")
+    words = [f"--config={file}", "--config.weights.clip=1.0"]
+    assert parse(words).weights.clip == 1.0
