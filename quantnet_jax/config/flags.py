@@ -83,7 +83,7 @@ def read(name: str = "", overrides: Sequence[str] = ()) -> Config:
         ) from e
     except config_dict.RequiredValueError as e:
         raise ValueError(
-            f"--config={name}: a required value is missing; give --config.KEY=VALUE"
+            f"--config={name}: a required value is missing; set it in the file"
         ) from e
     except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as e:
         text = _section(overrides) or str(e).strip().splitlines()[-1].strip()
