@@ -15,7 +15,6 @@ from quantnet_jax.core.bucketed import Bucket
 from quantnet_jax.core.layout import Layout
 from quantnet_jax.core.names import closest, show
 from quantnet_jax.core.paths import flatten
-from quantnet_jax.core.precision import in_float32
 from quantnet_jax.core.quantizer import PyTree, Quantizer
 
 AUTO = "auto"
@@ -77,7 +76,7 @@ def plan(
             key = _share_key(rule, number, layout.one), layout, dtype
             groups.setdefault(key, []).append(path)
         found = [
-            Bucket(in_float32(rule.quantizer), tuple(members), layout, shared)
+            Bucket(rule.quantizer, tuple(members), layout, shared)
             for (shared, layout, _), members in groups.items()
         ]
         _check_shared(rule, found)
@@ -160,7 +159,7 @@ def _checked(rules: Iterable[Rule]) -> tuple[Rule, ...]:
             found = rule.pattern if isinstance(rule, Rule) else rule
             expected = "a string" if isinstance(rule, Rule) else "Rule(...)"
             raise ValueError(f"rule {number} has {show(found)}, expected {expected}")
-        if not hasattr(rule.quantizer, "soft"):
+        if callable(rule.quantizer) or isinstance(rule.quantizer, str):
             name = getattr(rule.quantizer, "__name__", None)
             hint = f"; call it: {name}()" if name else ""
             raise ValueError(

@@ -16,6 +16,7 @@ from quantnet_jax.core import bucketed, guard, paths
 from quantnet_jax.core.axes import Axes
 from quantnet_jax.core.bucketed import Bucket
 from quantnet_jax.core.paths import flatten
+from quantnet_jax.core.precision import in_float32
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import PyTree, Quantizer
 from quantnet_jax.core.rules import SHARES, Rule, plan
@@ -74,6 +75,7 @@ def bucket_quantizer(buckets: Sequence[Bucket]) -> Quantizer:
     whose quantizer has no `gradient` or `project` keep the VJP of `soft`, and their
     weights.
     """
+    buckets = [b._replace(quantizer=in_float32(b.quantizer)) for b in buckets]
     order = sorted(path for bucket in buckets for path in bucket.paths)
     numbers = {path: number for number, path in enumerate(order)}
 
