@@ -426,3 +426,22 @@ def test_summary_of_a_file_needs_no_training_code():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == ["[]"], done.stderr
+
+
+def test_summary_is_a_call_and_a_command():
+    params = {"a": {"kernel": shape(4, 8), "bias": shape(8)}, "columns": 3}
+    q = qn.tree_quantizer([qn.Rule("a/kernel", qn.binary_ste())], params)
+    hard = jax.eval_shape(
+        lambda a: q.hard(q.init(jax.random.key(0), {"a": a}), {"a": a}), params["a"]
+    )
+    hard["columns"] = 3  # a number, which the network needs as such
+
+    def apply(params, x, y):
+        x = x @ params["a"]["kernel"] + params["a"]["bias"][None]
+        return x[:, : params["columns"]] + y
+
+    found = qn.summary(apply, hard, (shape(2, 4), shape(2, 3)))
+    assert found.macs == {"1/32": 2 * 4 * 8} and found.payload == 4 + 8 + 32 + 32
+    assert repr(found) == "Summary(1 rows, 76 bytes, compression 2.11)"
+    assert str(found).splitlines()[2].split()[:4] == ["a", "4x8", "1", "32"]
+    assert qn.summary is command and command.main  # whatever was imported first

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 
 from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.packed import float_tree, pack_tree
@@ -47,9 +48,7 @@ def to_stablehlo(
       >>> jax.export.deserialize(bytearray(program)).call(jnp.ones((3, 2))).shape
       (3, 1)
     """
-    packed, inputs = pack_tree(tree), inputs_of(example)
-    run = lambda *inputs: apply(dequantize_tree(float_tree(packed)), *inputs)
-    return serialized(run, inputs, batch)
+    return serialized(fixed(apply, pack_tree(tree)), inputs_of(example), batch)
 
 
 def of_predictor(predictor: Predictor) -> bytes:
@@ -83,6 +82,13 @@ def serialized(run: Callable, inputs: tuple, batch: bool) -> bytes:
             "not as len(x), or batch=False"
         ) from e
     return bytes(exported.serialize())
+
+
+def fixed(apply: Callable, tree: PyTree) -> Callable:
+    """`(*inputs) -> outputs` of `apply`, with the float values of a tree inside."""
+    on_device = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x
+    tree = jax.tree.map(on_device, tree)
+    return lambda *inputs: apply(dequantize_tree(float_tree(tree)), *inputs)
 
 
 def inputs_of(example: PyTree) -> tuple:

@@ -14,7 +14,7 @@ from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy.onnx import check as onnx_check
 from quantnet_jax.deploy.packed import float_tree
 from quantnet_jax.deploy.predictor import Predictor
-from quantnet_jax.deploy.stablehlo import inputs_of
+from quantnet_jax.deploy.stablehlo import fixed, inputs_of
 
 if TYPE_CHECKING:
     import onnx
@@ -70,8 +70,7 @@ def to_onnx(
     _needs_onnx()
     from quantnet_jax.deploy.onnx.convert import convert
 
-    weights = jax.device_get(dequantize_tree(float_tree(tree)))
-    run, inputs = lambda *inputs: apply(weights, *inputs), inputs_of(example)
+    run, inputs = fixed(apply, dequantize_tree(float_tree(tree))), inputs_of(example)
     model = convert(run, inputs, name=getattr(apply, "__name__", "apply"), batch=batch)
     content = model.SerializeToString()
     installed = importlib.util.find_spec("onnxruntime") is not None

@@ -45,6 +45,8 @@ def convert(
         lambda *leaves: function(*jax.tree.unflatten(treedef, leaves)),
         return_shape=True,
     )(*shapes)
+    if not jax.tree.leaves(out):
+        raise ValueError("the network has no outputs, expected arrays")
     of_inputs = leaf_names(inputs[0] if len(inputs) == 1 else tuple(inputs), names[0])
     values = [Value(n, x.shape) for n, x in zip(of_inputs, shapes, strict=True)]
     of_batch = [x for x in values if x.shape and x.shape[0] == BATCH]

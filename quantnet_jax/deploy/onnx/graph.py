@@ -227,9 +227,11 @@ class Graph:
         number = np.asarray(x)
         if number.dtype.kind not in "iuf" or not np.isfinite(number):
             return x
-        if not free(number.item()):
+        # Float32 rounds a large multiple.
+        times = round(number.item() / BATCH)
+        if not 1 <= times <= 2**16 or number.dtype.type(times * BATCH) != number:
             return x
-        size = self.add("Squeeze", [self.size(int(number))], ())
+        size = self.add("Squeeze", [self.size(times * BATCH)], ())
         return self.cast(size, number.dtype)
 
 
