@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import random
 import re
 import struct
 import tarfile
@@ -303,6 +304,25 @@ def test_memory_is_bounded_by_what_the_format_says(case, mnist_folder):
     one_line(error)
     assert tracemalloc.get_traced_memory()[1] < 3e7
     tracemalloc.stop()
+
+
+def test_random_damage_is_one_line_or_harmless(mnist_folder):
+    folder, _ = mnist_folder
+    files, draw = {p: p.read_bytes() for p in folder.iterdir()}, random.Random(0)
+    refused = 0
+    for _ in range(60):
+        path = draw.choice(sorted(files))
+        content = bytearray(files[path])
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(min(len(content), 24))] = draw.randrange(256)
+        path.write_bytes(bytes(content)[: draw.choice([len(content), 5, 17])])
+        try:
+            data.load("mnist", folder)
+        except (ValueError, FileNotFoundError) as error:
+            refused += 1
+            assert "\n" not in str(error)
+        path.write_bytes(files[path])
+    assert refused > 40
 
 
 def test_train_and_test_of_two_sizes(mnist_folder):

@@ -7,6 +7,7 @@ not go together, or not with the data, the devices or the network, is a list of 
 
 import json
 import os
+import random
 
 import pytest
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ from quantnet_jax.core.limits import (
     Text,
     limits_of,
 )
-from tests.integration.referee import build, config_of, fault, start
+from tests.integration.referee import LONGEST, build, config_of, fault, start
 
 INF = float("inf")
 MEMBERS = {"quantizer": quantizers.MEMBERS, "activation": activations.MEMBERS}
@@ -245,3 +246,34 @@ def test_schedules_with_one_thing_wrong():
         config = config_of({key: plain | {"begin": 1}})
         assert not fault(lambda c=config: config_lib.check(c), f"{key}.begin")
     assert not faults
+
+
+ODD = (
+    *(None, [], {}, "", "nan", 1j, len, {1, 2}, 10**400, -1, 2**40, 1e300, INF, ((),)),
+    *([[]], [{}], ({"pattern": 1},), ({"name": "kurtosis", "weight": "x"},), "(", "\0"),
+    *(
+        "x" * 300,
+        "\ud800",
+        {"schedule": "optax:x"},
+        {"name": {}},
+        {"schedule": "linear"},
+    ),
+)
+
+
+def test_several_odd_values_at_once_are_one_line_or_fine():
+    draw, faults, refused = random.Random(0), {}, 0
+    for _ in range(150):
+        keys = [draw.choice(list(LIMITS)) for _ in range(draw.randint(1, 3))]
+        changes = {key: draw.choice(ODD) for key in keys}
+        config = config_of(changes)
+        try:
+            config_lib.check(config)
+        except (ValueError, FileNotFoundError) as e:
+            refused += 1
+            if len(str(e).splitlines()) != 1 or len(str(e)) > LONGEST:
+                faults[str(changes)] = str(e)
+        except Exception as e:
+            faults[str(changes)] = repr(e)
+    assert not faults
+    assert refused > 120
