@@ -42,7 +42,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, images):
         x = nn.Conv(self.size, (7, 7), (7, 7), name="patches")(images)
-        x = x.reshape(len(x), -1, self.size)
+        x = x.reshape(x.shape[0], -1, self.size)
         start = nn.initializers.normal(0.02)
         x = x + self.param("positions", start, (1, *x.shape[1:]))
         if self.scan:
