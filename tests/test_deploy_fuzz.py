@@ -17,6 +17,7 @@ from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save
 
 from quantnet_jax import deploy
+from quantnet_jax.deploy import artifact
 from quantnet_jax.deploy.artifact import digest
 from quantnet_jax.deploy.packed import DEEPEST, Words, is_packed
 
@@ -432,6 +433,15 @@ def test_hostile_tensor_with_the_right_hash(name, make, good, tmp_path):
     _, text, tensors = good
     bad = seal(text, tensors | {name: make(tensors.get(name))})
     assert isinstance(attempt(bad, tmp_path / "model.safetensors"), str)
+
+
+def test_number_of_tensors_is_bounded(good, tmp_path, monkeypatch):
+    _, text, tensors = good
+    monkeypatch.setattr(artifact, "MOST", len(tensors))
+    path = tmp_path / "model.safetensors"
+    assert not isinstance(attempt(seal(text, tensors), path), str)
+    more = tensors | {"more": np.zeros(1, np.float32)}
+    assert "tensors, expected at most" in attempt(seal(text, more), path)
 
 
 def test_what_must_load_does(good, tmp_path):

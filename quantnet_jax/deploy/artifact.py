@@ -43,6 +43,8 @@ DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
     *("uint64", "bfloat16", "float16", "float64"),
 )
+MOST = 2**15
+"""Maximum number of tensors."""
 LARGEST_SPEC = 4_000_000
 """Maximum length of the JSON object in characters."""
 LONGEST = 500
@@ -138,7 +140,10 @@ def read(
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            names = list(file.keys())
+            if len(names) > MOST:  # each takes a while
+                raise ValueError(f"{len(names)} tensors, expected at most {MOST}")
+            tensors = {name: file.get_tensor(name) for name in names}
     except Exception as e:  # the library documents no list of them
         raise ValueError(
             f"{path} is not a safetensors file, or damaged: {describe(e)}"
