@@ -219,3 +219,11 @@ def test_parameters_without_a_product_take_methods_without_inputs():
     rules = [qn.Rule("table", posttrain.rtn(bits=4), out=0)]
     made = posttrain.posttrain(apply, params, [jnp.arange(3)], rules, **QUIET)
     assert made["table"].scale.shape == (6, 1)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    params = {"kernel": jnp.ones((4, 3)).at[0, 0].set(jnp.nan)}
+    rules = [qn.Rule("kernel", posttrain.METHODS["gpfq"]())]
+    apply = lambda p, x: x @ p["kernel"]
+    with pytest.raises(ValueError, match="^kernel: not every weight is finite$"):
+        posttrain.posttrain(apply, params, [jnp.ones((2, 4))], rules, **QUIET)

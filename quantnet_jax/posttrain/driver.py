@@ -99,9 +99,9 @@ def posttrain(
       `export_tree` and all else that takes one.
 
     Raises:
-      ValueError: in one line: a rule claims nothing, or two claim a tensor; a method
-        needs inputs that no product of the tensor has; `batches` is empty or can be
-        gone through only once.
+      ValueError: in one line: a rule claims nothing, or two claim a tensor; a weight is
+        not finite; a method needs inputs that no product of the tensor has; `batches`
+        is empty or can be gone through only once.
 
     Example:
       >>> from quantnet_jax.posttrain import gpfq
@@ -120,6 +120,9 @@ def posttrain(
     saved = store.Store(folder, leaves, about)
     made: dict[str, list] = {}
     quantized = {u.path: np.array(leaves[u.path], np.float32) for u in units}
+    for path, w in quantized.items():
+        if not np.isfinite(w).all():
+            raise ValueError(f"{path}: not every weight is finite")
     for number, unit in enumerate(units):
         began, found = time.monotonic(), saved.load(number)
         if found is None:
