@@ -147,9 +147,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     q = qn.tree_quantizer([qn.Rule(QUANTIZED, quantizer(args.method, steps))], params)
     qparams = jax.jit(q.init)(jax.random.key(args.seed), params)
-    update = qn.make_update(
-        q, optimizer(args.learning_rate or RATES[args.method], steps)
-    )
+    args.learning_rate = args.learning_rate or RATES[args.method]
+    update = qn.make_update(q, optimizer(args.learning_rate, steps))
     step = jax.jit(functools.partial(update.step, loss))
     opt_state, rng = update.init(params, qparams), np.random.default_rng(args.seed)
     for n in range(1, steps + 1):

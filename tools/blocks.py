@@ -118,6 +118,36 @@ def mismatch(folder: pathlib.Path) -> str:
     return f"{markdown(head, rows)}\n\n{about}"
 
 
+def text(folder: pathlib.Path) -> str:
+    """Bits per character of the GPT of examples/gpt.py on Tiny Shakespeare."""
+    found = [
+        r for r in results.read("text", folder)
+        if (r["steps"], r["part"], r["size"]) == (2000, 1.0, 128)
+        and str(r["text"]).endswith("tinyshakespeare.txt")
+    ]  # fmt: skip
+    rows = []
+    for method in ("float", "bitnet", "quantnet"):
+        runs = {r["seed"]: r for r in found if r["method"] == method}.values()
+        if not runs:
+            rows.append((method, "0", "", "not run", "", "", ""))
+            continue
+        of = lambda key, runs=runs: tables.mean_std([r[key] for r in runs])
+        ratio = statistics.mean(r["bytes"] / r["float bytes"] for r in runs)
+        rates = sorted({f"{r['learning_rate']:g}" for r in runs})
+        scores = of("soft"), of("hard"), of("gap")
+        rows.append((method, str(len(runs)), " ".join(rates), *scores, f"{ratio:.3f}"))
+    head = (
+        "weights",
+        "seeds",
+        "learning rate",
+        "soft",
+        "hard",
+        "gap",
+        "file / float32",
+    )
+    return markdown(head, rows, "xrrrrrr")
+
+
 # Inference ----------------------------------------------------------------------------
 def latency(folder: pathlib.Path) -> str:
     """Milliseconds of every program, and over our float one."""
@@ -232,6 +262,7 @@ BLOCKS: dict[str, Callable[[pathlib.Path], str]] = {
     "not run": not_run,
     "networks": networks,
     "mismatch": mismatch,
+    "text": text,
     "latency": latency,
     "first prediction": first_prediction,
     "popcount": popcount,
