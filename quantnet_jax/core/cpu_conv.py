@@ -6,6 +6,7 @@ convolution. Other kernels are left alone: products of shifted slices were slowe
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-Pads = tuple[tuple[int, int], ...]
+Pads = Sequence[tuple[int, int]]
 
 _FOLDED = 8
 """Images that are left when a sum over images goes on as an ordinary reduction."""
