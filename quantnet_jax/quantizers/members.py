@@ -88,7 +88,9 @@ class Member(NamedTuple):
 MEMBERS: dict[str, Member] = {
     "identity": Member(identity, "float", fixed_bits=0),
     "quantnet": Member(
-        quantnet, "soft", recipe={"sharpness": SHARPNESS, "penalty": PENALTY}
+        quantnet,
+        "soft",
+        recipe={"sharpness": SHARPNESS, "penalty": PENALTY, "scale": "none"},
     ),
     "tanh_sign": Member(
         tanh_sign, "soft", recipe={"sharpness": SHARPNESS, "penalty": PENALTY}
