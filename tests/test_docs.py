@@ -254,7 +254,9 @@ def test_lines_of_the_readme_train():
         space["params"] = jax.jit(model.init)(key, images[:1])["params"]
         exec(compile(text, "README.md", "exec"), space)
         weights = qn.dequantize_tree(space["hard"])
-        logits = model.apply({"params": weights}, normal(dataset.test_image))
+        logits = jnp.asarray(
+            model.apply({"params": weights}, normal(dataset.test_image))
+        )
     assert float(space["value"]) < 1.5  # chance is 2.3
     assert (logits.argmax(-1) == dataset.test_label).mean() > 0.5
 
