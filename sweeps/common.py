@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from quantnet_jax import quantizers
-from quantnet_jax.experiments.grid import Initialization, Row, Run, Study
+from quantnet_jax.experiments.grid import FLOAT, Initialization, Row, Run, Study
 
 INNER = "all but the first and the last layer"
 CPU_FLAGS = "--xla_backend_optimization_level=1"
@@ -131,7 +131,7 @@ def quick(
 
     Args:
       title: of what is compared.
-      rows: all but the first `like` that one.
+      rows: all but the float one and the first are `like` that one.
       epochs: of a run.
       changes: of the base, ResNet-8 of width 8, by dotted key.
       **options: of `Study`.
@@ -154,7 +154,8 @@ def quick(
         "xla_flags": CPU_FLAGS,
         "columns": ("W/A", "soft", "hard", "hard + BN", "quantnet - row"),
     }
-    first = next(iter(rows))
-    rows = {k: r if k == first else r._replace(like=first) for k, r in rows.items()}
+    first = next(row for row in rows if row != FLOAT)
+    own = (first, FLOAT)
+    rows = {k: r if k in own else r._replace(like=first) for k, r in rows.items()}
     title = f"{title}; bundled images, learning rate 0.1 for all rows, not searched"
     return Study(title, INNER, configure, rows=rows, **given | options)
