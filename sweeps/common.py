@@ -7,10 +7,16 @@ from ml_collections import ConfigDict
 
 from quantnet_jax import quantizers
 from quantnet_jax.experiments.grid import FLOAT, Initialization, Row, Run, Study
+from quantnet_jax.quantizers import members
 
 INNER = "all but the first and the last layer"
 CPU_FLAGS = "--xla_backend_optimization_level=1"
 """Compiling takes half as long at this level, and the steps are as fast."""
+
+
+EARLIER = {"schedule": "exponential", "start": 0.3, "end": 10.0, "until": 0.9}
+"""The sharpness of the recipe when the first studies were run: what a row of any study
+begins from. Rows with the recipe of today say it, see `rows.schedule`."""
 
 
 def configure(
@@ -38,6 +44,8 @@ def configure(
     c.weights.learning_rate = run.learning_rate
     c.quantizer.name = row.method
     section = quantizers.options(row.method)
+    if section.get("sharpness") == members.SHARPNESS:
+        section["sharpness"] = dict(EARLIER)
     if "sharpness" in section:
         section["sharpness"]["start"] *= start.sharpness
     c.quantizer[row.method] = ConfigDict(section)
