@@ -48,7 +48,7 @@ OUTSIDE = {
     "evaluation": {"ml_collections"},
     "training": {"optax", "ml_collections", "absl"},
     "deploy": {"safetensors", "onnx", "onnxruntime"},
-    "posttrain": {"safetensors"},
+    "posttrain": {"ml_collections", "safetensors"},
     "experiments": {"ml_collections"},
     "": {"ml_collections", "absl", "PIL", "flax", "optax", "onnx", "onnxruntime"},
 }

@@ -9,6 +9,7 @@ from jax import lax
 import quantnet_jax as qn
 from quantnet_jax import posttrain
 from quantnet_jax.core.paths import flatten
+from quantnet_jax.models.mobilenet import MobileNet
 from quantnet_jax.posttrain.capture import evaluate
 
 CONV = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -174,8 +175,7 @@ def test_resumed_layers_are_not_computed_again(tmp_path):
 
 
 def test_networks_of_the_package_mixed_rules_and_groups():
-    model = qn.models.create("mobile" if "mobile" in qn.models.names() else "small",
-                             outputs=3)  # fmt: skip
+    model = MobileNet(outputs=3, width=4, blocks=((2, 2),))
     x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
     variables = jax.jit(model.init)(jax.random.key(1), x)
     params = variables["params"]

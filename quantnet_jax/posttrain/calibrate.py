@@ -39,29 +39,40 @@ def gram_sums(
       float32 (groups, N, N) each.
     """
 
-    @jax.jit
-    def inputs(p, batch, key):
-        taken, number = [], itertools.count()
-
-        def visit(use, x):
-            if next(number) in visits:
-                taken.append(use.rows(x))
-            return x
-
-        evaluate(apply, p, batch, visit)
-        found = jnp.concatenate(taken, axis=1)
-        if positions == 1.0:
-            return found
-        rows = found.shape[1]
-        keep = max(1, round(positions * rows))
-        return found[:, jax.random.permutation(key, rows)[:keep]]
-
+    try:
+        inputs = _reader(apply, tuple(visits), positions)
+    except TypeError:  # it has no hash
+        inputs = _reader(functools.partial(apply), tuple(visits), positions)
     total, rows = None, 0
     for number, batch in enumerate(stream()):
         draw = jax.random.fold_in(key, number)
         x, xq = inputs(params, batch, draw), inputs(quantized, batch, draw)
         total, rows = _add(total, x, xq), rows + x.shape[1]
     return jax.tree.map(lambda g: g / rows, total)
+
+
+@functools.lru_cache(maxsize=64)
+def _reader(apply: Callable, visits: tuple[int, ...], positions: float) -> Callable:
+    """`(params, batch, key) -> inputs (groups, rows, N)`; compiled once for several
+    methods that are tried on the same network."""
+
+    @jax.jit
+    def inputs(p, batch, key):
+        taken, number = [], itertools.count()
+
+        def some(rows: int) -> jax.Array:
+            keep = max(1, round(positions * rows))
+            return jax.random.permutation(key, rows)[:keep]
+
+        def visit(use, x):
+            if next(number) in visits:
+                taken.append(use.rows(x, None if positions == 1.0 else some))
+            return x
+
+        evaluate(apply, p, batch, visit)
+        return jnp.concatenate(taken, axis=1)
+
+    return inputs
 
 
 @jax.jit

@@ -33,13 +33,14 @@ class Use(NamedTuple):
       path: of the parameter.
       matrix: int32 (groups, N, M): where in the flattened parameter each weight is, of
         N inputs and M output units; groups have inputs of their own.
-      rows: `x -> float32 (groups, rows, N)`: the inputs of these weights, of the other
-        operand x of the product.
+      rows: `(x, take=None) -> float32 (groups, rows, N)`: the inputs of these weights,
+        of the other operand x of the product; of all rows, or those of the numbers
+        `take(how many there are)`.
     """
 
     path: str
     matrix: np.ndarray
-    rows: Callable[[jax.Array], jax.Array]
+    rows: rows.Reader
 
 
 class _Origin(NamedTuple):
@@ -71,7 +72,7 @@ def evaluate(
     Example:
       >>> seen = []
       >>> def visit(use, x):
-      ...     seen.append((use.path, use.matrix.shape, use.rows(x).shape))
+      ...     seen.append((use.path, use.matrix.shape, use.rows(x, None).shape))
       ...     return x
       >>> layer = lambda p, x: x @ p["kernel"]
       >>> _ = evaluate(layer, {"kernel": jnp.ones((2, 3))}, jnp.ones((5, 2)), visit)

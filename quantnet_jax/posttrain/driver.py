@@ -43,6 +43,11 @@ class Layer(NamedTuple):
     error: float | None
     seconds: float
 
+    def __str__(self) -> str:
+        error = "" if self.error is None else f", output error {self.error:.2g}"
+        about = f"{self.path} {self.method}{error} ({self.seconds:.1f} s)"
+        return f"layer {self.layer}/{self.layers} {about}"
+
 
 class Unit(NamedTuple):
     """Weights that are quantized at once: a layer, or one turn of a scanned one.
@@ -211,10 +216,4 @@ def _replaced(params: PyTree, values: dict[str, np.ndarray]) -> PyTree:
 
 
 def _print(line: Layer) -> None:
-    error = "" if line.error is None else f", output error {line.error:.2g}"
-    print(
-        f"layer {line.layer}/{line.layers} {line.path} {line.method}{error} "
-        f"({line.seconds:.1f} s)",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(line, file=sys.stderr, flush=True)

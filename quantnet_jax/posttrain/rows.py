@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Reader = Callable[[jax.Array], jax.Array]
+Take = Callable[[int], jax.Array] | None
+Reader = Callable[[jax.Array, Take], jax.Array]
 
 
 def of_dot(eqn, side: int, places: np.ndarray) -> tuple[np.ndarray, Reader]:
@@ -21,7 +22,7 @@ def of_dot(eqn, side: int, places: np.ndarray) -> tuple[np.ndarray, Reader]:
 
     Returns:
       `places` as (groups, N, M); a function of the other operand that gives
-      (groups, rows, N).
+      (groups, rows, N): of all rows, or of `take(number of rows)`.
     """
     contracted, batch = eqn.params["dimension_numbers"]
     own, other = (
@@ -36,8 +37,11 @@ def of_dot(eqn, side: int, places: np.ndarray) -> tuple[np.ndarray, Reader]:
         g, n, m = sizes
         return x.transpose(order).reshape((g, n, m) if last else (g, m, n))
 
-    matrix = arrange(places, *own, last=True)
-    return matrix, lambda x: arrange(x, *other, last=False).astype(jnp.float32)
+    def read(x: jax.Array, take: Take = None) -> jax.Array:
+        x = arrange(x, *other, last=False).astype(jnp.float32)
+        return x if take is None else x[:, take(x.shape[1])]
+
+    return arrange(places, *own, last=True), read
 
 
 def of_conv(eqn, side: int, places: np.ndarray) -> tuple[np.ndarray | None, Reader]:
@@ -48,7 +52,7 @@ def of_conv(eqn, side: int, places: np.ndarray) -> tuple[np.ndarray | None, Read
     p = eqn.params
     numbers, groups = p["dimension_numbers"], p["feature_group_count"]
     if side != 1 or p["batch_group_count"] != 1:
-        return None, lambda x: x
+        return None, lambda x, take=None: x
     out, into, *window = numbers.rhs_spec
     kernel = places.transpose(into, *window, out)
     units = kernel.shape[-1] // groups
@@ -56,12 +60,13 @@ def of_conv(eqn, side: int, places: np.ndarray) -> tuple[np.ndarray | None, Read
     size = kernel.shape[1:-1]
     sites = [eqn.outvars[0].aval.shape[i] for i in numbers.out_spec[2:]]
 
-    def read(x: jax.Array) -> jax.Array:
+    def read(x: jax.Array, take: Take = None) -> jax.Array:
         batch, channel, *space = numbers.lhs_spec
         x = x.astype(jnp.float32).transpose(batch, *space, channel)
         edges = zip(p["padding"], p["lhs_dilation"], strict=True)
         pads = [(0, 0, 0), *((a, b, d - 1) for (a, b), d in edges), (0, 0, 0)]
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), pads)
+        kept = None if take is None else take(x.shape[0] * math.prod(sites))
         taken = []
         for offset in itertools.product(*map(range, size)):
             starts = [o * d for o, d in zip(offset, p["rhs_dilation"], strict=True)]
@@ -70,7 +75,8 @@ def of_conv(eqn, side: int, places: np.ndarray) -> tuple[np.ndarray | None, Read
             part = jax.lax.slice(
                 x, (0, *starts, 0), (x.shape[0], *ends, x.shape[-1]), (1, *strides, 1)
             )
-            taken.append(part.reshape(-1, x.shape[-1]))
+            part = part.reshape(-1, x.shape[-1])
+            taken.append(part if kept is None else part[kept])
         patches = jnp.stack(taken, axis=-1)  # (rows, channels, offsets)
         patches = patches.reshape(len(patches), groups, -1)
         return patches.transpose(1, 0, 2)

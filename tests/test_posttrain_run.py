@@ -1,0 +1,106 @@
+"""Post-training of a run: calibrated activations, scores, the command and its files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import quantnet_jax as qn
+from quantnet_jax import activations, evaluate, models, posttrain
+from quantnet_jax.posttrain import __main__ as command
+from quantnet_jax.posttrain.sites import calibrate_sites
+from quantnet_jax.training import experiment
+
+
+@pytest.mark.parametrize("quantile", [1.0, 0.9])
+def test_clips_are_what_activations_reach(quantile):
+    model = models.create(
+        "small", outputs=3, act_quant=activations.learned_clip(bits=8)
+    )
+    x = jax.random.normal(jax.random.key(0), (3, 4, 8, 8, 3))
+    variables = model.init(jax.random.key(1), x[0])
+    apply = lambda p, x: model.apply({**variables, "params": p}, x)
+    made = calibrate_sites(apply, variables["params"], list(x), quantile=quantile)
+    plain = models.create("small", outputs=3)
+    floats = {k: v for k, v in made.items() if not k.endswith("_input")}
+    stem = lambda x: plain.apply(
+        {"params": floats, "batch_stats": variables["batch_stats"]},
+        x,
+        capture_intermediates=lambda m, _: m.name == "stem_bn",
+    )[1]["intermediates"]["stem_bn"]["__call__"][0]
+    inputs = [np.maximum(np.asarray(stem(part)), 0.0) for part in x]
+    wanted = (
+        np.max(inputs) if quantile == 1.0
+        else np.mean([np.quantile(part, quantile) for part in inputs])
+    )  # fmt: skip
+    np.testing.assert_allclose(made["conv1_input"]["qparams"], wanted, rtol=1e-5)
+    with pytest.raises(ValueError, match="no batches"):
+        calibrate_sites(apply, variables["params"], [])
+    with pytest.raises(ValueError, match="no sites"):
+        calibrate_sites(lambda p, x: x, variables["params"], list(x))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    exp = experiment.build(tiny.tiny_config(quantizer__name="identity", layers="all"))
+    state, _ = tiny.train(exp, 4)
+    return exp, state
+
+
+def test_the_command_scores_exports_and_resumes(trained, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        evaluate, "restore", lambda workdir, step="latest": (*trained, 4)
+    )
+    args = ["--workdir=run", f"--out={tmp_path}", "--images=32", "--activation-bits=8"]
+    args += ["--method=error_feedback", "--bits=5", "--layers=all"]
+    assert command.main(args) == 0
+    shown = capsys.readouterr()
+    assert "error_feedback(bits=5), 4 tensors" in shown.out
+    assert "layer 4/4 head/kernel error_feedback(bits=5), output error" in shown.err
+    found = json.loads((tmp_path / "posttrain.json").read_text())
+    assert found["activation_bits"] == 8 and set(found["layers"]) == {
+        f"{name}/kernel" for name in ("stem", "conv1", "conv2", "head")
+    }
+    assert abs(found["hard"] - found["float"]) <= 0.1
+    assert found["quantized"] == 4 and found["payload"] < found["file"]
+    predictor = qn.load(tmp_path / "model.safetensors")
+    assert predictor.spec.activation["name"] == "learned_clip"
+    assert "error_feedback(bits=5)" in predictor.spec.origin["method"]
+    stamps = [x.stat().st_mtime_ns for x in sorted((tmp_path / "layers").iterdir())]
+    assert command.main([*args, "--no-export"]) == 0
+    again = json.loads((tmp_path / "posttrain.json").read_text())
+    assert again["hard_bn"] == found["hard_bn"]
+    assert stamps == [
+        x.stat().st_mtime_ns for x in sorted((tmp_path / "layers").iterdir())
+    ]
+
+
+def test_refuses_in_one_line(trained, monkeypatch, capsys):
+    monkeypatch.setattr(
+        evaluate, "restore", lambda workdir, step="latest": (*trained, 4)
+    )
+    for args, message in (
+        (["--bits=9"], "error: bits=9, expected a whole number from 1 to 8"),
+        (["--method=bitat"], "error: bits=4, expected 1: 'bitat' makes binary weights"),
+        (["--images=0"], "error: images=0, expected a whole number from 1"),
+        (["--positions=2"], "error: positions=2.0, expected a number above 0 to 1"),
+        (["--layers=nothing"], "error: rule 'nothing' matches no parameter"),
+    ):
+        assert command.main(["--workdir=run", *args]) == 1
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+    quantized = experiment.build(tiny.tiny_config())
+    monkeypatch.setattr(evaluate, "restore", lambda *_: (quantized, quantized.state, 0))
+    assert command.main(["--workdir=run"]) == 1
+    assert "quantizer.name='quantnet', expected 'identity'" in capsys.readouterr().err
+
+
+def test_the_room_can_be_called(trained):
+    params = {"kernel": jnp.ones((3, 2))}
+    rules = [qn.Rule("kernel", posttrain.rtn(bits=2))]
+    apply = lambda p, x: x @ p["kernel"]
+    made = qn.posttrain(apply, params, [jnp.ones((1, 3))], rules, report=lambda _: None)
+    np.testing.assert_allclose(qn.dequantize(made["kernel"]), params["kernel"])
