@@ -114,9 +114,7 @@ def add(
     path = workdir / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} not found: {workdir} holds no run")
-    config = json.loads(path.read_text())
-    warm = bool(config.get("init_from"))
-    config = portable(config)
+    config = portable(json.loads(path.read_text()))
     if config["data"]["validation_size"]:
         raise ValueError(f"{workdir}: scored on held-out images, not on the test set")
     with tempfile.TemporaryDirectory() as out:
@@ -145,7 +143,6 @@ def add(
         "data": config["data"]["name"],
         "accuracy": made["packed"],
         "bn": bn,
-        "warm": warm,
         "examples": made["examples"],
         "config": config,
         "result": {k: result[k] for k in KEPT if k in result},

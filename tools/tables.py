@@ -4,8 +4,8 @@
     python -m tools.tables --check    # exit code 1 if a page differs from its records
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of
-`blocks.py`, `cost_blocks.py` or `members.py`; or `study STUDY` for all of a study,
-`rows STUDY` for its table alone.
+`blocks.py`, `cost_blocks.py`, `posttrain_blocks.py` or `members.py`; or `study STUDY`
+for all of a study, `rows STUDY` for its table alone.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import re
 import sys
 
 from quantnet_jax.experiments import grid, results, tables
-from tools import blocks, cost_blocks, members
+from tools import blocks, cost_blocks, members, posttrain_blocks
 
-BLOCKS = blocks.BLOCKS | cost_blocks.BLOCKS | members.BLOCKS
+BLOCKS = blocks.BLOCKS | cost_blocks.BLOCKS | members.BLOCKS | posttrain_blocks.BLOCKS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- table: ([^\n]*?) -->\n).*?(<!-- end -->)", re.S)
 

@@ -1,0 +1,133 @@
+"""The tables of docs/posttrain.md."""
+
+import pathlib
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from quantnet_jax.experiments import results
+from quantnet_jax.experiments.tables import markdown, mean_std
+
+MODELS = {"resnet8": "ResNet-8", "plain": "plain CNN", "mobilenet": "MobileNet-like"}
+STATISTICS = ("range", "kurtosis", "channel_precision")
+
+
+def methods(folder: pathlib.Path) -> str:
+    """Scores of every method by bits, mean and deviation over seeds."""
+    rows = [r for r in results.read("posttrain", folder) if not r["activation_bits"]]
+    if not rows:
+        return "not run"
+    names = list(dict.fromkeys(r["method"] for r in rows if r["method"] != "float"))
+    widths = sorted({r["bits"] for r in rows if r["method"] != "float"})
+    cell = lambda name, bits: _cell(
+        [r for r in rows if (r["method"], r["bits"]) == (name, bits)]
+    )
+    lines = [("float", cell("float", 32), *[""] * len(widths))]
+    lines += [(name, "", *(cell(name, bits) for bits in widths)) for name in names]
+    head = ("method", "float", *(f"{bits} bit{'s'[: bits - 1]}" for bits in widths))
+    first = rows[0]
+    about = (
+        f"{first['network']}, {first['data']} of {first['epochs']:g} epochs, all but "
+        f"the first and the last layer; seeds {_seeds(rows)}; {first['images']} images "
+        f"for calibration, {first['positions']:.0%} of their places; "
+        f"{first['device']}. An empty cell is not run."
+    )
+    return f"{markdown(head, lines, 'x' + 'r' * len(head))}\n\n{about}"
+
+
+def quantized_activations(folder: pathlib.Path) -> str:
+    """Scores with quantized weights and activations."""
+    rows = [r for r in results.read("posttrain", folder) if r["activation_bits"]]
+    if not rows:
+        return "not run"
+    keys = dict.fromkeys(
+        (r["method"], r["bits"], r["activation_bits"], r["quantile"]) for r in rows
+    )
+    lines = []
+    for key in keys:
+        same = [
+            r
+            for r in rows
+            if key
+            == tuple(r[k] for k in ("method", "bits", "activation_bits", "quantile"))
+        ]
+        lines.append((*map(str, key), _cell(same)))
+    head = ("method", "bits of weights", "of activations", "quantile", "accuracy")
+    return markdown(head, lines, "xrrrr")
+
+
+def initializers(folder: pathlib.Path) -> str:
+    """Accuracies by network and initializer."""
+    networks = _networks(folder)
+    if not networks:
+        return "not run"
+    keys = ("float", "w8a8", "w4a8", "w1")
+    lines = []
+    for model, name in dict.fromkeys((x["model"], x["initializer"]) for x in networks):
+        same = [x for x in networks if (x["model"], x["initializer"]) == (model, name)]
+        means = [statistics.mean(map(mean_of(what), same)) for what in STATISTICS]
+        lines.append((
+            MODELS[model], name, *(mean_std([100 * x[k] for x in same]) for k in keys),
+            *(f"{mean:.2f}" for mean in means),
+        ))  # fmt: skip
+    head = ("network", "initializer", "float", "W8A8", "W4A8", "1 bit", "range")
+    return markdown((*head, "kurtosis", "channel precision"), lines, "xxrrrrrrr")
+
+
+def correlations(folder: pathlib.Path) -> str:
+    """Rank correlations of weight statistics with what quantization loses."""
+    from quantnet_jax.analysis import initialization
+
+    networks = _networks(folder)
+    if not networks:
+        return "not run"
+    lines = []
+    for what in STATISTICS:
+        cells = []
+        for width in ("w8a8", "w4a8", "w1"):
+            found = initialization.rank_correlation(
+                [
+                    statistics.mean(y[what] for y in x["layers"].values())
+                    for x in networks
+                ],
+                [x["float"] - x[width] for x in networks],
+                [x["model"] for x in networks],
+            )
+            cells.append(
+                f"{found['value']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
+            )
+        lines.append((what.replace("_", " "), *cells))
+    head = ("mean over layers", "loss at W8A8", "at W4A8", "at 1 bit")
+    return (
+        f"{markdown(head, lines, 'xrrr')}\n\n{len(networks)} networks; 95 % intervals."
+    )
+
+
+def mean_of(what: str) -> Callable[[dict[str, Any]], float]:
+    """A statistic of the layers of a network, their mean."""
+    return lambda x: statistics.mean(layer[what] for layer in x["layers"].values())
+
+
+def _networks(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Every network of the study, the newest of each."""
+    found = {}
+    for record in results.read("initialization", folder):
+        for x in record["networks"]:
+            found[x["model"], x["initializer"], x["seed"]] = x
+    return list(found.values())
+
+
+def _cell(rows: list[dict[str, Any]]) -> str:
+    return mean_std([100 * r["score"] for r in rows]) if rows else ""
+
+
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(map(str, sorted({r["seed"] for r in rows})))
+
+
+BLOCKS: dict[str, Callable[[pathlib.Path], str]] = {
+    "posttrain": methods,
+    "posttrain activations": quantized_activations,
+    "initializers": initializers,
+    "initializer correlations": correlations,
+}
