@@ -1,5 +1,6 @@
 """Tests of the combinators against NumPy, loops and closed forms."""
 
+import inspect
 import itertools
 
 import chex
@@ -123,9 +124,16 @@ def test_straight_through_hands_the_key_to_the_surrogate():
     np.testing.assert_allclose(slope(key), jax.random.uniform(key, w.shape))
 
 
+def same(one, other):
+    """Whether two functions are one, but for the dtype of what they are given."""
+    return one is other is None or inspect.unwrap(one) is inspect.unwrap(other)
+
+
 def test_straight_through_keeps_the_other_functions():
     q = clip_sign()
-    assert straight_through(q)[2:] == q[2:] and straight_through(q).init is q.init
+    kept = straight_through(q)
+    fields = ("init", "hard", "penalty", "gradient", "project")
+    assert all(same(getattr(kept, x), getattr(q, x)) for x in fields)
 
 
 # chain
@@ -378,7 +386,7 @@ def test_mix_goes_from_float_to_quantized():
     np.testing.assert_allclose(
         mixed.soft((), w, step=1), 0.75 * w + 0.25 * soft, rtol=1e-5
     )
-    assert mixed.hard is q.hard
+    assert same(mixed.hard, q.hard)
     half = mix(identity(), 0.5)
     np.testing.assert_allclose(half.soft((), w, step=0), w, rtol=1e-6)
     assert isinstance(half, Quantizer)
@@ -448,4 +456,5 @@ def test_rules_for_other_weights_are_refused(name, combine, field):
 )
 def test_combinators_of_the_same_weights_keep_the_rules(combine):
     q = with_rules()
-    assert combine(q).gradient is q.gradient and combine(q).project is q.project
+    made = combine(q)
+    assert same(made.gradient, q.gradient) and same(made.project, q.project)

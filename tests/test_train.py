@@ -461,9 +461,12 @@ def test_sigterm_saves_the_step_and_asks_to_be_resumed(
 
 
 def test_ctrl_c_stops_as_sigterm_does_and_the_second_at_once(
-    whole, tmp_path, monkeypatch, compile_once, capfd
+    whole, tmp_path, monkeypatch, compile_once, capfd, request
 ):
-    workdir, before = tmp_path / "told", signal.getsignal(signal.SIGINT)
+    workdir, before = tmp_path / "told", signal.default_int_handler
+    # A shell starts what runs in the background with the signal ignored.
+    inherited = signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     with monkeypatch.context() as patch:
         preempted(patch, compile_once, 4, signal.SIGINT)
         with pytest.raises(SystemExit) as stopped:

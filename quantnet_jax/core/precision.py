@@ -23,6 +23,9 @@ def in_float32(q: Any, *, double: bool = True) -> Any:
     """
 
     def wrapped(fn: Callable, restore: Callable) -> Callable:
+        if getattr(fn, "casts", -1) >= double:  # of a quantizer within a combinator
+            return fn
+
         @functools.wraps(fn)
         def cast(first: Any, w: jax.Array, *others: jax.Array, **kw: Any) -> Any:
             wide = w.dtype == jnp.float32 or (w.dtype == jnp.float64 and not double)
@@ -31,6 +34,7 @@ def in_float32(q: Any, *, double: bool = True) -> Any:
             singles = [x.astype(jnp.float32) for x in (w, *others)]
             return restore(fn(first, *singles, **kw), w.dtype)
 
+        cast.casts = int(double)  # pyright: ignore[reportFunctionMemberAccess]
         return cast
 
     same = lambda out, dtype: out

@@ -65,7 +65,7 @@ def gpfq(
         seen = diagonal > 0.0
         inverse = jnp.where(seen, 1.0 / jnp.where(seen, diagonal, 1.0), 0.0)
         target = inverse * _dot(jnp.tril(grams.mixed), w)
-        noise = jax.random.uniform(key, w.shape, minval=-0.5, maxval=0.5)
+        noise = jax.random.uniform(key, w.shape, w.dtype, -0.5, 0.5)
 
         def run(scale):
             scale = jnp.broadcast_to(scale, (1, w.shape[1]))

@@ -113,7 +113,9 @@ def dropbits(
     def soft(qparams, w, *, step, key=None):
         g, logit = grid(qparams.value, bits), sharpness(step) * qparams.value["kept"]
         if key is not None:
-            u = jnp.clip(jax.random.uniform(key, (count,)), 1e-6, ONE - 1e-6)
+            u = jnp.clip(
+                jax.random.uniform(key, (count,), jnp.float32), 1e-6, ONE - 1e-6
+            )
             logit = logit + jnp.log(u) - jnp.log(1.0 - u)
         m = (HIGH - LOW) * jax.lax.logistic(logit / TEMPERATURE) + LOW
         m = jnp.where(m <= 0.0, 0.0, jnp.where(m >= 1.0, 1.0, m))

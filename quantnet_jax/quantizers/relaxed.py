@@ -117,7 +117,8 @@ def rq(
     def soft(qparams, w, *, step, key=None):
         g = grid(qparams.value, bits)
         pi = odds(w, g._replace(noise=g.noise / sharpness(step)))
-        noise = jnp.zeros_like(pi) if key is None else jax.random.gumbel(key, pi.shape)
+        gumbel = jax.random.gumbel
+        noise = jnp.zeros_like(pi) if key is None else gumbel(key, pi.shape, pi.dtype)
         z = jax.nn.softmax((jnp.log(pi) + noise) / temperature, axis=-1)
         mixture = jnp.sum(z * g.points.reshape((1,) * w.ndim + (-1,)), axis=-1)
         return instead(mixture, g.points[jnp.argmax(z, -1)]) if straight else mixture

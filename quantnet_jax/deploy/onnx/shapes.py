@@ -266,20 +266,20 @@ def _gather(g, args, eqn):
         ids = g.reshaped(index, index.shape[:-1])
         found_shape = (*x.shape[:axis], *ids.shape, *x.shape[axis + 1 :])
         found = g.add("Gather", [x, ids], found_shape, axis=axis)
-        labels = [("x", i) for i in rest if i < axis]
-        labels += [("index", i) for i in others]
-        labels += [("x", i) for i in rest if i > axis]
+        origins = [("x", i) for i in rest if i < axis]
+        origins += [("index", i) for i in others]
+        origins += [("x", i) for i in rest if i > axis]
     else:
         x = g.permuted(x, (*each, *mapped, *rest))
         index = g.permuted(index, (*of_index, *others, len(index.shape) - 1))
         found_shape = (*index.shape[:-1], *x.shape[len(each) + len(mapped) :])
         found = g.add("GatherND", [x, index], found_shape, batch_dims=len(each))
-        labels = [("index", i) for i in (*of_index, *others)]
-        labels += [("x", i) for i in rest]
+        origins = [("index", i) for i in (*of_index, *others)]
+        origins += [("x", i) for i in rest]
     at_x = iter(rest)
     at_index = iter(range(len(index.shape) - 1))
     wanted = [
         ("x", next(at_x)) if t in d.offset_dims else ("index", next(at_index))
         for t in range(len(shape))
     ]
-    return g.permuted(found, [labels.index(label) for label in wanted])
+    return g.permuted(found, [origins.index(origin) for origin in wanted])
