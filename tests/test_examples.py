@@ -146,6 +146,21 @@ def test_flax_tutorial_cnn_is_trained_and_saved(tmp_path, monkeypatch):
     assert len(lines) <= 40
 
 
+def test_equinox_network_is_trained_and_saved(tmp_path, monkeypatch):
+    equinox_mlp = pytest.importorskip("examples.equinox_mlp", exc_type=ImportError)
+    few = qn.data.subset(qn.data.load("bundled"), 64, 40)
+    monkeypatch.setattr(qn.data, "load", lambda name: few)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        gap, predictor = equinox_mlp.main(4, 16, tmp_path / "mlp.safetensors")
+        logits = predictor(few.test_image.reshape(40, -1).astype("f4") / 255)
+    layers = qn.deploy.unpack_tree(predictor.params).layers
+    packed = [isinstance(layer.weight, qn.QTensor) for layer in layers]
+    assert packed == [False, True, True, False]
+    assert layers[1].weight.scale.shape == (1, 1)  # bitnet's, of the tensor
+    found = np.mean(logits.argmax(-1) == few.test_label)
+    np.testing.assert_allclose(found, gap.hard, atol=1e-6)
+
+
 TINY = "--part=0.03 --steps=20 --context=8 --size=16 --layers=2 --generate=12"
 
 
