@@ -1,7 +1,7 @@
 """The nodes of a tree as JSON: the tree that is read is the one that was written.
 
 A leaf is '*'; a Python number {'value': number}; any other node [kind, [[key, child],
-...]], where kind is 'dict', 'list', 'tuple', 'None' or, of other classes of pytrees,
+...]], where kind is 'dict', 'list', 'tuple', 'None' or, of other kinds of pytrees,
 'class NAME'. Those need an example when they are read.
 """
 
@@ -70,7 +70,7 @@ def build(nodes: Any, found: Mapping[str, Any], like: PyTree = None) -> PyTree:
     Args:
       nodes: as `encode` gives them, but from a file; None of a file without them.
       found: {path: leaf}.
-      like: tree with the nodes that were written; needed for those of other classes.
+      like: tree with the nodes that were written; needed for those of other kinds.
 
     Raises:
       ValueError: in one line, what is wrong with the nodes, or that `like` is missing
