@@ -34,7 +34,7 @@ def in_float32(q: Any, *, double: bool = True) -> Any:
             singles = [x.astype(jnp.float32) for x in (w, *others)]
             return restore(fn(first, *singles, **kw), w.dtype)
 
-        cast.casts = int(double)  # pyright: ignore[reportFunctionMemberAccess]
+        vars(cast)["casts"] = int(double)
         return cast
 
     same = lambda out, dtype: out
