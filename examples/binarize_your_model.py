@@ -98,7 +98,9 @@ def train(apply, params, images, labels, *, epochs, batch_size, learning_rate, s
     """
     steps = epochs * (len(images) // batch_size)
     sharpness = qn.schedules.exponential(0.3, 10.0, 0.9 * steps)
-    rules = [qn.Rule(QUANTIZED, qn.quantnet(sharpness=sharpness))]
+    # No scale: a LayerNorm follows each of these layers.
+    quantnet = qn.quantnet(sharpness=sharpness, scale="none")
+    rules = [qn.Rule(QUANTIZED, quantnet)]
     q = qn.tree_quantizer(rules, params)
     both = (params, jax.jit(q.init)(jax.random.key(seed), params))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))

@@ -10,6 +10,7 @@ units on two axes: `qn.axes` finds both, the rule says `out="auto"`.
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,11 +80,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     normal = lambda x: np.asarray(data.normalize(x, *data.normalization(dataset)))
     images, test_images = normal(dataset.train_image), normal(dataset.test_image)
     model, key = ViT(args.depth), jax.random.key(args.seed)
-    apply = lambda params, images: model.apply({"params": params}, images)
     params = jax.jit(model.init)(key, images[:1])["params"]
 
-    sharpness = qn.schedules.exponential(0.3, 10.0, 0.9 * args.steps)
-    quantnet = qn.quantnet(sharpness=sharpness, scale="mean_abs")
+    def apply(params, images) -> Any:
+        return model.apply({"params": params}, images)
+
+    sharpness = qn.schedules.exponential(1.0, 10.0, 0.9 * args.steps)
+    quantnet = qn.quantnet(sharpness=sharpness)
     axes = qn.axes(apply, params, images[:1])
     q = qn.tree_quantizer([qn.Rule(QUANTIZED, quantnet, out="auto")], params, axes=axes)
     both = params, jax.jit(q.init)(key, params)

@@ -2,7 +2,9 @@
 
 import quantnet_jax as qn
 
-q = qn.tree_quantizer([qn.Rule(".*/kernel", qn.quantnet(sharpness=10.0))], params)
+sharpness = qn.schedules.exponential(1.0, 10.0, 0.9 * steps)
+rules = [qn.Rule(".*/kernel", qn.quantnet(sharpness=sharpness))]
+q = qn.tree_quantizer(rules, params)
 qparams = q.init(key, params)
 soft = q.soft(qparams, params, step=0)       # what training differentiates
 hard = q.hard(qparams, params)               # QTensor leaves: what ships

@@ -89,8 +89,8 @@ def test_header_is_honest(name):
 def test_methods_do_not_share_their_schedules():
     config = get("smoke")
     config.quantizer.quantnet.sharpness.end = 7.0
-    assert config.quantizer.tanh_sign.sharpness.end == 10.0
-    assert get("smoke").quantizer.quantnet.sharpness.end == 10.0
+    assert config.quantizer.tanh_sign.sharpness.end == 20.0
+    assert get("smoke").quantizer.quantnet.sharpness.end == 20.0
 
 
 def test_conventions_of_the_literature():

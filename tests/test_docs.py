@@ -211,13 +211,14 @@ def test_shell_commands_exist(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     # The blocks of a page are one program, run in a folder of its own, for a reader
-    # who has a network, its parameters, a key and some images; and, where a page loads
-    # them, the files of an exported network.
+    # who has a network, its parameters, a key, some images and batches; and, where a
+    # page loads them, the files of an exported network.
     monkeypatch.chdir(tmp_path)
     key, images = jax.random.key(0), jnp.ones((2, 8, 8, 3))
     model = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(4, (3, 3))])
     space = {"__name__": "page", "NamedTuple": NamedTuple, "key": key}
-    space |= {"model": model, "images": images}
+    batches = [(images, jnp.zeros((2, 8, 8), jnp.int32))] * 2
+    space |= {"model": model, "images": images, "batches": batches}
     space["params"] = model.init(key, images)["params"]
     found = blocks((ROOT / page).read_text(encoding="utf-8"), ("python", "py"))
     assert found or page != "README.md", "README.md shows no Python example"
@@ -226,6 +227,38 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     for line, text in found:
         tree = ast.increment_lineno(ast.parse(text), line - 1)
         exec(compile(tree, page, "exec"), space)
+
+
+class Plain(nn.Module):
+    """The CNN of the Flax tutorial, narrower: no normalization anywhere."""
+
+    @nn.compact
+    def __call__(self, x):
+        pool = lambda x: nn.avg_pool(nn.relu(x), (2, 2), (2, 2))
+        x = pool(nn.Conv(16, (3, 3))(pool(nn.Conv(8, (3, 3))(x))))
+        return nn.Dense(10)(nn.relu(nn.Dense(64)(x.reshape(len(x), -1))))
+
+
+def test_lines_of_the_readme_train():
+    """Hard weights of a network without normalization, every kernel quantized."""
+    dataset = qn.data.subset(qn.data.load("bundled"), 1000, 500)
+    statistics = qn.data.normalization(dataset)
+    normal = lambda x: qn.data.normalize(x[:, ::2, ::2], *statistics)
+    images, labels = normal(dataset.train_image), jnp.asarray(dataset.train_label)
+    rows = jax.random.permutation(jax.random.key(0), 1000).reshape(-1, 25)
+    model, key = Plain(), jax.random.key(0)
+    batches = [(images[i], labels[i]) for i in rows] * 3
+    space = {"model": model, "key": key, "batches": batches}
+    ((_, text),) = blocks((ROOT / "README.md").read_text("utf-8"), ("python",))
+    with jax.numpy_dtype_promotion("standard"):  # Flax's avg_pool needs it
+        space["params"] = jax.jit(model.init)(key, images[:1])["params"]
+        exec(compile(text, "README.md", "exec"), space)
+        weights = qn.dequantize_tree(space["hard"])
+        logits = jnp.asarray(
+            model.apply({"params": weights}, normal(dataset.test_image))
+        )
+    assert float(space["value"]) < 1.5  # chance is 2.3
+    assert (logits.argmax(-1) == dataset.test_label).mean() > 0.5
 
 
 @pytest.mark.parametrize("page", PAGES)

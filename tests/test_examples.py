@@ -72,7 +72,7 @@ def test_impossible_options_end_in_one_line(options, capsys):
 
 
 def test_vit_is_trained(capsys):
-    words = "--steps=40 --depth=2 --batch-size=20 --test-size=200".split()
+    words = ["--steps=40", "--depth=2", "--batch-size=20", "--test-size=200"]
     with jax.numpy_dtype_promotion("standard"):  # optax's adam needs it
         result = vit.main(words)
     assert result["last loss"] < 0.9 * result["first loss"]

@@ -16,6 +16,7 @@ from quantnet_jax.core.qtensor import (
     encode,
     is_qtensor,
     lookup,
+    trim,
     validate,
 )
 
@@ -190,3 +191,19 @@ def test_validate_names_what_is_wrong(field, value, message):
     with pytest.raises(ValueError, match=f"^conv/kernel: {message}") as error:
         validate(QTensor(**fields | {field: value}), "conv/kernel")
     assert "\n" not in str(error.value)
+
+
+def test_trimming_drops_repeated_levels_where_that_saves_a_bit():
+    codes = jnp.asarray([[0, 1, 2], [5, 6, 7]], jnp.uint8)
+    scale = jnp.full((1, 3), 0.5)
+    repeated = jnp.repeat(jnp.asarray([-2.0, -1.0, 0.0, 1.0]), 2)
+    qt = QTensor(codes, repeated, scale)
+    made = trim(qt)
+    assert (qt.bits, made.bits, made.levels.tolist()) == (3, 2, [-2, -1, 0, 1])
+    assert made.nbytes < qt.nbytes and validate(made) is made
+    np.testing.assert_array_equal(dequantize(made), dequantize(qt))
+    once = QTensor(codes, repeated.at[1].set(-1.9), scale)  # five levels are 3 bits
+    constant = QTensor(codes, jnp.zeros(8), scale)  # one level is no table
+    table = QTensor(codes, jnp.stack([repeated] * 3), scale)
+    for same in (once, constant, table):
+        assert trim(same) is same

@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from util import equations, noisy, normal, with_zeros
 
+from quantnet_jax import quantizers
 from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.schedules import exponential, linear
 from quantnet_jax.core.tree import Rule, tree_quantizer
@@ -49,7 +50,9 @@ def named(settings):
 
 
 def make(settings, sharpness=2.0):
-    return quantnet(**{"width": 3, "sharpness": sharpness} | settings)
+    """Without a scale unless the settings name one: it is tested on its own."""
+    fixed = {"width": 3, "sharpness": sharpness, "scale": "none"}
+    return quantnet(**fixed | settings)
 
 
 def start(q, shape=SHAPE, seed=0):
@@ -416,6 +419,16 @@ def test_values_out_of_range_are_errors(options, name):
     with pytest.raises(ValueError, match=name) as error:
         quantnet(**options)
     assert "\n" not in str(error.value)
+
+
+def test_scale_is_the_mean_size_but_for_the_training_program():
+    """Its networks have BatchNorm, which takes the place of a scale."""
+    w = jnp.asarray(normal(0, SHAPE))
+    q = quantnet(width=3)
+    by_default = q.hard(q.init(jax.random.key(0), w), w)
+    mean = np.abs(w).mean((0, 1, 2), keepdims=True)
+    np.testing.assert_allclose(by_default.scale, mean, rtol=1e-6)
+    assert quantizers.options("quantnet")["scale"] == "none"
 
 
 def test_vectors_are_errors():

@@ -14,6 +14,7 @@ from quantnet_jax import data, deploy, zoo
 from quantnet_jax.zoo.__main__ import main
 from tools import make_zoo
 
+ROOT = pathlib.Path(__file__).parent.parent
 ENTRIES = zoo.entries()
 SMALLEST = min(ENTRIES, key=lambda name: ENTRIES[name]["bytes"])
 
@@ -85,6 +86,25 @@ def test_the_command_lists_all(capsys):
         assert f"{100 * entry['accuracy']:.2f}%" in line and entry["method"] in line
     assert main(["--json"]) == 0
     assert json.loads(capsys.readouterr().out) == ENTRIES
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_card_of_an_entry(name, capsys):
+    entry = ENTRIES[name]
+    assert main([name]) == 0
+    text = capsys.readouterr().out
+    assert main([f"zoo:{name}"]) == 0 and capsys.readouterr().out == text
+    for fact in ("network", "data", "protocol", "accuracy", "size", "made", "licence"):
+        assert f"- **{fact}**: " in text
+    for value in (
+        f"{100 * entry['accuracy']:.2f} % of {entry['examples']:,} test images",
+        f"{entry['bytes']:,} bytes",
+        f"{entry['config']['epochs']:g} epochs",
+        "of 1/32 bits",
+        "Apache-2.0",
+    ):
+        assert value in text, value
+    assert text.strip() in (ROOT / "docs" / "zoo.md").read_text("utf-8")
 
 
 def test_unknown_name_is_told_with_the_nearest():

@@ -19,7 +19,8 @@ def tiny_config(**overrides):
     config.data.test_size = 50
     config.data.pad = 1
     config.model.name = "small"
-    config.quantizer.quantnet = {"width": 4, "sharpness": 2.0, "penalty": 0.1}
+    fixed = {"width": 4, "sharpness": 2.0, "penalty": 0.1, "scale": "none"}
+    config.quantizer.quantnet = fixed
     config.batch_size = 16
     config.eval_batch_size = 12  # does not divide 50
     config.recalibration_batches = 2

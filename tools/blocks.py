@@ -8,6 +8,7 @@ from typing import Any
 from quantnet_jax import zoo
 from quantnet_jax.experiments import grid, results, tables
 from quantnet_jax.experiments.tables import markdown
+from quantnet_jax.zoo import card
 
 Record = dict[str, Any]
 EFFECTS = (
@@ -83,6 +84,11 @@ def networks(folder: pathlib.Path) -> str:
         for name, x in zoo.entries().items()
     ]  # fmt: skip
     return markdown(head, rows, "    xrr")
+
+
+def cards(folder: pathlib.Path) -> str:
+    """The model card of each network that ships."""
+    return "\n\n".join(card.card(name) for name in zoo.entries())
 
 
 def mismatch(folder: pathlib.Path) -> str:
@@ -260,6 +266,7 @@ BLOCKS: dict[str, Callable[[pathlib.Path], str]] = {
     "summary": summary,
     "effects": effects,
     "not run": not_run,
+    "cards": cards,
     "networks": networks,
     "mismatch": mismatch,
     "text": text,

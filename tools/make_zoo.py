@@ -114,7 +114,9 @@ def add(
     path = workdir / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} not found: {workdir} holds no run")
-    config = portable(json.loads(path.read_text()))
+    config = json.loads(path.read_text())
+    warm = bool(config.get("init_from"))
+    config = portable(config)
     if config["data"]["validation_size"]:
         raise ValueError(f"{workdir}: scored on held-out images, not on the test set")
     with tempfile.TemporaryDirectory() as out:
@@ -143,6 +145,7 @@ def add(
         "data": config["data"]["name"],
         "accuracy": made["packed"],
         "bn": bn,
+        "warm": warm,
         "examples": made["examples"],
         "config": config,
         "result": {k: result[k] for k in KEPT if k in result},

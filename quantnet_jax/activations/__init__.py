@@ -8,6 +8,7 @@ from typing import Any
 
 from quantnet_jax import quantizers
 from quantnet_jax.activations.learned_clip import learned_clip
+from quantnet_jax.activations.lq import lq_activation
 from quantnet_jax.activations.quantizer import ActivationQuantizer, as_activation
 from quantnet_jax.activations.signs import approx_sign, sign_activation, sign_ste
 from quantnet_jax.activations.soft_round import soft_round_activation
@@ -28,6 +29,7 @@ __all__ = [
     "dorefa_activation",
     "find",
     "learned_clip",
+    "lq_activation",
     "lsq_activation",
     "options",
     "pact_activation",
@@ -43,6 +45,9 @@ MEMBERS: dict[str, Member] = {
     "pact": Member(pact_activation, "hard", signed=False),
     "lsq": Member(lsq_activation, "hard", recipe={"bits": 2}, signed=False),
     "learned_clip": Member(learned_clip, "hard", recipe={"warmup": 20}, signed=False),
+    "lq_nets": Member(
+        lq_activation, "hard", variants={"balanced": {"balanced": True}}, signed=False
+    ),
     "soft_round": Member(
         soft_round_activation, "hard", recipe={"k": TWO_STAGES}, signed=False
     ),

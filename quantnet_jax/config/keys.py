@@ -32,8 +32,9 @@ def base() -> Config:
 
     # Data ------------------------------------------------------------------------
     c.data = ConfigDict()
-    # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, imagenet2012, folder
-    # (images of your own by class), or tfds:NAME for another dataset of JPEGs in TFDS
+    # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, omniglot,
+    # imagenet2012, folder (images of your own by class), or tfds:NAME for another
+    # dataset of JPEGs in TFDS
     c.data.name = "bundled"
     c.data.folder = (
         ""  # with the files, or gs://...; '' takes a named dataset from TFDS

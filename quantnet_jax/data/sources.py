@@ -18,9 +18,13 @@ from quantnet_jax.data.dataset import (
     validation_split,
 )
 from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx
+from quantnet_jax.data.omniglot import read_omniglot
 from quantnet_jax.data.tfds_source import load_tfds
 
-NAMES = ("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "synthetic")
+NAMES = (
+    *("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "omniglot"),
+    "synthetic",
+)
 
 SYNTHETIC = {"train": 256, "test": 64}
 """Numbers of images of `synthetic` by default."""
@@ -86,7 +90,8 @@ def load(
 
     Args:
       name: "bundled" (10,000 + 2,000 images of Fashion-MNIST, no download),
-        "synthetic", or "cifar10", "cifar100", "fashion_mnist", "mnist".
+        "synthetic", or "cifar10", "cifar100", "fashion_mnist", "mnist", "omniglot"
+        (alphabets held out, see `quantnet_jax.data.omniglot`).
       folder: holds the original files: for CIFAR the *binary* version (the
         .bin files, or the archive cifar-10-binary / cifar-100-binary as .tar.gz,
         .tar.xz or .tar; unpacked files load faster), for the others the four idx
@@ -126,6 +131,12 @@ def load(
         return synthetic(**sizes)
     if name == "bundled":
         arrays = read_idx(BUNDLED_FILE, len(CLASSES[name]))
+    elif name == "omniglot":
+        if folder is None:
+            raise ValueError(
+                "folder='': 'omniglot' is read from a folder with its archives"
+            )
+        return read_omniglot(folder)
     elif folder is None:
         return load_tfds(name)
     elif name in ("mnist", "fashion_mnist"):

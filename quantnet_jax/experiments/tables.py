@@ -88,7 +88,8 @@ def _rate(x: Cell) -> str:
     like = x.study.rows[x.row].like
     study = grid.load(x.study.search_from) if x.study.search_from else x.study
     tried = study.learning_rates_of(like or x.row)
-    return f"{chosen[1]:g}" + (" (edge)" if chosen[1] in (tried[0], tried[-1]) else "")
+    edge = len(tried) > 1 and chosen[1] in (tried[0], tried[-1])
+    return f"{chosen[1]:g}" + (" (edge)" if edge else "")
 
 
 def _initialization(x: Cell) -> str:
@@ -311,7 +312,8 @@ def section(
         parts.append(verdict(study, records))
     for what, accuracy in study.published.items():
         parts.append(f"Published for this protocol, {what}: {accuracy:.2f}.")
-    if not study.search_from:
+    searched = any(list(grid.search_runs(study, row)) for row in study.rows)
+    if searched and not study.search_from:
         parts.append(search(study, records))
     return "\n\n".join(parts)
 

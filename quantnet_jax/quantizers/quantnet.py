@@ -51,14 +51,14 @@ def quantnet(
     sharpness: Sharpness = 1.0,
     penalty: Weight = 0.0,
     orthogonality: Weight = 0.0,
-    scale: Annotated[str, Choice(tuple(SCALES))] = "none",
+    scale: Annotated[str, Choice(tuple(SCALES))] = "mean_abs",
 ) -> Quantizer:
     """QuantNet: encode -> compress -> quantize, differentiable from end to end.
 
     Forward: u = w normalized per output channel; c = normalize(subnet(u)); soft
       value tanh(v c), v = sharpness(step), or a staircase of 2^bits - 1 such steps,
-      or `bits` binary planes. Deployed: sign(c) or the nearest level; sign(0) = +1.
-      The sub-network is then dropped.
+      or `bits` binary planes; times mean |w| per output channel. Deployed: sign(c) or
+      the nearest level, times the same; sign(0) = +1. The sub-network is then dropped.
     Backward: exact autodiff through all of it, to the weights and to the
       sub-network; no custom rule anywhere. Soft tends to hard as v grows.
     Learned: the sub-network (starting as the identity if `skip`), and the scale if
@@ -78,7 +78,9 @@ def quantnet(
       sharpness: v, positive; a number or a schedule of the step.
       penalty: weight of the penalty, non-negative; a number or a schedule.
       orthogonality: weight of ||A A^T - I||^2 on the encoder, as above.
-      scale: 'none' (BatchNorm absorbs it), 'mean_abs' or 'learned' per output channel.
+      scale: 'mean_abs' or 'learned', per output channel; or 'none', for kernels that a
+        normalization follows (the recipe of the training program, whose networks have
+        BatchNorm). Without either, outputs grow with the root of the number of inputs.
 
     Raises:
       ValueError: for a value that is not in its range.

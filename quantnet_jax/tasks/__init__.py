@@ -17,6 +17,7 @@ from quantnet_jax.core.names import nearest, show
 from quantnet_jax.tasks.base import Metric, Source, Task
 from quantnet_jax.tasks.classification import classification, describe_classes
 from quantnet_jax.tasks.reconstruction import reconstruction
+from quantnet_jax.tasks.retrieval import retrieval
 from quantnet_jax.tasks.terms import NEED_TEACHER, TERMS
 
 __all__ = [
@@ -30,11 +31,13 @@ __all__ = [
     "find",
     "describe_range",
     "reconstruction",
+    "retrieval",
 ]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": classification,
     "reconstruction": reconstruction,
+    "retrieval": retrieval,
 }
 """Name in a configuration -> `factory(source, **options)`."""
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from quantnet_jax.core import regularizers, tree
 from quantnet_jax.core.limits import Number, Sequence, Text
+from quantnet_jax.tasks.embeddings import distances, normalized
+from quantnet_jax.tasks.layer_inputs import correlation
 
 PyTree = Any
 
@@ -44,21 +46,6 @@ class Context(NamedTuple):
     step: jax.Array
     quant: PyTree = None
     inputs: Mapping[str, Any] | None = None
-
-
-class LayerInput(NamedTuple):
-    """What a convolution of the network got.
-
-    Attributes:
-      x: float (N, H, W, C).
-      size, strides, groups, padding: of the convolution.
-    """
-
-    x: jax.Array
-    size: int
-    strides: int
-    groups: int
-    padding: tuple[tuple[int, int], tuple[int, int]]
 
 
 Term = Callable[[Context], jax.Array]
@@ -185,7 +172,7 @@ def distance_calibration() -> Term:
         label, mask = (context.examples[k] for k in ("label", "mask"))
         real = mask > 0
         pairs = (label[:, None] != label[None]) & real[:, None] & real[None]
-        count = jnp.maximum(jnp.sum(pairs), 1)
+        count = jnp.maximum(jnp.sum(pairs.astype(jnp.float32)), 1.0)
         mean = lambda x: jnp.sum(jnp.where(pairs, x, 0.0)) / count
 
         def relative(outputs):
@@ -196,19 +183,6 @@ def distance_calibration() -> Term:
         return mean(jnp.abs(student - jax.lax.stop_gradient(teacher)))
 
     return term
-
-
-def normalized(x: jax.Array) -> jax.Array:
-    """Rows of length 1, float32 (N, D)."""
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
-
-
-def distances(x: jax.Array) -> jax.Array:
-    """Euclidean distances of all pairs of rows, float32 (N, N); finite gradients."""
-    product = jnp.matmul(x, x.T, precision="highest")
-    size = jnp.diagonal(product)
-    squared = jnp.maximum(size[:, None] + size[None] - 2 * product, 0.0)
-    return jnp.sqrt(squared + 1e-9)
 
 
 def input_correlation() -> Term:
@@ -233,25 +207,6 @@ def input_correlation() -> Term:
         return total - jax.lax.stop_gradient(total)
 
     return term
-
-
-def correlation(layer: LayerInput) -> jax.Array:
-    """X^T X / m of a convolution, float32 (1, n, n), n = size^2 C in the order HWI.
-
-    Of a depthwise one (C, n, n), n = size^2.
-    """
-    x = jnp.pad(layer.x.astype(jnp.float32), ((0, 0), *layer.padding, (0, 0)))
-    rows, columns = (n - layer.size + 1 for n in x.shape[1:3])
-    patches = [
-        x[:, i : i + rows : layer.strides, j : j + columns : layer.strides]
-        for i in range(layer.size)
-        for j in range(layer.size)
-    ]
-    each = jnp.stack(patches, axis=3).reshape(-1, layer.size**2, x.shape[-1])
-    if layer.groups == x.shape[-1] > 1:
-        return jnp.einsum("mic,mjc->cij", each, each) / each.shape[0]
-    flat = each.reshape(each.shape[0], -1)
-    return (flat.T @ flat / flat.shape[0])[None]
 
 
 TERMS: dict[str, Callable[..., Term]] = {

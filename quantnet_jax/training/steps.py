@@ -16,7 +16,8 @@ from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import replace_convolutions
 from quantnet_jax.tasks import Task
-from quantnet_jax.tasks.terms import Context, LayerInput, Term
+from quantnet_jax.tasks.layer_inputs import LayerInput
+from quantnet_jax.tasks.terms import Context, Term
 from quantnet_jax.training.gradients import Gradients, pmean
 from quantnet_jax.training.state import TrainState, average
 

@@ -23,7 +23,8 @@ def entries() -> dict[str, dict[str, Any]]:
     'bits' (of the quantized kernels), 'layers' (which ones, as in a configuration),
     'data'; 'accuracy' (a fraction of the 'examples' test images; what the artifact
     predicts, exactly); 'bn' (whether its BatchNorm statistics were re-estimated for the
-    hard weights: then the accuracy is 'hard_bn' of the result, else 'hard'); 'config'
+    hard weights: then the accuracy is 'hard_bn' of the result, else 'hard'); 'warm'
+    (whether training began from a trained float network); 'config'
     and 'result' of its run.
     """
     found = json.loads(INDEX.read_text(encoding="utf-8"))

@@ -48,6 +48,7 @@ def _facts(entry: dict[str, Any], size: Any) -> dict[str, str]:
         f"{weights['optimizer']} at {weights['learning_rate']:g} "
         f"({weights['schedule']}), weight decay {weights['weight_decay']:g}, seed "
         f"{config['seed']}; after the last epoch, never the best"
+        + (", from a trained float network" if entry["warm"] else "")
         + (", BatchNorm recalibrated for the hard weights" if entry["bn"] else ""),
         "accuracy": f"{100 * share:.2f} % of {examples:,} test images (standard error "
         f"{error:.2f}), by the file itself",

@@ -1,0 +1,110 @@
+"""Levels of activations fitted by alternation: LQ-Nets, and balanced over channels."""
+
+import itertools
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from quantnet_jax.activations.quantizer import (
+    ActivationQuantizer,
+    straight_through_activation,
+)
+from quantnet_jax.core.limits import Number
+from quantnet_jax.core.qtensor import QTensor
+from quantnet_jax.core.quantizer import factory
+from quantnet_jax.quantizers.options import FewBits
+
+RIDGE = 1e-4
+SMALLEST = 1e-8
+
+
+@factory
+def lq_activation(
+    *,
+    bits: FewBits = 2,
+    balanced: bool = False,
+    momentum: Annotated[float, Number(0, 1, below=True)] = 0.9,
+) -> ActivationQuantizer:
+    """LQ-Nets' activations, or the channel-balanced ones of Direct Quantization.
+
+    Forward: the nearest level v . e, e in {0, 1}^bits (the upper one of two).
+    Backward: 1 where 0 <= x <= sum v, else 0. In each step of training the basis moves,
+      v <- m v + (1 - m) v*, v* = argmin sum_c l_c mean (x_c - B_c v)^2 for the present
+      codes B: l_c = 1, or with `balanced` 1 / var(x_c), so that no few channels of
+      large variance decide alone; it gets no gradient.
+    Learned: v, `bits` numbers per tensor, by alternation, starting at 2^j / 2^bits
+      times twice the root mean square.
+
+    Reference: Zhang et al., LQ-Nets, arXiv 1807.10029; Hoang et al., Direct
+    Quantization, arXiv 2012.13762, whose objective is not public: the weights l_c are a
+    reconstruction.
+    Deviations: start, a ridge towards the present basis.
+
+    Args:
+      bits: 1 to 4.
+      balanced: each channel's error in units of its variance.
+      momentum: m, in [0, 1).
+    """
+    parts = jnp.asarray(list(itertools.product((0.0, 1.0), repeat=bits)), jnp.float32)
+
+    def table(v):
+        """Levels (L,), rising, and the parts (L, bits) that make them."""
+        levels = jnp.einsum("j,lj->l", jnp.abs(v), parts, precision="highest")
+        order = jnp.argsort(levels)
+        return levels[order], parts[order]
+
+    def codes(v, x):
+        levels, _ = table(v)
+        midpoints = (levels[1:] + levels[:-1]) / 2
+        return sum(
+            ((x >= m).astype(jnp.int32) for m in midpoints), jnp.zeros_like(x, int)
+        )
+
+    def init(key, x):
+        rms = jnp.sqrt(jnp.mean(x * x))
+        rms = jnp.where(rms > 0, rms, 1.0)
+        return 2.0 * rms * 2.0 ** (jnp.arange(bits, dtype=jnp.float32) - bits)
+
+    def value(v, x):
+        levels, _ = table(v)
+        midpoints, steps = (levels[1:] + levels[:-1]) / 2, levels[1:] - levels[:-1]
+        total = jnp.full_like(x, levels[0])
+        for m, step in zip(midpoints, steps, strict=True):
+            total = total + jnp.where(x >= m, step, 0.0)
+        return total
+
+    def hard(v, x):
+        levels = value(v, midpoints_and_beyond(v))
+        return QTensor(codes(v, x).astype(jnp.uint8), levels, jnp.ones((), jnp.float32))
+
+    def midpoints_and_beyond(v):
+        """A number of each code, so that its level is rounded as a value is."""
+        levels, _ = table(v)
+        return jnp.concatenate([levels[:1] - 1, (levels[1:] + levels[:-1]) / 2])
+
+    def surrogate(v, x, *, step, key=None):
+        top = jax.lax.stop_gradient(jnp.sum(jnp.abs(v)))
+        return jnp.where(x > top, top, jnp.where(x >= 0.0, x, 0.0))
+
+    def observe(v, x, *, step):
+        axes = tuple(range(x.ndim - 1))
+        weight = jnp.ones(x.shape[-1], jnp.float32)
+        if balanced:
+            variance = jnp.var(x, axis=axes)
+            weight = 1.0 / (variance + 1e-6 * jnp.mean(variance) + SMALLEST)
+            weight = weight / jnp.mean(weight)
+        weight = weight.reshape((1,) * (x.ndim - 1) + (-1,)) / x.size
+        _, made_of = table(v)
+        b = made_of[codes(v, x)].reshape(-1, bits)
+        weighted = b * jnp.broadcast_to(weight, x.shape).reshape(-1, 1)
+        gram = jnp.einsum("nj,nk->jk", weighted, b, precision="highest")
+        right = jnp.einsum("nj,n->j", weighted, x.reshape(-1), precision="highest")
+        ridge = RIDGE * jnp.eye(bits, dtype=jnp.float32)
+        best = jnp.linalg.solve(gram + ridge, right + RIDGE * jnp.abs(v))
+        return (1.0 - momentum) * (jnp.abs(best) - v)
+
+    made = straight_through_activation(
+        init=init, value=value, hard=hard, surrogate=surrogate
+    )
+    return made._replace(observe=observe)

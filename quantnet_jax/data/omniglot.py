@@ -1,0 +1,72 @@
+"""Omniglot: binary drawings of characters, whole alphabets held out.
+
+Lake et al., Human-level concept learning through probabilistic program induction, 2015.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from quantnet_jax.data.dataset import Dataset, check
+
+FILES = ("images_background_small1.zip", "images_background_small2.zip")
+SIZE = 28
+INK = 0.3
+"""Share of the drawing under a pixel, from which on the pixel is ink."""
+
+
+def read_omniglot(folder: str | Path) -> Dataset:
+    """The drawings of the two small background sets, as silhouettes of 28 x 28.
+
+    Train: the alphabets of the first file; test: those of the second that the first
+    does not have. So no test character is a training one; labels count both. Pixels
+    are 0 and 255 (ink).
+
+    Args:
+      folder: holds images_background_small1.zip and images_background_small2.zip.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is damaged, or holds no drawings.
+    """
+    parts = [_drawings(Path(folder) / name) for name in FILES]
+    seen = {name.split("/")[0] for name in parts[0]}
+    parts[1] = {k: v for k, v in parts[1].items() if k.split("/")[0] not in seen}
+    classes = (*sorted(parts[0]), *sorted(parts[1]))
+    arrays = []
+    for part in parts:
+        names = sorted(part)
+        label = np.repeat(
+            [classes.index(n) for n in names], [len(part[n]) for n in names]
+        )
+        arrays += [np.concatenate([part[n] for n in names]), label.astype(np.int32)]
+    return check(Dataset(*arrays, classes=classes, name="omniglot"))
+
+
+def _drawings(path: Path) -> dict[str, np.ndarray]:
+    """{'Alphabet/character': uint8 (N, 28, 28, 1)} of one archive."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: expected the original archive")
+    from PIL import Image  # here: other datasets need no decoder
+
+    found: dict[str, list[np.ndarray]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if not name.endswith(".png"):
+                    continue
+                _, alphabet, character, _ = name.split("/")
+                drawing = Image.open(io.BytesIO(archive.read(name))).convert("L")
+                drawing = drawing.resize((SIZE, SIZE), Image.Resampling.BOX)
+                ink = np.asarray(drawing) <= 255 * (1 - INK)
+                pixels = np.where(ink, 255, 0).astype(np.uint8)
+                found.setdefault(f"{alphabet}/{character}", []).append(pixels)
+    except (zipfile.BadZipFile, OSError, ValueError) as e:
+        raise ValueError(f"{path}: {e}; expected drawings as PNG files") from None
+    if not found:
+        raise ValueError(f"{path} holds no drawings, expected PNG files")
+    return {k: np.stack(v)[..., None] for k, v in found.items()}

@@ -1,0 +1,21 @@
+"""AUSN in training: superposed powers of two beside uniform levels, 3 and 4 bits."""
+
+from quantnet_jax.experiments.grid import Row
+from sweeps import common
+
+
+def of(method: str, bits: int) -> Row:
+    """A member at a width."""
+    return Row(method, {f"quantizer.{method}.bits": bits})
+
+
+STUDY = common.quick(
+    "AUSN's superposed levels beside LSQ's uniform ones, ResNet-8 of width 8",
+    {
+        f"{method}, {bits} bits": of(method, bits)
+        for bits in (3, 4)
+        for method in ("lsq", "ausn", "quantnet")
+    },
+    columns=("bits", "soft", "hard", "hard + BN", "off grid"),
+    changes={"meta.learning_rate": 1e-3},
+)
