@@ -83,7 +83,8 @@ def triplet_loss(
     summed = jnp.cumsum(jnp.where(jnp.isfinite(negatives), negatives, 0.0), axis=-1)
     summed = jnp.pad(summed, ((0, 0), (1, 0)))
     edge = margin + d
-    active = jax.vmap(jnp.searchsorted)(*map(jax.lax.stop_gradient, (negatives, edge)))
+    count_below = jax.vmap(lambda row, values: jnp.searchsorted(row, values))
+    active = count_below(*map(jax.lax.stop_gradient, (negatives, edge)))
     count = jnp.where(same, active, 0).astype(jnp.float32)
     loss = count * edge - jnp.take_along_axis(summed, active, axis=-1)
     total = jnp.sum(jnp.where(same, loss, 0.0), axis=-1)
