@@ -249,7 +249,7 @@ def test_lines_of_the_readme_train():
     model, key = Plain(), jax.random.key(0)
     batches = [(images[i], labels[i]) for i in rows] * 3
     space = {"model": model, "key": key, "batches": batches}
-    ((_, text),) = blocks((ROOT / "README.md").read_text("utf-8"), ("python",))
+    *_, (_, text) = blocks((ROOT / "README.md").read_text("utf-8"), ("python",))
     with jax.numpy_dtype_promotion("standard"):  # Flax's avg_pool needs it
         space["params"] = jax.jit(model.init)(key, images[:1])["params"]
         exec(compile(text, "README.md", "exec"), space)
