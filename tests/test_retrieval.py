@@ -1,7 +1,6 @@
 """Retrieval against NumPy: triplet loss, rank-1, average precision, calibration."""
 
 import io
-import pathlib
 import zipfile
 
 import jax
@@ -18,7 +17,6 @@ from quantnet_jax.tasks import terms
 from quantnet_jax.tasks.base import Source
 from quantnet_jax.tasks.retrieval import retrieval
 
-FOLDER = pathlib.Path("/work/shared/data/omniglot")
 LABEL = np.asarray([0, 1, 0, 2, 1, 0, 3, 0], np.int32)
 MASK = np.asarray([1, 1, 1, 1, 1, 1, 1, 0], np.float32)
 
@@ -141,9 +139,8 @@ def test_alphabets_are_held_out(tmp_path):
         data.load("omniglot", tmp_path)
 
 
-@pytest.mark.skipif(not FOLDER.exists(), reason="needs the Omniglot archives")
-def test_real_drawings():
-    found = data.load("omniglot", FOLDER)
+def test_real_drawings(shared_data):
+    found = data.load("omniglot", shared_data / "omniglot")
     alphabets = [
         {found.classes[i].split("/")[0] for i in np.unique(labels)}
         for labels in (found.train_label, found.test_label)
