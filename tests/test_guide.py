@@ -128,7 +128,7 @@ def test_quantizer_of_the_page_trains(followed):
         assert math.isfinite(result[score]) and 0 <= result[score] <= 1
     config = json.loads((workdir / "config.json").read_text())
     assert config["quantizer"]["name"] == name
-    recipe = {"schedule": "exponential", "start": 0.3, "end": 20.0, "until": 0.9}
+    recipe = {"schedule": "exponential", "start": 0.03, "end": 20.0, "until": 1.0}
     assert config["quantizer"][name] == {"sharpness": recipe}
 
 
