@@ -14,6 +14,7 @@ from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy import artifact
 from quantnet_jax.deploy.packed import float_tree, is_packed
 from quantnet_jax.deploy.predictor import Predictor, check_popcount, from_artifact
+from quantnet_jax.deploy.stablehlo import inputs_of
 
 PyTree = Any
 UNVERIFIED = ".unverified"
@@ -72,7 +73,7 @@ def save(
     try:
         sizes = artifact.write(beside, tree, {"info": dict(info)})
         if apply is not None:
-            inputs = example if isinstance(example, tuple) else (example,)
+            inputs = inputs_of(example)
             found = load(beside, apply=apply, like=tree)
             wanted = jax.jit(apply)(dequantize_tree(float_tree(tree)), *inputs)
             if problem := _difference(found(*inputs), wanted):

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from quantnet_jax.core import paths
 from quantnet_jax.deploy.onnx.graph import BATCH, Graph, Value, free
 from quantnet_jax.deploy.onnx.table import TABLE
 
@@ -84,8 +85,7 @@ def leaf_names(tree: PyTree, alone: str) -> list[str]:
       >>> leaf_names((0, 0), "input")
       ['input_0', 'input_1']
     """
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    joined = [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
+    joined = [paths.joined(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
     named = lambda n: f"{alone}_{n}" if n[0].isdigit() else n
     return [named(n) if n else alone for n in joined]
 

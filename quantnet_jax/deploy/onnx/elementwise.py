@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quantnet_jax.deploy.onnx.graph import Graph, Row, Value
+from quantnet_jax.deploy.onnx.graph import Graph, Row, Value, shape_of
 
 SAME = {
     **{"add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div"},
@@ -34,7 +34,7 @@ def rows() -> dict[str, Row]:
         "log1p": _log1p,
         "exp2": lambda g, args, eqn: _same("Pow")(g, [np.float32(2), *args], eqn),
         "erfc": _erfc,
-        "rem": lambda g, args, eqn: g.elementwise("Mod", args, _shape(eqn), fmod=1),
+        "rem": lambda g, args, eqn: g.elementwise("Mod", args, shape_of(eqn), fmod=1),
         "square": lambda g, args, eqn: _same("Mul")(g, args * 2, eqn),
         "integer_pow": _integer_pow,
         "round": _round,
@@ -72,16 +72,12 @@ def select(g: Graph, which, yes, no, shape, dtype) -> Value:
     return g.elementwise("Or", [one, g.elementwise("And", [unlike, no], shape)], shape)
 
 
-def _shape(eqn) -> tuple[int, ...]:
-    return tuple(eqn.outvars[0].aval.shape)
-
-
 def _dtype(eqn):
     return np.dtype(eqn.outvars[0].aval.dtype)
 
 
 def _same(operator: str):
-    return lambda g, args, eqn: g.elementwise(operator, args, _shape(eqn))
+    return lambda g, args, eqn: g.elementwise(operator, args, shape_of(eqn))
 
 
 def _logical(operator: str):
@@ -90,49 +86,49 @@ def _logical(operator: str):
             raise ValueError(
                 f"primitive {eqn.primitive.name!r} of integers has no translation"
             )
-        return g.elementwise(operator, args, _shape(eqn))
+        return g.elementwise(operator, args, shape_of(eqn))
 
     return run
 
 
 def _chain(g, args, eqn, *operators):
     for operator in operators:
-        args = [g.elementwise(operator, args, _shape(eqn))]
+        args = [g.elementwise(operator, args, shape_of(eqn))]
     return args[0]
 
 
 def _max(g, args, eqn):
     rest = [x for x in args if isinstance(x, Value) or np.any(np.asarray(x))]
     if len(rest) == 1 and _dtype(eqn).kind == "f":  # runtimes fuse it
-        return g.elementwise("Relu", rest, _shape(eqn))
-    return g.elementwise("Max", args, _shape(eqn))
+        return g.elementwise("Relu", rest, shape_of(eqn))
+    return g.elementwise("Max", args, shape_of(eqn))
 
 
 def _minus_one(g, x, eqn):
-    return g.elementwise("Sub", [x, np.float32(1)], _shape(eqn))
+    return g.elementwise("Sub", [x, np.float32(1)], shape_of(eqn))
 
 
 def _log1p(g, args, eqn):
-    more = g.elementwise("Add", [args[0], np.float32(1)], _shape(eqn))
-    return g.elementwise("Log", [more], _shape(eqn))
+    more = g.elementwise("Add", [args[0], np.float32(1)], shape_of(eqn))
+    return g.elementwise("Log", [more], shape_of(eqn))
 
 
 def _erfc(g, args, eqn):
     return g.elementwise(
-        "Sub", [np.float32(1), _same("Erf")(g, args, eqn)], _shape(eqn)
+        "Sub", [np.float32(1), _same("Erf")(g, args, eqn)], shape_of(eqn)
     )
 
 
 def _integer_pow(g, args, eqn):
     y = eqn.params["y"]
-    x = args[0] if y >= 0 else g.elementwise("Reciprocal", args, _shape(eqn))
+    x = args[0] if y >= 0 else g.elementwise("Reciprocal", args, shape_of(eqn))
     if abs(y) == 2:
-        return g.elementwise("Mul", [x, x], _shape(eqn))
-    return g.elementwise("Pow", [x, _dtype(eqn).type(abs(y))], _shape(eqn))
+        return g.elementwise("Mul", [x, x], shape_of(eqn))
+    return g.elementwise("Pow", [x, _dtype(eqn).type(abs(y))], shape_of(eqn))
 
 
 def _round(g, args, eqn):
-    shape = _shape(eqn)
+    shape = shape_of(eqn)
     if int(eqn.params["rounding_method"]) == 1:
         return g.elementwise("Round", args, shape)
     size = g.elementwise("Abs", args, shape)
@@ -143,21 +139,21 @@ def _round(g, args, eqn):
 
 
 def _is_finite(g, args, eqn):
-    found = [g.elementwise(x, args, _shape(eqn)) for x in ("IsNaN", "IsInf")]
-    return g.elementwise("Not", [_same("Or")(g, found, eqn)], _shape(eqn))
+    found = [g.elementwise(x, args, shape_of(eqn)) for x in ("IsNaN", "IsInf")]
+    return g.elementwise("Not", [_same("Or")(g, found, eqn)], shape_of(eqn))
 
 
 def _clamp(g, args, eqn):
     low, x, high = args
-    x = g.elementwise("Max", [x, low], _shape(eqn))
-    return g.elementwise("Min", [x, high], _shape(eqn))
+    x = g.elementwise("Max", [x, low], shape_of(eqn))
+    return g.elementwise("Min", [x, high], shape_of(eqn))
 
 
 def _select_n(g, args, eqn):
     which, *cases = args
     if len(cases) != 2:
         raise ValueError("primitive 'select_n' of more than two has no translation")
-    return select(g, which, cases[1], cases[0], _shape(eqn), _dtype(eqn))
+    return select(g, which, cases[1], cases[0], shape_of(eqn), _dtype(eqn))
 
 
 def _reduction(operator: str):
@@ -170,8 +166,8 @@ def _reduction(operator: str):
             x = g.channels_last(x)
         if operator == "ReduceSum":  # its axes are an input, those of others not yet
             axes = np.asarray(axes, np.int64)
-            return g.add(operator, [x, axes], _shape(eqn), keepdims=0)
-        return g.add(operator, [x], _shape(eqn), axes=axes, keepdims=0)
+            return g.add(operator, [x, axes], shape_of(eqn), keepdims=0)
+        return g.add(operator, [x], shape_of(eqn), axes=axes, keepdims=0)
 
     return run
 
@@ -179,7 +175,7 @@ def _reduction(operator: str):
 def _reduce_bool(operator: str):
     def run(g, args, eqn):
         x, axes = g.cast(args[0], np.int32), tuple(eqn.params["axes"])
-        x = g.add(operator, [x], _shape(eqn), axes=axes, keepdims=0)
+        x = g.add(operator, [x], shape_of(eqn), axes=axes, keepdims=0)
         return g.cast(x, bool)
 
     return run
@@ -188,7 +184,7 @@ def _reduce_bool(operator: str):
 def _arg(operator: str):
     def run(g, args, eqn):
         (axis,) = eqn.params["axes"]
-        x = g.add(operator, args, _shape(eqn), axis=axis, keepdims=0)
+        x = g.add(operator, args, shape_of(eqn), axis=axis, keepdims=0)
         return g.cast(x, eqn.params["index_dtype"])
 
     return run
@@ -196,13 +192,13 @@ def _arg(operator: str):
 
 def _cumsum(g, args, eqn):
     axis, reverse = np.asarray(eqn.params["axis"], np.int64), eqn.params["reverse"]
-    return g.add("CumSum", [args[0], axis], _shape(eqn), reverse=int(reverse))
+    return g.add("CumSum", [args[0], axis], shape_of(eqn), reverse=int(reverse))
 
 
 def _top_k(g, args, eqn):
-    rank, axis = len(_shape(eqn)), eqn.params.get("axis", -1)
+    rank, axis = len(shape_of(eqn)), eqn.params.get("axis", -1)
     k = np.asarray([eqn.params["k"]], np.int64)
     values, index = g.add_all(
-        "TopK", [args[0], k], [_shape(eqn)] * 2, axis=axis % rank, largest=1, sorted=1
+        "TopK", [args[0], k], [shape_of(eqn)] * 2, axis=axis % rank, largest=1, sorted=1
     )
     return [values, g.cast(index, eqn.outvars[1].aval.dtype)]

@@ -4,7 +4,6 @@ Equations of weights alone are evaluated. Convolutions make their images channel
 these stay so until an equation wants the axes of JAX, which costs one transposition.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -271,6 +270,6 @@ def _checked(eqn: Any, row: Row | None) -> Row:
     return row
 
 
-def volume(shape: Sequence[int]) -> int:
-    """Number of elements."""
-    return math.prod(shape)
+def shape_of(eqn: Any) -> tuple[int, ...]:
+    """Shape of the first result of an equation."""
+    return tuple(eqn.outvars[0].aval.shape)

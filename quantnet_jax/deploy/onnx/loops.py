@@ -24,13 +24,13 @@ def _scan(g, args, eqn):
         )
     last = first + p["num_carry"]
     fixed, carry, over = args[:first], args[first:last], args[last:]
-    turns: list[list] = [[]] * length
+    steps: list[list] = [[]] * length
     for i in range(length)[:: -1 if p["reverse"] else 1]:
         g.bounded(eqn)
-        outs = g.run(body, [*fixed, *carry, *(_turn(g, x, i) for x in over)])
-        carry, turns[i] = outs[: len(carry)], outs[len(carry) :]
+        outs = g.run(body, [*fixed, *carry, *(_slice(g, x, i) for x in over)])
+        carry, steps[i] = outs[: len(carry)], outs[len(carry) :]
     avals = [x.aval for x in eqn.outvars[len(carry) :]]
-    stacks = [_stack(g, [t[j] for t in turns], aval) for j, aval in enumerate(avals)]
+    stacks = [_stack(g, [t[j] for t in steps], aval) for j, aval in enumerate(avals)]
     return [*carry, *stacks]
 
 
@@ -67,7 +67,7 @@ def _cond(g, args, eqn):
     return found
 
 
-def _turn(g: Graph, x, i: int):
+def _slice(g: Graph, x, i: int):
     """x[i] of what a loop runs over."""
     if not isinstance(x, Value):
         return x[min(i, x.shape[0] - 1)]
@@ -76,7 +76,7 @@ def _turn(g: Graph, x, i: int):
 
 
 def _stack(g: Graph, parts: list, aval):
-    """What the turns put out, along a new first axis."""
+    """The outputs of all iterations, stacked along a new first axis."""
     if not any(isinstance(x, Value) for x in parts):
         arrays = [np.asarray(x) for x in parts]
         if not arrays:

@@ -1,10 +1,11 @@
 """Convolutions, matrix products and pooling as ONNX nodes."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from quantnet_jax.deploy.onnx.graph import Row, Value, volume
+from quantnet_jax.deploy.onnx.graph import Row, Value, shape_of, to_first
 
 
 def rows() -> dict[str, Row]:
@@ -19,7 +20,7 @@ def rows() -> dict[str, Row]:
 
 
 def _dot_general(g, args, eqn):
-    (contracted, batched), shape = eqn.params["dimension_numbers"], _shape(eqn)
+    (contracted, batched), shape = eqn.params["dimension_numbers"], shape_of(eqn)
     a, b = args
     (a_sum, b_sum), (a_each, b_each) = contracted, batched
     free = lambda x, *taken: [i for i in range(len(x.shape)) if i not in sum(taken, ())]
@@ -29,11 +30,11 @@ def _dot_general(g, args, eqn):
     b = g.permuted(b, (*b_each, *b_sum, *b_free))
     each, rows_ = a.shape[: len(a_each)], a.shape[len(a_each) :][: len(a_free)]
     columns = b.shape[len(b.shape) - len(b_free) :]
-    depth = volume(a.shape[len(a_each) + len(a_free) :])
+    depth = math.prod(a.shape[len(a_each) + len(a_free) :])
     if each or len(columns) != 1:
-        a = g.reshaped(a, (*each, volume(rows_), depth))
-        b = g.reshaped(b, (*each, depth, volume(columns)))
-        out = g.add("MatMul", [a, b], (*each, volume(rows_), volume(columns)))
+        a = g.reshaped(a, (*each, math.prod(rows_), depth))
+        b = g.reshaped(b, (*each, depth, math.prod(columns)))
+        out = g.add("MatMul", [a, b], (*each, math.prod(rows_), math.prod(columns)))
         return g.reshaped(out, shape)
     a, b = g.reshaped(a, (*rows_, depth)), g.reshaped(b, (depth, *columns))
     return g.add("MatMul", [a, b], shape)
@@ -41,7 +42,7 @@ def _dot_general(g, args, eqn):
 
 def _conv(g, args, eqn):
     p, (image, kernel) = eqn.params, args
-    numbers, shape = p["dimension_numbers"], _shape(eqn)
+    numbers, shape = p["dimension_numbers"], shape_of(eqn)
     lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     rank = len(shape)
     if not 3 <= rank <= 5 or p["batch_group_count"] != 1:
@@ -49,8 +50,7 @@ def _conv(g, args, eqn):
             "a convolution is not one of 1 to 3 axes, or groups its examples: it has "
             "no translation to ONNX"
         )
-    last = (0, rank - 1, *range(1, rank - 1))  # where NHWC has N, C, H, W
-    if tuple(lhs) == last:
+    if tuple(lhs) == to_first(rank):
         image = g.channels_first(image)
     else:
         image = g.permuted(g.channels_last(image), lhs)._replace(channels_first=True)
@@ -72,7 +72,7 @@ def _conv(g, args, eqn):
         )
     else:
         found = _transposed(g, image, kernel, p, plain, attributes)
-    if tuple(out) == last:
+    if tuple(out) == to_first(rank):
         return found
     found = Value(found.name, tuple(shape[i] for i in out))
     return g.permuted(found, np.argsort(out))
@@ -114,7 +114,7 @@ def _transposed(g, image, kernel, p, plain, attributes):
 
 def _pool(kind: str):
     def run(g, args, eqn):
-        p, x, shape = eqn.params, args[0], _shape(eqn)
+        p, x, shape = eqn.params, args[0], shape_of(eqn)
         window, strides, padding = (
             tuple(p[k]) for k in ("window_dimensions", "window_strides", "padding")
         )
@@ -137,7 +137,7 @@ def _pool(kind: str):
         moving = moving or [rank - 1]
         others = [i for i in range(rank) if i not in moving]
         x = g.permuted(g.channels_last(x), (*others, *moving))
-        count = volume(x.shape[: len(others)])
+        count = math.prod(x.shape[: len(others)])
         x = g.reshaped(x, (count, 1, *x.shape[len(others) :]))
         sizes = tuple(shape[i] for i in moving)
         x = x._replace(channels_first=True)
@@ -159,7 +159,7 @@ def _window(g, kind, x, eqn, axes, shape):
     }
     if kind == "sum":
         mean = g.add("AveragePool", [x], shape, True, count_include_pad=1, **more)
-        return g.add("Mul", [mean, np.float32(volume(sizes))], shape, True)
+        return g.add("Mul", [mean, np.float32(math.prod(sizes))], shape, True)
     more["dilations"] = pick("window_dilation")
     if kind == "max":
         return g.add("MaxPool", [x], shape, True, **more)
@@ -178,7 +178,3 @@ def _not_negative(padding) -> None:
             f"a window has the padding {padding}, expected none below 0: it has no "
             "translation to ONNX"
         )
-
-
-def _shape(eqn) -> tuple[int, ...]:
-    return tuple(eqn.outvars[0].aval.shape)

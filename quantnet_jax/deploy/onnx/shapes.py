@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from quantnet_jax.deploy.onnx.graph import LARGEST, Row, Value, free, to_first
+from quantnet_jax.deploy.onnx.graph import LARGEST, Row, Value, free, shape_of, to_first
 
 SAME = (
     *("copy", "copy_p", "stop_gradient", "optimization_barrier", "device_put"),
@@ -44,10 +44,6 @@ def rows() -> dict[str, Row]:
     }
 
 
-def _shape(eqn) -> tuple[int, ...]:
-    return tuple(eqn.outvars[0].aval.shape)
-
-
 def _name(g, args, eqn):
     """A marked tensor keeps its name; from rank 4 on it is channels-first."""
     x, name = args[0], eqn.params["name"]
@@ -59,11 +55,11 @@ def _name(g, args, eqn):
 
 
 def _reshape(g, args, eqn):
-    return g.reshaped(args[0], _shape(eqn))
+    return g.reshaped(args[0], shape_of(eqn))
 
 
 def _broadcast_in_dim(g, args, eqn):
-    x, axes, shape = args[0], eqn.params["broadcast_dimensions"], _shape(eqn)
+    x, axes, shape = args[0], eqn.params["broadcast_dimensions"], shape_of(eqn)
     sizes = [1] * len(shape)
     if not isinstance(x, Value):  # repeated where it meets others
         x = np.asarray(x)
@@ -78,7 +74,7 @@ def _broadcast_in_dim(g, args, eqn):
 
 
 def _iota(g, args, eqn):
-    shape, axis = _shape(eqn), eqn.params["dimension"]
+    shape, axis = shape_of(eqn), eqn.params["dimension"]
     sizes = [n if i == axis else 1 for i, n in enumerate(shape)]
     dtype = np.dtype(eqn.params["dtype"])
     if not free(shape[axis]):
@@ -91,19 +87,19 @@ def _iota(g, args, eqn):
 
 def _concatenate(g, args, eqn):
     (args, first), axis = g.alike(args), eqn.params["dimension"]
-    axis = to_first(len(_shape(eqn))).index(axis) if first else axis
-    return g.add("Concat", args, _shape(eqn), first, axis=axis)
+    axis = to_first(len(shape_of(eqn))).index(axis) if first else axis
+    return g.add("Concat", args, shape_of(eqn), first, axis=axis)
 
 
 def _stack(g, args, eqn):
-    axis, shape = eqn.params["axis"], _shape(eqn)
+    axis, shape = eqn.params["axis"], shape_of(eqn)
     one = (*shape[:axis], 1, *shape[axis + 1 :])
     return g.add("Concat", [g.reshaped(x, one) for x in args], shape, axis=axis)
 
 
 def _unstack(g, args, eqn):
     x, axis = args[0], eqn.params["axis"]
-    shape = _shape(eqn)
+    shape = shape_of(eqn)
     at = lambda i: np.asarray(i, np.int64)
     return [
         g.add("Gather", [x, at(i)], shape, axis=axis) for i in range(len(eqn.outvars))
@@ -112,7 +108,7 @@ def _unstack(g, args, eqn):
 
 def _tile(g, args, eqn):
     return g.add(
-        "Tile", [args[0], np.asarray(eqn.params["reps"], np.int64)], _shape(eqn)
+        "Tile", [args[0], np.asarray(eqn.params["reps"], np.int64)], shape_of(eqn)
     )
 
 
@@ -125,7 +121,7 @@ def _pad(g, args, eqn):
         order = list(to_first(len(x.shape)))
         low, high = low[order], high[order]
     pads = np.concatenate([low, high])
-    return g.add("Pad", [x, pads, value], _shape(eqn), x.channels_first)
+    return g.add("Pad", [x, pads, value], shape_of(eqn), x.channels_first)
 
 
 def _cut(g, x, starts, limits, steps, shape):
@@ -143,7 +139,7 @@ def _cut(g, x, starts, limits, steps, shape):
 
 
 def _slice(g, args, eqn):
-    p, shape = eqn.params, _shape(eqn)
+    p, shape = eqn.params, shape_of(eqn)
     steps = p["strides"] or (1,) * len(shape)
     return _cut(g, args[0], p["start_indices"], p["limit_indices"], steps, shape)
 
@@ -164,13 +160,15 @@ def _rev(g, args, eqn):
     axes = np.asarray(eqn.params["dimensions"], np.int64)
     start, step = np.full_like(axes, -1), np.full_like(axes, -1)
     return g.add(
-        "Slice", [args[0], start, np.full_like(axes, -LARGEST), axes, step], _shape(eqn)
+        "Slice",
+        [args[0], start, np.full_like(axes, -LARGEST), axes, step],
+        shape_of(eqn),
     )
 
 
 def _dynamic_slice(g, args, eqn):
     x, *starts = args
-    shape = _shape(eqn)
+    shape = shape_of(eqn)
     limits = [n - size for n, size in zip(x.shape, shape, strict=True)]
     axes = [i for i, room in enumerate(limits) if room]
     if not axes:
@@ -241,7 +239,7 @@ def _refuse_placing(eqn):
 
 
 def _gather(g, args, eqn):
-    (x, index), p, shape = args, eqn.params, _shape(eqn)
+    (x, index), p, shape = args, eqn.params, shape_of(eqn)
     d, sizes = p["dimension_numbers"], p["slice_sizes"]
     mapped, each = tuple(d.start_index_map), tuple(d.operand_batching_dims)
     of_index = tuple(d.start_indices_batching_dims)
