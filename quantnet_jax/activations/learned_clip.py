@@ -19,10 +19,9 @@ from quantnet_jax.activations.quantizer import (
 from quantnet_jax.core.limits import Number
 from quantnet_jax.core.quantizer import as_schedule, factory, no_penalty
 from quantnet_jax.core.surrogates import round_ste, with_slope
-from quantnet_jax.quantizers.options import Bits, Weight
+from quantnet_jax.quantizers.options import Bits, Share, Weight
 
 Steps = Annotated[int, Number(0, 2**31 - 1, whole=True)]
-Quantile = Annotated[float, Number(0, 1, above=True)]
 
 
 @factory
@@ -31,7 +30,7 @@ def learned_clip(
     bits: Bits = 4,
     signed: bool = False,
     warmup: Steps = 0,
-    quantile: Quantile = 1.0,
+    quantile: Share = 1.0,
     calibration: Weight = 0.0,
 ) -> ActivationQuantizer:
     """2^bits evenly spaced values up to a learned clip c, calibrated for some steps.

@@ -4,12 +4,13 @@ from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.uniform import learned_step_activation
 from quantnet_jax.core.quantizer import as_schedule, factory
 from quantnet_jax.core.surrogates import half_up, soft_round_slope, with_slope
-from quantnet_jax.quantizers.soft_round import RoundBits, Softness
+from quantnet_jax.quantizers.options import ManyBits
+from quantnet_jax.quantizers.soft_round import Softness
 
 
 @factory
 def soft_round_activation(
-    *, bits: RoundBits = 4, k: Softness = 0.0
+    *, bits: ManyBits = 4, k: Softness = 0.0
 ) -> ActivationQuantizer:
     """QGait's soft quantizer for activations: `lsq` with the slope of a soft round.
 

@@ -12,10 +12,9 @@ from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.superposed import Layout
 from quantnet_jax.posttrain import solver
 from quantnet_jax.posttrain.solver import Scalars, Solver
-from quantnet_jax.quantizers.options import Per
+from quantnet_jax.quantizers.options import ManyBits, Per
 
-Bits = Annotated[int, Number(2, 8, whole=True)]
-FewBits = Annotated[int, Number(2, 5, whole=True)]
+PowerBits = Annotated[int, Number(2, 5, whole=True)]
 
 
 def nearest_of(tables: np.ndarray, scalars: Scalars, per: str) -> Solver:
@@ -50,7 +49,7 @@ def nearest_of(tables: np.ndarray, scalars: Scalars, per: str) -> Solver:
 @solver.method
 def ausn(
     *,
-    bits: Bits = 4,
+    bits: ManyBits = 4,
     adaptive: bool = True,
     scalars: Scalars = solver.GRID,
     per: Per = "channel",
@@ -86,7 +85,7 @@ def ausn(
 
 @solver.method
 def power_of_two(
-    *, bits: FewBits = 4, scalars: Scalars = solver.GRID, per: Per = "channel"
+    *, bits: PowerBits = 4, scalars: Scalars = solver.GRID, per: Per = "channel"
 ) -> Solver:
     """Round to nearest, levels 0 and +-2^-k: a product is a shift.
 
@@ -106,7 +105,7 @@ def power_of_two(
 
 @solver.method
 def apot(
-    *, bits: Bits = 4, scalars: Scalars = solver.GRID, per: Per = "channel"
+    *, bits: ManyBits = 4, scalars: Scalars = solver.GRID, per: Per = "channel"
 ) -> Solver:
     """Round to nearest, sums of powers of two in the pattern of APoT.
 

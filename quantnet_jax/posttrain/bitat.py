@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.error_feedback import Damping, dot, feed_back
-from quantnet_jax.posttrain.solver import Grams, Scalars, Solver
+from quantnet_jax.posttrain.error_feedback import Damping, feed_back
+from quantnet_jax.posttrain.solver import Grams, Scalars, Solver, dot
+from quantnet_jax.quantizers.options import Share
 
-Share = Annotated[float, Number(0, 1, above=True)]
 Sweeps = Annotated[int, Number(0, 100, whole=True)]
 SCALARS: Scalars = tuple(0.5 + 0.1 * i for i in range(11))
 

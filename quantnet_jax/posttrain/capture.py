@@ -2,7 +2,7 @@
 
 A product is a convolution or a matrix product. It belongs to the parameter that one of
 its operands is, perhaps transposed, reshaped or cast on the way; of a scanned loop,
-each turn has its own part of the parameter.
+each iteration has its own part of the parameter.
 """
 
 from collections.abc import Callable
@@ -144,13 +144,13 @@ def _equation(eqn, values: list, origins: list, visit) -> tuple[list, list]:
 
 
 def _scan(eqn, values: list, origins: list, visit) -> tuple[list, list]:
-    """A scanned loop, turn by turn."""
+    """A scanned loop, iteration by iteration."""
     p = eqn.params
     jaxpr, fixed, carried = p["jaxpr"], p["num_consts"], p["num_carry"]
     last = fixed + carried
     carry, stacked = values[fixed:last], []
-    turns = range(p["length"])
-    for i in reversed(turns) if p["reverse"] else turns:
+    steps = range(p["length"])
+    for i in reversed(steps) if p["reverse"] else steps:
         parts = [x[i] for x in values[last:]]
         where = [None if o is None else o._replace(places=o.places[i])
                  for o in origins[last:]]  # fmt: skip

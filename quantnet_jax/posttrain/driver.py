@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.core import layout, paths
-from quantnet_jax.core.limits import Number, check
+from quantnet_jax.core.limits import check
 from quantnet_jax.core.tree import Rule, plan
 from quantnet_jax.posttrain import calibrate, store
 from quantnet_jax.posttrain.assemble import assemble, values_of
 from quantnet_jax.posttrain.capture import Use, evaluate
 from quantnet_jax.posttrain.solver import Solver
+from quantnet_jax.quantizers.options import SHARE
 
 PyTree = Any
 Batches = Iterable[PyTree] | Callable[[], Iterable[PyTree]]
-POSITIONS = Number(0, 1, above=True)
 
 
 class Layer(NamedTuple):
@@ -50,7 +50,7 @@ class Layer(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """Weights that are quantized at once: a layer, or one turn of a scanned one.
+    """Weights that are quantized at once: a layer, or one iteration of a scanned one.
 
     Attributes:
       path: of the parameter.
@@ -117,7 +117,7 @@ def posttrain(
       >>> made["kernel"].bits
       4
     """
-    check("positions", positions, POSITIONS)
+    check("positions", positions, SHARE)
     stream = _stream(batches)
     units = _units(apply, params, next(iter(stream()), None), rules)
     leaves = paths.flatten(params)

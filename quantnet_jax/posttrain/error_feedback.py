@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from quantnet_jax.core.limits import Choice, Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.solver import Grams, Quantile, Scalars, Solver
-from quantnet_jax.quantizers.options import Bits, Per
+from quantnet_jax.posttrain.solver import Grams, Scalars, Solver, dot
+from quantnet_jax.quantizers.options import Bits, Per, Share
 
 Damping = Annotated[float, Number(1e-6, 1e3)]
 Order = Annotated[str, Choice(("given", "importance"))]
@@ -20,7 +20,7 @@ def error_feedback(
     *,
     bits: Bits = 4,
     scalars: Scalars = solver.GRID,
-    quantile: Quantile = 1.0,
+    quantile: Share = 1.0,
     per: Per = "channel",
     damping: Damping = 0.01,
     order: Order = "given",
@@ -101,8 +101,3 @@ def damped(gram: jax.Array, damping: float) -> tuple[jax.Array, jax.Array]:
     shift = damping * jnp.mean(jnp.diagonal(gram))
     shift = jnp.where(shift > 0.0, shift, 1.0)
     return gram + shift * jnp.eye(len(gram), dtype=gram.dtype), shift
-
-
-def dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product in full float32 on every device."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from quantnet_jax.core.limits import Choice, Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.solver import Grams, Quantile, Scalars, Solver
-from quantnet_jax.quantizers.options import Bits, Per
+from quantnet_jax.posttrain.solver import Grams, Scalars, Solver, dot
+from quantnet_jax.quantizers.options import Bits, Per, Share
 
 Mode = Annotated[str, Choice(("nearest", "soft", "hard", "stochastic"))]
 Threshold = Annotated[float, Number(0, 100)]
@@ -24,7 +24,7 @@ def gpfq(
     *,
     bits: Bits = 4,
     scalars: Scalars = solver.GRID,
-    quantile: Quantile = 1.0,
+    quantile: Share = 1.0,
     per: Per = "channel",
     mode: Mode = "nearest",
     threshold: Threshold = 0.5,
@@ -64,7 +64,7 @@ def gpfq(
         diagonal = jnp.diagonal(grams.quantized)[:, None]
         seen = diagonal > 0.0
         inverse = jnp.where(seen, 1.0 / jnp.where(seen, diagonal, 1.0), 0.0)
-        target = inverse * _dot(jnp.tril(grams.mixed), w)
+        target = inverse * dot(jnp.tril(grams.mixed), w)
         noise = jax.random.uniform(key, w.shape, w.dtype, -0.5, 0.5)
 
         def run(scale):
@@ -102,9 +102,9 @@ def gpfq_samples(
     def step(u, at):
         weights, column, column_q = at
         u = u + column[:, None] * weights[None]
-        norm = column_q @ column_q
+        norm = dot(column_q, column_q)
         z = jnp.where(
-            norm > 0.0, (column_q @ u) / jnp.where(norm > 0.0, norm, 1.0), 0.0
+            norm > 0.0, dot(column_q, u) / jnp.where(norm > 0.0, norm, 1.0), 0.0
         )
         codes = encode(z / scale[0], levels)
         return u - column_q[:, None] * (levels[codes] * scale[0])[None], codes
@@ -135,6 +135,3 @@ def _code(z, levels, mode: str, threshold: float, noise):
     elif mode == "stochastic":
         z = z + step * noise
     return encode(z, levels)
-
-
-_dot = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -2,8 +2,8 @@
 
 from quantnet_jax.core.combine import uniform_levels
 from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.solver import Quantile, Scalars, Solver
-from quantnet_jax.quantizers.options import Bits, Per
+from quantnet_jax.posttrain.solver import Scalars, Solver
+from quantnet_jax.quantizers.options import Bits, Per, Share
 
 
 def _nearest(levels, scalars: Scalars, quantile: float, per: str) -> Solver:
@@ -23,7 +23,7 @@ def rtn(
     *,
     bits: Bits = 4,
     scalars: Scalars = solver.GRID,
-    quantile: Quantile = 1.0,
+    quantile: Share = 1.0,
     per: Per = "channel",
 ) -> Solver:
     """Round to nearest, in the alphabet of GPFQ: 2^bits - 1 evenly spaced levels.

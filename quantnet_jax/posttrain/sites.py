@@ -2,17 +2,17 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations.sites import replace_quantizers
 from quantnet_jax.core import paths
-from quantnet_jax.core.limits import Number, check
+from quantnet_jax.core.limits import check
+from quantnet_jax.quantizers.options import SHARE, Share
 
 PyTree = Any
-Quantile = Annotated[float, Number(0, 1, above=True)]
 
 
 def calibrate_sites(
@@ -20,7 +20,7 @@ def calibrate_sites(
     params: PyTree,
     batches: Iterable[PyTree],
     *,
-    quantile: Quantile = 1.0,
+    quantile: Share = 1.0,
 ) -> PyTree:
     """Sets the clip of each site to what its input reaches while all sites are float.
 
@@ -40,7 +40,7 @@ def calibrate_sites(
     Raises:
       ValueError: there are no batches, or no sites.
     """
-    check("quantile", quantile, Number(0, 1, above=True))
+    check("quantile", quantile, SHARE)
 
     reached = _reached(apply, quantile)
     every = [reached(params, batch) for batch in batches]

@@ -8,16 +8,15 @@ to X w. Everything that the methods need to know of X and Xq is in three N x N m
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import Number, checked
+from quantnet_jax.core.limits import checked
 from quantnet_jax.core.qtensor import QTensor, encode
 
 Scalars = tuple[float, ...]
-Quantile = Annotated[float, Number(0, 1, above=True)]
 GRID: Scalars = tuple(0.3 + 0.1 * i for i in range(10))
 """Of the radius that is searched for, in units of the quantile of |w|."""
 
@@ -78,8 +77,12 @@ def grams(x: jax.Array, xq: jax.Array) -> Grams:
       >>> grams(jnp.ones((5, 3)), jnp.ones((5, 3))).mixed[0].tolist()
       [5.0, 5.0, 5.0]
     """
-    product = lambda a, b: jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)
-    return Grams(product(xq, xq), product(xq, x), product(x, x))
+    return Grams(dot(xq.T, xq), dot(xq.T, x), dot(x.T, x))
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product in full float32 on every device."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def uncorrelated(size: int) -> Grams:
@@ -89,15 +92,15 @@ def uncorrelated(size: int) -> Grams:
 
 def output_error(w: jax.Array, values: jax.Array, of: Grams) -> jax.Array:
     """||X w - Xq q||^2 of each output unit: w and q (N, M) -> float32 (M,)."""
-    dot = lambda a, g, b: jnp.sum(a * (g @ b), axis=0)
-    cross = dot(values, of.mixed, w)
-    error = dot(w, of.float, w) - 2.0 * cross + dot(values, of.quantized, values)
+    form = lambda a, gram, b: jnp.sum(a * dot(gram, b), axis=0)
+    cross = form(values, of.mixed, w)
+    error = form(w, of.float, w) - 2.0 * cross + form(values, of.quantized, values)
     return jnp.maximum(error, 0.0)
 
 
 def relative_error(w: jax.Array, values: jax.Array, of: Grams) -> jax.Array:
     """||X w - Xq q||^2 / ||X w||^2 over all units, a float32 scalar; 0 for a zero w."""
-    size = jnp.sum(w * (of.float @ w))
+    size = jnp.sum(w * dot(of.float, w))
     error = jnp.sum(output_error(w, values, of))
     return jnp.where(size > 0.0, error / jnp.where(size > 0.0, size, 1.0), 0.0)
 
@@ -132,7 +135,7 @@ def in_order(
 
     def step(values, at):
         t, goal, row = at
-        codes = code_of(goal - row @ values, t)
+        codes = code_of(goal - dot(row, values), t)
         return values.at[t].set(value_of(codes)), codes
 
     if start is None:

@@ -1,24 +1,21 @@
 """AUSN in training: superposed powers of two, in the layout that suits each layer."""
 
-from typing import Annotated
-
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core import superposed
 from quantnet_jax.core.combine import straight_through
-from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import PerTensor, Quantizer, factory, no_penalty
 from quantnet_jax.core.surrogates import identity_slope, with_slope
+from quantnet_jax.quantizers.options import ManyBits
 from quantnet_jax.quantizers.uniform import scale_gradient
 
-LayoutBits = Annotated[int, Number(2, 8, whole=True)]
 EPS = 1e-12
 
 
 @factory
-def ausn(*, bits: LayoutBits = 4) -> Quantizer:
+def ausn(*, bits: ManyBits = 4) -> Quantizer:
     """AUSN: sums of powers of two times a learned scale, 2 to 8 bits.
 
     Forward: r q(w / r), q the nearest level (halves away from zero, the largest one

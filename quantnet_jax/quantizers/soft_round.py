@@ -10,15 +10,15 @@ from quantnet_jax.core.quantizer import (
     factory,
 )
 from quantnet_jax.core.surrogates import soft_round_slope
+from quantnet_jax.quantizers.options import ManyBits
 from quantnet_jax.quantizers.uniform import learned_step
 
-RoundBits = Annotated[int, Number(2, 8, whole=True)]
 Softness = Annotated[ScalarOrSchedule, Scheduled(Number(0, 100))]
 """k of the soft round, 0 for the straight-through."""
 
 
 @factory
-def soft_round(*, bits: RoundBits = 4, k: Softness = 0.0) -> Quantizer:
+def soft_round(*, bits: ManyBits = 4, k: Softness = 0.0) -> Quantizer:
     """QGait's soft quantizer: rounding, with the slope of a soft round, 2 to 8 bits.
 
     Forward: s round(clip(w / s, -Qn, Qp)), Qn = 2^(bits-1), Qp = Qn - 1, halves up.
