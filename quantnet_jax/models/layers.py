@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
-from quantnet_jax.activations.sites import QuantizeActivation, fold_running
+from quantnet_jax.activations.sites import OUTPUT, QuantizeActivation, fold_running
 from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import Quantizer
@@ -155,6 +155,26 @@ class Sites:
         return QuantizeActivation(
             self.act_quant, self.axis_name, self.folded, name=name
         )(x)
+
+
+class Pooled(Sites):
+    """What networks share that end in a global average pool and a dense head.
+
+    Attributes, besides those of `Sites`: `outputs` and `features`, see
+    `quantnet_jax.models.ResNet`.
+    """
+
+    outputs: int
+    features: bool
+
+    def scores(self, x: jax.Array) -> Any:
+        """Of images (N, H, W, C) what the network returns, see `ResNet`."""
+        features = x.astype(jnp.float32).mean((1, 2))
+        logits = Dense(self.outputs, self.folded, name="head")(features)
+        logits = self.quantized(OUTPUT, logits, name="output")
+        if self.features:
+            return {"outputs": logits, "features": features}
+        return logits
 
 
 class Dense(nn.Module):

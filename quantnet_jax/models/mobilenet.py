@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.layers import BatchNorm, Conv, Dense, Sites, as_images
+from quantnet_jax.models.layers import BatchNorm, Conv, Pooled, Sites, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
 
 
@@ -56,7 +56,7 @@ class SeparableBlock(Sites, nn.Module):
         return x
 
 
-class MobileNet(Sites, nn.Module):
+class MobileNet(Pooled, nn.Module):
     """Stem, separable blocks, global average pool, dense head.
 
     Parameters are named 'stem/kernel', 'block0/depthwise/kernel' of shape (3, 3, 1,
@@ -113,9 +113,4 @@ class MobileNet(Sites, nn.Module):
                 folded=self.folded,
                 name=f"block{number}",
             )(x, train)
-        features = x.astype(jnp.float32).mean((1, 2))
-        logits = Dense(self.outputs, self.folded, name="head")(features)
-        logits = self.quantized(OUTPUT, logits, name="output")
-        if self.features:
-            return {"outputs": logits, "features": features}
-        return logits
+        return self.scores(x)

@@ -16,7 +16,7 @@ from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import (
     BatchNorm,
     Conv,
-    Dense,
+    Pooled,
     Sites,
     as_images,
     subsample_pad,
@@ -149,7 +149,7 @@ class Bottleneck(_Block):
         return self.act()(self.plus(y, self.skip(x, wide, train)))
 
 
-class ResNet(Sites, nn.Module):
+class ResNet(Pooled, nn.Module):
     """Residual network: stem, stages of blocks, global average pool, dense head.
 
     Stage s (from 1) has `width * 2**(s-1)` channels; stages after the first start at
@@ -262,12 +262,7 @@ class ResNet(Sites, nn.Module):
                     folded=self.folded,
                     name=f"stage{stage + 1}_block{index}",
                 )(x, train)
-        features = x.astype(jnp.float32).mean((1, 2))
-        logits = Dense(self.outputs, self.folded, name="head")(features)
-        logits = self.quantized(OUTPUT, logits, name="output")
-        if self.features:
-            return {"outputs": logits, "features": features}
-        return logits
+        return self.scores(x)
 
 
 def cifar_resnet(depth: int, **options: Any) -> ResNet:

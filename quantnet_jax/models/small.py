@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.layers import BatchNorm, Conv, Dense, Sites, as_images
+from quantnet_jax.models.layers import BatchNorm, Conv, Pooled, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
 
 
-class Small(Sites, nn.Module):
+class Small(Pooled, nn.Module):
     """Three 3x3 convolutions with BatchNorm, global average pool, dense head.
 
     'conv1' and 'conv2' have kernels of equal shape. With width 4, 10 outputs and 3
@@ -69,9 +69,4 @@ class Small(Sites, nn.Module):
             bn = BatchNorm(self.axis_name, self.momentum, folded=self.folded, name=norm)
             x = bn(x, train)
             x = self.act()(x)
-        features = x.astype(jnp.float32).mean((1, 2))
-        logits = Dense(self.outputs, self.folded, name="head")(features)
-        logits = self.quantized(OUTPUT, logits, name="output")
-        if self.features:
-            return {"outputs": logits, "features": features}
-        return logits
+        return self.scores(x)

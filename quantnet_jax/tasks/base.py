@@ -82,3 +82,13 @@ class Source(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     info: Mapping[str, Any]
+
+
+def inputs_of(source: Source) -> Callable[..., dict[str, Any]]:
+    """A `Task.prepare` whose 'input' is the image."""
+
+    def prepare(data, batch, *, seed, train):
+        made = source.prepare(data, batch, seed=seed, train=train)
+        return {"input": made.pop("image"), **made}
+
+    return prepare

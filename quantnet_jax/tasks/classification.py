@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.core.limits import Number
-from quantnet_jax.tasks.base import Metric, Source, Task
+from quantnet_jax.tasks.base import Metric, Source, Task, inputs_of
 
 
 def classification(
@@ -28,13 +28,9 @@ def classification(
     """
     classes = tuple(source.info["classes"])
 
-    def prepare(data, batch, *, seed, train):
-        made = source.prepare(data, batch, seed=seed, train=train)
-        return {"input": made.pop("image"), **made}
-
     return Task(
         primary=Metric("accuracy", "%"),
-        prepare=prepare,
+        prepare=inputs_of(source),
         loss=lambda logits, examples, *, train: cross_entropy(
             logits, examples["label"], label_smoothing if train else 0.0
         ),

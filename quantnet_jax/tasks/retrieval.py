@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.core.limits import Number
-from quantnet_jax.tasks.base import Metric, Source, Task
+from quantnet_jax.tasks.base import Metric, Source, Task, inputs_of
 from quantnet_jax.tasks.embeddings import distances, normalized
 
 
@@ -40,13 +40,9 @@ def retrieval(
       margin: of the loss.
     """
 
-    def prepare(data, batch, *, seed, train):
-        made = source.prepare(data, batch, seed=seed, train=train)
-        return {"input": made.pop("image"), **made}
-
     return Task(
         primary=Metric("rank1", "%"),
-        prepare=prepare,
+        prepare=inputs_of(source),
         loss=lambda outputs, examples, *, train: triplet_loss(
             outputs, examples["label"], examples["mask"], margin
         ),
