@@ -12,7 +12,7 @@ from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import checks as config_check
 from quantnet_jax.core.files import as_path
 from quantnet_jax.core.limits import Flag, Number, Scheduled, defaults_of, limits_of
-from quantnet_jax.core.names import show
+from quantnet_jax.core.names import dotted, show
 from quantnet_jax.tasks import TASKS
 
 Config = Any
@@ -257,8 +257,8 @@ def check_same(config: Config, saved: dict, whose: str) -> None:
     Raises:
       ValueError: naming the first key that differs and both values.
     """
-    old, new = _flat(saved), _flat(json.loads(config.to_json()))
-    value = lambda flat, key: flat.get(key, "(absent)")
+    old, new = dotted(saved), dotted(json.loads(config.to_json()))
+    value = lambda flat, key: "(absent)" if flat.get(key) is None else flat[key]
     keys = [k for k in sorted(old | new) if value(old, k) != value(new, k)]
     if keys := [k for k in keys if k not in PLACEMENT_KEYS]:
         a, b = show(value(old, keys[0])), show(value(new, keys[0]))
@@ -279,14 +279,3 @@ def _read(path: Any) -> dict:
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: it holds a {type(config).__name__}")
     return config
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of what is set."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[prefix + key] = value
-    return flat

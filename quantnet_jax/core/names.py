@@ -1,7 +1,7 @@
 """Words of messages: what an unknown name may have meant, a value on one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MOST = 30
@@ -40,6 +40,20 @@ def closest(word: str, known: list[str], most: int = 8) -> str:
 def unknown(key: str, known: Iterable[str]) -> str:
     """The message for a key (dotted) that is none of `known` on its level."""
     return f"unknown config key {key!r}{nearest(key.rsplit('.', 1)[-1], sorted(known))}"
+
+
+def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested mappings.
+
+    Example:
+      >>> dotted({"seed": 0, "data": {"name": "mnist"}})
+      {'seed': 0, 'data.name': 'mnist'}
+    """
+    found = {}
+    for key, value in config.items():
+        inner = isinstance(value, Mapping)
+        found |= dotted(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
 
 
 def show(value: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quantnet_jax.core.files import as_path, in_bucket
+from quantnet_jax.core.names import dotted
 from quantnet_jax.logging.records import METRICS_FILE
 from quantnet_jax.logging.scores import PLAIN, SCORES, Unit, unit_of
 
@@ -117,20 +118,10 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """{config key: its value in each run, as text} of the keys that differ."""
-    flat = [_flat(run.config) for run in runs]
+    flat = [dotted(run.config) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
     shown = {key: [str(one.get(key, "–")) for one in flat] for key in keys}
     return {key: values for key, values in shown.items() if len(set(values)) > 1}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _read_object(path: Any) -> dict[str, Any]:
