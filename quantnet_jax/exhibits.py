@@ -29,7 +29,7 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
       outputs: of the hard network for all test examples, None if not at hand.
 
     Returns:
-      {'size': payload, float_bytes, compression, macs, 'kernels': {path: picture}} and,
+      {'size': payload, float_bytes, compression, macs, 'kernels': {path: images}} and,
       if the task has something to show of predictions, 'panels'.
     """
     found: dict[str, Any] = {"size": _size(exp), "kernels": _kernels(exp, state)}
@@ -61,7 +61,7 @@ def _kernels(exp: Experiment, state: TrainState) -> dict[str, Any]:
         before, after = _tiles(weights[path]), _tiles(codes.astype(np.float32))
         before = before / max(np.abs(before).max(), 1e-30)
         after = 2 * after / max(int(codes.max()), 1) - 1
-        found[path] = {"before": _picture(before), "after": _picture(after)}
+        found[path] = {"before": _image(before), "after": _image(after)}
     return found
 
 
@@ -75,7 +75,7 @@ def _tiles(w: np.ndarray) -> np.ndarray:
     return part.transpose(2, 0, 3, 1).reshape(rows * height, columns * width)
 
 
-def _picture(values: np.ndarray) -> dict[str, Any]:
+def _image(values: np.ndarray) -> dict[str, Any]:
     """Values in [-1, 1] as bytes 0 to 254, 127 for zero."""
     return _pixels(np.round(127 * (1 + np.clip(values, -1, 1))).astype(np.uint8))
 

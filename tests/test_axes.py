@@ -153,7 +153,7 @@ LAYERS = {
         lambda w, x: scanned(dense)(jnp.stack([w, w]), x),
         *((4, 4), (2, 4), (1,), (), (0,)),
     ),
-    "put out by a scan": (
+    "output of a scan": (
         lambda w, x: scanned(dense)(
             lax.scan(lambda c, w: (c, jnp.tanh(w)), 0, w)[1], x
         ),

@@ -204,7 +204,7 @@ def test_direct():
 
 
 def bitat_by_hand(w, h, damping=0.1):
-    """One channel, with the inverse of what is left computed anew for every weight."""
+    """One channel, with the inverse of what is left computed again for every weight."""
     share, v = np.linalg.eigh(h)
     share = share + damping * share.mean()
     h = (v * share) @ v.T

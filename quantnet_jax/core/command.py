@@ -17,14 +17,13 @@ OK, ERROR, USAGE = 0, 1, 2
 """Exit codes, with 75 for a run that is to be resumed."""
 
 EXTRA_OF = {
-    **dict.fromkeys(("optax", "orbax", "ml_collections", "absl", "tensorboardX"), ""),
-    **dict.fromkeys(("tqdm", "flatbuffers"), ""),
+    **dict.fromkeys(("optax", "orbax", "ml_collections", "absl"), "train"),
+    **dict.fromkeys(("tensorboardX", "tqdm", "flatbuffers"), "train"),
     **dict.fromkeys(("tensorflow_datasets", "grain", "importlib_resources"), "data"),
     **dict.fromkeys(("PIL", "cykooz_resizer", "turbojpeg"), "jpeg"),
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     **dict.fromkeys(("gcsfs", "etils"), "gcs"),
 }
-EXTRA_OF = {module: extra or "train" for module, extra in EXTRA_OF.items()}
 """Module of another package -> the extra of this one that installs it."""
 OVERRIDE = re.compile(r"--?(?:no)?config[.]([^=]*)(=?)")
 """A word that changes an option of the configuration."""

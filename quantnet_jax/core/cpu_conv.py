@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-LAYOUT = ("NHWC", "HWIO", "NHWC")
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 Pads = Sequence[tuple[int, int]]
 
 _FOLDED = 8
@@ -59,7 +59,7 @@ def _plain(x, w, strides, pads, groups, precision):
         w,
         strides,
         pads,
-        dimension_numbers=LAYOUT,
+        dimension_numbers=_LAYOUT,
         feature_group_count=groups,
         precision=precision,
     )

@@ -19,14 +19,14 @@ class Place(NamedTuple):
       axes: the atoms of each axis of the value.
       stacked: axes of the parameter from which this value is one position.
       looked_up: those from which an input picks positions.
-      turns: (scan, axes that it runs over), from the outermost.
+      scans: (scan, axes that it runs over), from the outermost.
       ones: axes of the parameter of length 1, from which nothing can be picked.
     """
 
     axes: tuple[tuple[Atom, ...], ...]
     stacked: frozenset[int] = NOTHING
     looked_up: frozenset[int] = NOTHING
-    turns: tuple[tuple[int, frozenset[int]], ...] = ()
+    scans: tuple[tuple[int, frozenset[int]], ...] = ()
     ones: frozenset[int] = NOTHING
 
     def picked(self, atoms: Iterable[Atom]) -> "Place":
@@ -93,21 +93,21 @@ def enter(value: Value, eqn: Any) -> Value:
 
     def taken(place: Place) -> Place:
         found = sources(place.axes[0])
-        turns = (*place.turns, (id(eqn), found))
+        scans = (*place.scans, (id(eqn), found))
         stacked = place.stacked | found
-        return place._replace(axes=place.axes[1:], stacked=stacked, turns=turns)
+        return place._replace(axes=place.axes[1:], stacked=stacked, scans=scans)
 
     return each(value, taken)
 
 
 def leave(value: Value, eqn: Any) -> Value:
-    """The stack of a result of all turns of a scan."""
+    """A stacked output of a scan."""
 
     def put_back(place: Place) -> Place:
-        found = dict(place.turns).get(id(eqn), NOTHING)
+        found = dict(place.scans).get(id(eqn), NOTHING)
         axes = (whole(found, eqn.params["length"]), *place.axes)
-        turns = tuple(turn for turn in place.turns if turn[0] != id(eqn))
-        return place._replace(axes=axes, stacked=place.stacked - found, turns=turns)
+        scans = tuple(scan for scan in place.scans if scan[0] != id(eqn))
+        return place._replace(axes=axes, stacked=place.stacked - found, scans=scans)
 
     return each(value, put_back)
 
@@ -266,9 +266,9 @@ def _unite(a: Place | str, b: Place | str) -> Place | str:
     if isinstance(a, str) or isinstance(b, str):
         return a if isinstance(a, str) else b
     axes = tuple(_both(x, y) for x, y in zip(a.axes, b.axes, strict=True))
-    turns = a.turns + tuple(turn for turn in b.turns if turn not in a.turns)
+    scans = a.scans + tuple(scan for scan in b.scans if scan not in a.scans)
     stacked, looked_up = a.stacked | b.stacked, a.looked_up | b.looked_up
-    return Place(axes, stacked, looked_up, turns, a.ones)
+    return Place(axes, stacked, looked_up, scans, a.ones)
 
 
 def _both(a: tuple[Atom, ...], b: tuple[Atom, ...]) -> tuple[Atom, ...]:

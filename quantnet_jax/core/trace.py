@@ -27,10 +27,10 @@ class Facts(NamedTuple):
         every primitive that is no call, scan or condition.
       merge: `(facts, which) -> fact`, of a value that may be any of several: what a
         loop carries (`which` is None), or the result of a condition on `which`.
-      repeat: `(found, turns) -> found`, of a loop from its body.
+      repeat: `(found, iterations) -> found`, of a loop from its body.
       branches: `[found of each branch] -> found`.
       enter: `(fact, eqn) -> fact`, of one slice of what a scan runs over.
-      leave: `(fact, eqn) -> fact`, of the stack of what each turn of a scan puts out.
+      leave: `(fact, eqn) -> fact`, of the stacked outputs of a scan's iterations.
     """
 
     constant: Any

@@ -26,16 +26,8 @@ UNCOUNTED = ("ragged_dot", "ragged_dot_general")
 MOVES = (
     *("convert_element_type", "reshape", "transpose", "broadcast_in_dim", "squeeze"),
     *("slice", "dynamic_slice", "pad", "concatenate", "rev", "copy", "name"),
-    *(
-        "split",
-        "stack",
-        "unstack",
-        "tile",
-        "gather",
-        "reduce_max",
-        "reduce_window_max",
-        "stop_gradient",
-    ),
+    *("split", "stack", "unstack", "tile", "gather", "stop_gradient"),
+    *("reduce_max", "reduce_window_max"),
 )
 _MARK = re.compile(r"activation of (\d+) bits")
 
@@ -164,15 +156,15 @@ def _conv(eqn) -> int:
 
 
 def _merge(options: Sequence[_Source], which: _Source | None) -> _Source:
-    """What a loop carries or a condition puts out: its bits are those of the values."""
+    """The carry of a loop, the output of a condition: its bits are the values'."""
     if which is None:
         return _join(options, keep=True)
     joined = _join([which, *options], keep=True)
     return joined._replace(bits=max(s.bits for s in options))
 
 
-def _repeat(uses: list[Use], turns: int) -> list[Use]:
-    return [use._replace(macs=use.macs * turns) for use in uses]
+def _repeat(uses: list[Use], length: int) -> list[Use]:
+    return [use._replace(macs=use.macs * length) for use in uses]
 
 
 def _branches(found: list[list[Use]]) -> list[Use]:

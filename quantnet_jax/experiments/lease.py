@@ -19,7 +19,7 @@ RESERVE = 20.0
 
 
 class Check(NamedTuple):
-    """What is run before the studies, once for a device.
+    """What each loan runs before the studies.
 
     Attributes:
       name: in the output.

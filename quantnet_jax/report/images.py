@@ -1,4 +1,4 @@
-"""Pictures of a report: histograms over time, kernels, predictions, a matrix."""
+"""Images of a report: histograms over time, kernels, predictions, a matrix."""
 
 import base64
 import struct
@@ -52,7 +52,7 @@ def heat_map(path: str, run: Run) -> str:
     ]
     # The square root keeps the few undecided weights visible beside the peaks.
     dark = np.stack([np.sqrt(s / s.max()) for s in shares], axis=1)[::-1]
-    picture = png(np.round(dark * 255).astype(np.uint8), FADE)
+    image = png(np.round(dark * 255).astype(np.uint8), FADE)
     data = {
         "times": [t for t, _, _ in found],
         "xlabel": x,
@@ -63,7 +63,7 @@ def heat_map(path: str, run: Run) -> str:
     first, last = found[0][0], found[-1][0]
     return (
         f'<div class="card"><h3 style="overflow-wrap:anywhere">{escape(path)}</h3>'
-        f'<div class="map" data-map="{as_json(data)}"><img alt="" src="{picture}">'
+        f'<div class="map" data-map="{as_json(data)}"><img alt="" src="{image}">'
         f'</div><small class="axis"><span>{x} {first:.4g}</span><span>weights '
         f"{short(low)} … {short(high)}</span><span>{last:.4g}</span></small></div>"
     )
@@ -114,8 +114,8 @@ def matrix(run: Run) -> str:
     title = f"<h3>{escape(found.get('title', ''))}</h3>"
     if len(names) > 20:
         data = png(np.round(255 * np.sqrt(shares)).astype(np.uint8), FADE)
-        picture = f'<img class="matrix" alt="" src="{data}">'
-        return f'<div class="card">{title}{picture}</div>'
+        image = f'<img class="matrix" alt="" src="{data}">'
+        return f'<div class="card">{title}{image}</div>'
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = ""
     for name, row, share in zip(names, counts, shares, strict=True):

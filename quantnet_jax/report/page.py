@@ -15,8 +15,8 @@ from quantnet_jax.report.charts import (
     short,
     spaced,
 )
+from quantnet_jax.report.images import heat_map, kernels, matrix, samples
 from quantnet_jax.report.load import Group, Run, common_unit, differences, finite
-from quantnet_jax.report.pictures import heat_map, kernels, matrix, samples
 from quantnet_jax.report.terms import escape, term, terms
 
 
