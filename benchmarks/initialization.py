@@ -70,27 +70,13 @@ def measure(args) -> dict:
             networks.append(row | lab.measure(study.INITIALIZERS[initializer], seed))
             shown = {k: v for k, v in networks[-1].items() if k != "layers"}
             print(shown, f"{time.monotonic() - began:.1f} s", flush=True)
-    groups, measured = [x["model"] for x in networks], ("w8a8", "w4a8", "w1")
-    correlations = {
-        f"{what}, {width}": study.rank_correlation(
-            [mean_of(x, what) for x in networks],
-            [x["float"] - x[width] for x in networks],
-            groups,
-        )
-        for what in ("range", "kurtosis", "channel_precision")
-        for width in measured
-    }
+    measured = study.correlations(networks, [x for x in WIDTHS if x != "float"])
     return {
         "images": args.images,
         "epochs": args.epochs,
         "networks": networks,
-        "correlations": correlations,
+        "correlations": {", ".join(key): value for key, value in measured.items()},
     }
-
-
-def mean_of(network: dict, what: str) -> float:
-    """Mean of a statistic over the layers of a network."""
-    return float(np.mean([layer[what] for layer in network["layers"].values()]))
 
 
 class Lab:

@@ -2,7 +2,7 @@
 
 from quantnet_jax.experiments.grid import Row
 from sweeps import common
-from sweeps.soft_round import at, rows
+from sweeps.soft_round import at, quantnet, rows
 
 CALIBRATED = {"terms": ({"name": "distance_calibration", "weight": 0.5},)}
 
@@ -24,19 +24,7 @@ def both(bits: int) -> dict[str, Row]:
 
 STUDY = common.quick(
     "Retrieval of Omniglot's characters (rank-1), held-out alphabets, ResNet-8",
-    {"float": Row("identity")}
-    | both(8)
-    | both(4)
-    | {
-        "quantnet, 4 bits": Row(
-            "quantnet",
-            {
-                "quantizer.quantnet.bits": 4,
-                "activation.name": "lsq",
-                "activation.lsq.bits": 4,
-            },
-        )
-    },
+    {"float": Row("identity")} | both(8) | both(4) | quantnet(4),
     changes={
         "data.name": "omniglot",
         "data.flip": False,

@@ -20,17 +20,14 @@ def rows(bits: int) -> dict[str, Row]:
     return {f"{name}, {bits} bits": at(bits, *k) for name, k in (stages | more).items()}
 
 
+def quantnet(bits: int) -> dict[str, Row]:
+    """QuantNet for the weights, LSQ for the activations."""
+    both = {"quantizer.quantnet.bits": bits, "activation.lsq.bits": bits}
+    changes = both | {"activation.name": "lsq"}
+    return {f"quantnet, {bits} bits": Row("quantnet", changes)}
+
+
 STUDY = common.quick(
     "QGait's soft quantizer in weights and activations, ResNet-8 of width 8",
-    rows(3)
-    | {
-        "quantnet, 3 bits": Row(
-            "quantnet",
-            {
-                "quantizer.quantnet.bits": 3,
-                "activation.name": "lsq",
-                "activation.lsq.bits": 3,
-            },
-        )
-    },
+    rows(3) | quantnet(3),
 )

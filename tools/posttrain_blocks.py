@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from quantnet_jax.analysis import initialization
 from quantnet_jax.experiments import results
 from quantnet_jax.experiments.tables import markdown, mean_std
 
 MODELS = {"resnet8": "ResNet-8", "plain": "plain CNN", "mobilenet": "MobileNet-like"}
-STATISTICS = ("range", "kurtosis", "channel_precision")
 
 
 def methods(folder: pathlib.Path) -> str:
@@ -65,7 +65,10 @@ def initializers(folder: pathlib.Path) -> str:
     lines = []
     for model, name in dict.fromkeys((x["model"], x["initializer"]) for x in networks):
         same = [x for x in networks if (x["model"], x["initializer"]) == (model, name)]
-        means = [statistics.mean(map(mean_of(what), same)) for what in STATISTICS]
+        means = [
+            statistics.mean(initialization.mean_of(x, what) for x in same)
+            for what in initialization.STATISTICS
+        ]
         lines.append((
             MODELS[model], name, *(mean_std([100 * x[k] for x in same]) for k in keys),
             *(f"{mean:.2f}" for mean in means),
@@ -76,36 +79,22 @@ def initializers(folder: pathlib.Path) -> str:
 
 def correlations(folder: pathlib.Path) -> str:
     """Rank correlations of weight statistics with what quantization loses."""
-    from quantnet_jax.analysis import initialization
-
     networks = _networks(folder)
     if not networks:
         return "not run"
-    lines = []
-    for what in STATISTICS:
-        cells = []
-        for width in ("w8a8", "w4a8", "w1"):
-            found = initialization.rank_correlation(
-                [
-                    statistics.mean(y[what] for y in x["layers"].values())
-                    for x in networks
-                ],
-                [x["float"] - x[width] for x in networks],
-                [x["model"] for x in networks],
-            )
-            cells.append(
-                f"{found['value']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
-            )
-        lines.append((what.replace("_", " "), *cells))
+    widths, lines = ("w8a8", "w4a8", "w1"), []
+    others = [x for x in networks if x["initializer"] != "scaled"]
+    for which, label in ((networks, ""), (others, ", without 'scaled'")):
+        found = initialization.correlations(which, widths)
+        for what in initialization.STATISTICS:
+            cells = []
+            for width in widths:
+                x = found[what, width]
+                cells.append(f"{x['value']:+.2f} ({x['low']:+.2f} to {x['high']:+.2f})")
+            lines.append((what.replace("_", " ") + label, *cells))
     head = ("mean over layers", "loss at W8A8", "at W4A8", "at 1 bit")
-    return (
-        f"{markdown(head, lines, 'xrrr')}\n\n{len(networks)} networks; 95 % intervals."
-    )
-
-
-def mean_of(what: str) -> Callable[[dict[str, Any]], float]:
-    """A statistic of the layers of a network, their mean."""
-    return lambda x: statistics.mean(layer[what] for layer in x["layers"].values())
+    about = f"{len(networks)} networks, {len(others)} without 'scaled'; 95 % intervals."
+    return f"{markdown(head, lines, 'xrrr')}\n\n{about}"
 
 
 def _networks(folder: pathlib.Path) -> list[dict[str, Any]]:

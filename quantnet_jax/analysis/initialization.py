@@ -5,7 +5,7 @@ random start of a network decide how well it can be quantized after training?
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,9 +27,12 @@ INITIALIZERS: dict[str, Callable] = {
 """Name -> `(key, shape, dtype) -> weights`. 'truncated': deviation 0.05 whatever the
 layer, cut at two deviations; 'scaled': He times 3."""
 
+STATISTICS = ("range", "kurtosis", "channel_precision")
+"""See `layer_statistics`."""
+
 
 def initialize(params: PyTree, initializer: Callable, key: jax.Array) -> PyTree:
-    """`params` with every kernel drawn anew; the rest stays."""
+    """`params` with every kernel initialized again; the rest stays."""
     new = {}
     for number, (path, leaf) in enumerate(paths.flatten(params).items()):
         if path.split("/")[-1] == "kernel":
@@ -55,6 +58,36 @@ def layer_statistics(w: np.ndarray) -> dict[str, float]:
         "range": float(spread),
         "kurtosis": float(np.mean(deviation**4) / variance**2),
         "channel_precision": float(np.ptp(w, axis=0).mean() / spread),
+    }
+
+
+def mean_of(network: Mapping[str, Any], what: str) -> float:
+    """Mean of one of the `STATISTICS` over {'layers': {path: `layer_statistics`}}."""
+    return float(np.mean([layer[what] for layer in network["layers"].values()]))
+
+
+def correlations(
+    networks: Sequence[Mapping[str, Any]], widths: Sequence[str]
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Rank correlations of weight statistics with the accuracy that is lost.
+
+    Args:
+      networks: 'model', its group; 'layers' as in `mean_of`; accuracies 'float' and
+        under each of the `widths`.
+      widths: such as 'w4a8'.
+
+    Returns:
+      {(statistic, width): `rank_correlation`}.
+    """
+    groups = [x["model"] for x in networks]
+    return {
+        (what, width): rank_correlation(
+            [mean_of(x, what) for x in networks],
+            [x["float"] - x[width] for x in networks],
+            groups,
+        )
+        for what in STATISTICS
+        for width in widths
     }
 
 
