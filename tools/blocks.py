@@ -132,26 +132,18 @@ def text(folder: pathlib.Path) -> str:
         and str(r["text"]).endswith("tinyshakespeare.txt")
     ]  # fmt: skip
     rows = []
-    for method in ("float", "bitnet", "quantnet"):
-        runs = {r["seed"]: r for r in found if r["method"] == method}.values()
-        if not runs:
-            rows.append((method, "0", "", "not run", "", "", ""))
-            continue
-        of = lambda key, runs=runs: tables.mean_std([r[key] for r in runs])
+    order, key = ("float", "bitnet", "quantnet"), ("method", "learning_rate")
+    pairs = {tuple(r[k] for k in key) for r in found}
+    for pair in sorted(pairs, key=lambda x: (order.index(x[0]), x[1])):
+        same = [r for r in found if tuple(r[k] for k in key) == pair]
+        runs = {r["seed"]: r for r in same}.values()
+        of = lambda score, runs=runs: tables.mean_std([r[score] for r in runs])
         ratio = statistics.mean(r["bytes"] / r["float bytes"] for r in runs)
-        rates = sorted({f"{r['learning_rate']:g}" for r in runs})
         scores = of("soft"), of("hard"), of("gap")
-        rows.append((method, str(len(runs)), " ".join(rates), *scores, f"{ratio:.3f}"))
-    head = (
-        "weights",
-        "seeds",
-        "learning rate",
-        "soft",
-        "hard",
-        "gap",
-        "file / float32",
-    )
-    return markdown(head, rows, "xrrrrrr")
+        about = pair[0], f"{pair[1]:g}", str(len(runs))
+        rows.append((*about, *scores, f"{ratio:.3f}"))
+    head = ("weights", "learning rate", "seeds", "soft", "hard", "gap")
+    return markdown((*head, "file / float32"), rows, "xrrrrrr") if rows else "not run"
 
 
 # Inference ----------------------------------------------------------------------------
