@@ -128,6 +128,15 @@ def metaquant(title: str, base: Callable, published: dict[str, float]) -> Study:
     )
 
 
+def today(row: Row) -> Row:
+    """A row with the sharpness of today's recipe, where its member has one."""
+    key = f"quantizer.{row.method}.sharpness."
+    if quantizers.options(row.method).get("sharpness") != members.SHARPNESS:
+        return row
+    recipe = {key + option: value for option, value in members.SHARPNESS.items()}
+    return row._replace(changes=recipe | dict(row.changes))
+
+
 def quick(
     title: str,
     rows: dict[str, Row],
@@ -139,7 +148,8 @@ def quick(
 
     Args:
       title: of what is compared.
-      rows: all but the float one and the first are `like` that one.
+      rows: all but the float one and the first are `like` that one; with the
+        recipes of today.
       epochs: of a run.
       changes: of the base, ResNet-8 of width 8, by dotted key.
       **options: of `Study`.
@@ -165,5 +175,6 @@ def quick(
     first = next(row for row in rows if row != FLOAT)
     own = (first, FLOAT)
     rows = {k: r if k in own else r._replace(like=first) for k, r in rows.items()}
+    rows = {k: today(r) for k, r in rows.items()}
     title = f"{title}; bundled images, learning rate 0.1 for all rows, not searched"
     return Study(title, INNER, configure, rows=rows, **given | options)

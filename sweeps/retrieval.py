@@ -34,7 +34,7 @@ STUDY = common.quick(
     },
 )._replace(
     configure=configure,
-    initializations=(common.Initialization("warm", 8.0, 4.0),),
-    float_initializations=common.scratch(8.0),
+    initializations=(common.Initialization("warm", 20.0, 10.0),),
+    float_initializations=common.scratch(20.0),
     validation_size=400,
 )
