@@ -1,6 +1,6 @@
 """Initializers, architectures, seeds: what can be quantized after training?
 
-    python -m benchmarks.initialization          # a quarter of an hour on one core
+    python -m benchmarks.initialization          # half an hour on one core
 
 Small networks on a part of the bundled images. Weights: per tensor, largest |w|, round
 to nearest, every kernel; 1 bit: mean squared error. Activations: 8 bits, largest, at
@@ -27,6 +27,7 @@ from quantnet_jax.posttrain.sites import calibrate_sites
 
 MODELS = {
     "resnet8": {"name": "resnet8", "width": 8},
+    "resnet20": {"name": "resnet20", "width": 8},
     "plain": {"name": "small", "width": 16},
     "mobilenet": {"name": "mobilenet", "width": 8},
 }

@@ -9,7 +9,12 @@ from quantnet_jax.analysis import initialization
 from quantnet_jax.experiments import results
 from quantnet_jax.experiments.tables import markdown, mean_std
 
-MODELS = {"resnet8": "ResNet-8", "plain": "plain CNN", "mobilenet": "MobileNet-like"}
+MODELS = {
+    "resnet8": "ResNet-8",
+    "resnet20": "ResNet-20",
+    "plain": "plain CNN",
+    "mobilenet": "MobileNet-like",
+}
 
 
 def methods(folder: pathlib.Path) -> str:
