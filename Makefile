@@ -19,7 +19,7 @@ help:
 	@echo "make test    run all tests (ARGS: options of pytest, WORKERS: processes)"
 	@echo "make lint    check format, lint and types"
 	@echo "make types   check types alone"
-	@echo "make docs    write the API reference and the tables of the pages"
+	@echo "make docs    write the API reference, the tables and the plots of the pages"
 	@echo "make clean   remove .venv, builds and caches; runs/ stays"
 
 train: .venv/ready
@@ -36,9 +36,10 @@ lint: .venv/ready-dev
 types: .venv/ready-dev
 	$(PY) -m pyright --pythonpath $(PY)
 
-docs: .venv/ready
+docs: .venv/ready-dev
 	$(PY) -m tools.reference
 	$(PY) -m tools.tables
+	$(PY) -m tools.plots
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

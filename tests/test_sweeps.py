@@ -10,6 +10,7 @@ from quantnet_jax.experiments import grid, results, tables
 from quantnet_jax.quantizers import members
 from quantnet_jax.training import parts
 from sweeps import rows
+from tools import plots
 from tools import tables as pages
 
 NAMES = grid.names()
@@ -169,6 +170,28 @@ def test_pages_are_up_to_date():
         assert pages.filled(text) == text, f"{path}: run python -m tools.tables"
         blocks += text.count("<!-- table: ")
     assert blocks > 20
+
+
+def test_plots_are_of_their_records():
+    assert plots.stale(results.FOLDER) == {}, "run python -m tools.plots"
+    shown = "".join(path.read_text("utf-8") for path in pages.pages())
+    files = {path.stem for path in plots.FOLDER.iterdir()}
+    assert files == set(plots.PLOTS)
+    for name in files:
+        assert f"(plots/{name}.svg)" in shown
+
+
+def test_plot_is_drawn_once_for_its_numbers(tmp_path):
+    pytest.importorskip("matplotlib")
+    data = {"quantnet": (66.0, 0.5), "float": (68.0, 0.0)}
+    plot = plots.Plot(lambda _: data, plots.PLOTS["claim"].draw)
+    path = tmp_path / "plots" / "one.svg"
+    plots.drawn(plot, data, path)
+    text = path.read_text("utf-8")
+    assert plots.mark(data) in text and ">quantnet<" in text
+    assert plots.mark(data | {"float": (68.1, 0.0)}) not in text
+    plots.drawn(plot, data, path)
+    assert path.read_text("utf-8") == text
 
 
 def test_tables_that_are_none(tmp_path):

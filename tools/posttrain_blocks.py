@@ -63,7 +63,7 @@ def quantized_activations(folder: pathlib.Path) -> str:
 
 def initializers(folder: pathlib.Path) -> str:
     """Accuracies by network and initializer."""
-    networks = _networks(folder)
+    networks = networks_of(folder)
     if not networks:
         return "not run"
     keys = ("float", "w8a8", "w4a8", "w1")
@@ -84,7 +84,7 @@ def initializers(folder: pathlib.Path) -> str:
 
 def correlations(folder: pathlib.Path) -> str:
     """Rank correlations of weight statistics with what quantization loses."""
-    networks = _networks(folder)
+    networks = networks_of(folder)
     if not networks:
         return "not run"
     widths, lines = ("w8a8", "w4a8", "w1"), []
@@ -102,7 +102,7 @@ def correlations(folder: pathlib.Path) -> str:
     return f"{markdown(head, lines, 'xrrr')}\n\n{about}"
 
 
-def _networks(folder: pathlib.Path) -> list[dict[str, Any]]:
+def networks_of(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Every network of the study, the newest of each."""
     found = {}
     for record in results.read("initialization", folder):
