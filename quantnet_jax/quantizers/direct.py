@@ -46,7 +46,8 @@ def direct(
 
     Args:
       bits: 1 to 4.
-      residual: from 0 to 1; a number or a schedule of the step, as a rule falling to 0.
+      residual: from 0 to 1; a number or a schedule of the step, 0 at the end. With r a
+        weight collects at most 1 / (1 - r) updates, so that below 1 few change level.
     """
     residual = as_schedule(residual)
 

@@ -51,6 +51,8 @@ def _rising(start, end, schedule="exponential", until=0.9) -> dict:
 
 # Two stages: straight-through for the first half of a run (QGait).
 TWO_STAGES = {"schedule": "piecewise", "start": 0.0, "boundaries": ((0.5, 4.0),)}
+# Weights collect until the end: what is kept a step decides how far they can go.
+LATE = {"schedule": "piecewise", "start": 1.0, "boundaries": ((0.95, 0.0),)}
 
 
 class Member(NamedTuple):
@@ -169,7 +171,7 @@ MEMBERS: dict[str, Member] = {
     "dropbits": Member(
         dropbits, "soft", recipe={"sharpness": _rising(1.0, 100.0, until=1.0)}
     ),
-    "direct": Member(direct, "hard", recipe={"residual": _rising(1.0, 0.0, "linear")}),
+    "direct": Member(direct, "hard", recipe={"residual": LATE}),
     "ausn": Member(ausn, "hard", variants={"3 bits": {"bits": 3}}),
     "bitat": Member(bitat, "hard"),
 }
