@@ -22,7 +22,7 @@ help:
 	@echo "make docs    write the API reference, the tables and the plots of the pages"
 	@echo "make clean   remove .venv, builds and caches; runs/ stays"
 
-train: .venv/ready
+train: .venv/ready-train
 	$(PY) train.py $(ARGS)
 
 test: .venv/ready
@@ -56,6 +56,11 @@ clean:
 	done; \
 	echo "error: $(if $(PYTHON),PYTHON=$(PYTHON) is not a,found no) Python 3.11, 3.12 or 3.13 with its venv and ensurepip modules; install one or name it: make PYTHON=/path/to/python3.12" >&2; \
 	exit 1
+
+.venv/ready-train: pyproject.toml | .venv/created
+	@echo "Installing the package with its extra 'train' into .venv"
+	@$(PIP) -e ".[train]"
+	@touch $@
 
 .venv/ready: requirements.txt | .venv/created
 	@echo "Installing requirements.txt into .venv (the first time takes a few minutes)"
