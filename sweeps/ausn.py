@@ -10,7 +10,7 @@ def of(method: str, bits: int) -> Row:
 
 
 STUDY = common.quick(
-    "AUSN's superposed levels beside LSQ's uniform ones, ResNet-8 of width 8",
+    "AUSN's superposed levels beside LSQ's, ResNet-8, width 8, bundled images",
     {
         f"{method}, {bits} bits": of(method, bits)
         for bits in (3, 4)

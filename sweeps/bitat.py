@@ -36,7 +36,7 @@ def by_layer(until: float = 0.5) -> dict:
 
 
 STUDY = common.quick(
-    "BiTAT on a MobileNet of width 8, W1A32 and W1A1",
+    "BiTAT on a MobileNet of width 8, bundled images, W1A32 and W1A1",
     {
         "binary_ste": Row("binary_ste"),
         "bitat": Row("bitat", FOLLOW),

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from quantnet_jax import quantizers
 from quantnet_jax.experiments.grid import FLOAT, Initialization, Row, Run, Study
 from quantnet_jax.quantizers import members
+from quantnet_jax.tasks import NEED_TEACHER
 
 INNER = "all but the first and the last layer"
 CPU_FLAGS = "--xla_backend_optimization_level=1"
@@ -27,7 +28,7 @@ def configure(
     Args:
       study, run: what is configured.
       folder: of the dataset's files.
-      init_from: workdir of the float network.
+      init_from: workdir of the float network, which is the teacher too.
       dtype: of the network, '' for that of the base.
     """
     start, row, c = run.initialization, study.rows[run.row], study.base()
@@ -51,6 +52,8 @@ def configure(
     c.quantizer[row.method] = ConfigDict(section)
     with c.unlocked():  # an option may be one that neither recipe nor base has
         c.update_from_flattened_dict(dict(row.changes))
+    if any(term["name"] in NEED_TEACHER for term in c.terms):
+        c.teacher = init_from
     return c
 
 
@@ -144,12 +147,12 @@ def quick(
     changes: dict[str, Any] | None = None,
     **options: Any,
 ) -> Study:
-    """A study of minutes on the bundled images: one learning rate, without a search.
+    """A study of minutes, of the bundled images: one learning rate, without a search.
 
     Args:
       title: of what is compared.
-      rows: all but the float one and the first are `like` that one; with the
-        recipes of today.
+      rows: all but the float one, the first and those with an initialization of
+        their own are `like` the first; with the recipes of today.
       epochs: of a run.
       changes: of the base, ResNet-8 of width 8, by dotted key.
       **options: of `Study`.
@@ -172,9 +175,10 @@ def quick(
         "xla_flags": CPU_FLAGS,
         "columns": ("W/A", "soft", "hard", "hard + BN", "quantnet - row"),
     }
+    rows = dict(rows)
     first = next(row for row in rows if row != FLOAT)
-    own = (first, FLOAT)
-    rows = {k: r if k in own else r._replace(like=first) for k, r in rows.items()}
-    rows = {k: today(r) for k, r in rows.items()}
-    title = f"{title}; bundled images, learning rate 0.1 for all rows, not searched"
+    for name, row in rows.items():
+        alone = name in (first, FLOAT) or row.initialization
+        rows[name] = today(row if alone else row._replace(like=first))
+    title = f"{title}; learning rate 0.1 for all rows, not searched"
     return Study(title, INNER, configure, rows=rows, **given | options)

@@ -11,7 +11,7 @@ def of(method: str, bits: int, **more) -> Row:
 
 
 STUDY = common.quick(
-    "CPQ, RQ and learned widths (DropBits) beside LSQ, ResNet-8 of width 8",
+    "CPQ, RQ, learned widths (DropBits), LSQ: ResNet-8, width 8, bundled images",
     {f"lsq, {b} bits": of("lsq", b) for b in (2, 3, 4)}
     | {f"cpq, {b} bits": of("cpq", b) for b in (2, 3, 4)}
     | {f"dropbits, price {w:g}": of("dropbits", 4, weight=w) for w in (0.003, 0.03)}

@@ -16,7 +16,7 @@ def of(method: str, activation: dict) -> Row:
 
 
 STUDY = common.quick(
-    "Direct Quantization beside LQ-Nets, W2A2, ResNet-8 of width 8",
+    "Direct Quantization beside LQ-Nets, W2A2, ResNet-8, width 8, bundled images",
     {
         "lq_nets": of("lq_nets", A2),
         "lq_nets, balanced": of("lq_nets", BALANCED),

@@ -1,18 +1,35 @@
-"""BD-BNN: what a kurtosis target does to weights, and to accuracy (sign with EDE)."""
+"""BD-BNN: a kurtosis target, a bimodal teacher; sign with EDE, from IR-Net."""
 
-from quantnet_jax.experiments.grid import Row
+from typing import Any
+
+from quantnet_jax.experiments.grid import FLOAT, Initialization, Row
 from sweeps import common
 
+MIMIC = {"name": "weight_mimicking", "weight": 200.0}
 
-def toward(target: float) -> Row:
-    """IR-Net's sign with EDE, and latent weights of that kurtosis."""
-    return Row("irnet", {"terms": ({"name": "kurtosis", "target": target},)})
+
+def toward(target: float) -> dict[str, Any]:
+    """The term that pulls latent weights to a kurtosis."""
+    return {"name": "kurtosis", "target": target}
+
+
+def of(*terms: dict[str, Any], initialization: str = "scratch") -> Row:
+    """IR-Net's sign with EDE and terms of the loss."""
+    return Row("irnet", {"terms": terms}, initialization=initialization)
 
 
 STUDY = common.quick(
-    "BD-BNN's kurtosis term beside IR-Net's sign with EDE, ResNet-8 of width 8",
-    {"irnet": Row("irnet")}
-    | {f"irnet, kurtosis {t}": toward(t) for t in (1.8, 1.4, 1.2)}
-    | {"quantnet": Row("quantnet")},
+    "BD-BNN's terms beside IR-Net's sign with EDE, ResNet-8, width 8, bundled images; "
+    "warm ones begin at a float network of kurtosis 1.4, the teacher",
+    {"irnet": of(), FLOAT: Row("identity", {"terms": (toward(1.4),)})}
+    | {f"kurtosis {t}": of(toward(t)) for t in (1.8, 1.4, 1.2)}
+    | {
+        "warm": of(initialization="warm"),
+        "warm, kurtosis 1.4": of(toward(1.4), initialization="warm"),
+        "warm, mimicking": of(toward(1.4), MIMIC, initialization="warm"),
+        "quantnet": Row("quantnet", initialization="scratch"),
+    },
     columns=("hard + BN", "soft", "hard", "kurtosis", "quantnet - row"),
+    initializations=(*common.scratch(4.0), Initialization("warm", 4.0, 4.0)),
+    float_initializations=common.scratch(4.0),
 )

@@ -7,14 +7,6 @@ from sweeps.soft_round import at, quantnet, rows
 CALIBRATED = {"terms": ({"name": "distance_calibration", "weight": 0.5},)}
 
 
-def configure(study, run, *, init_from="", **more):
-    """The float network that a run starts from is its teacher too."""
-    c = common.configure(study, run, init_from=init_from, **more)
-    if c.terms:
-        c.teacher = init_from
-    return c
-
-
 def both(bits: int) -> dict[str, Row]:
     """Of a width, with calibration too."""
     staged = at(bits, 0.0, 4.0)
@@ -33,7 +25,6 @@ STUDY = common.quick(
         "eval_batch_size": 2120,
     },
 )._replace(
-    configure=configure,
     initializations=(common.Initialization("warm", 20.0, 10.0),),
     float_initializations=common.scratch(20.0),
     validation_size=400,

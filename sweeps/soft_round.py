@@ -28,6 +28,6 @@ def quantnet(bits: int) -> dict[str, Row]:
 
 
 STUDY = common.quick(
-    "QGait's soft quantizer in weights and activations, ResNet-8 of width 8",
+    "QGait's soft round, weights and activations: ResNet-8, width 8, bundled images",
     rows(3) | quantnet(3),
 )
