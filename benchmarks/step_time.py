@@ -2,12 +2,17 @@
 
     python -m benchmarks.step_time                    # four methods on ResNet-20
     python -m benchmarks.step_time --study gap_table  # every row of a study
+    python -m benchmarks.step_time --torch ENV/bin/python  # and PyTorch, float
 
 Every method trains the same network on the same few images in memory, through the
 functions that `train.py` uses.
 """
 
+import json
+import pathlib
+import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -18,6 +23,7 @@ from quantnet_jax.training import experiment
 
 FLOAT = "identity"
 METHODS = (FLOAT, "quantnet", "tanh_sign", "binary_ste")
+TORCH = pathlib.Path(__file__).with_name("torch_step.py")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=32, help="pixels")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--study", default="", help="time its rows instead")
+    parser.add_argument("--torch", default="", help="a Python that has PyTorch")
     args = parser.parse_args(argv)
     return timing.main("step_time", args, argv, measure)
 
@@ -37,6 +44,7 @@ def measure(args) -> dict:
     found = len(jax.devices())
     if not 1 <= args.devices <= found:
         raise ValueError(f"--devices={args.devices}, but there are 1 to {found} here")
+    beside = torch(args) if args.torch else None
     if args.study:
         configs, about = of_study(args.study), {"study": args.study}
     else:
@@ -46,7 +54,12 @@ def measure(args) -> dict:
         about["image"] = [args.image_size, args.image_size, 3]
     devices = jax.devices()[: args.devices]
     runs = {k: start(experiment.build(c, devices)) for k, c in configs.items()}
-    rows = timing.summary(timing.interleaved(runs, args.repeats), FLOAT)
+    if beside:
+        about["torch"], runs["PyTorch, float"] = beside
+    # Threads of one library may spin for a while after its step.
+    pause = 0.2 if beside else 0.0
+    times = timing.interleaved(runs, args.repeats, pause=pause)
+    rows = timing.summary(times, FLOAT)
     for name, row in rows.items():
         print(f"{name:40s}{1e3 * row['median']:8.1f} ms{row['over_float_paired']:6.2f}")
     return about | {"methods": rows, "devices_used": args.devices}
@@ -64,6 +77,28 @@ def settings(method: str, args):
     c.quantizer.name = method
     c.export = False
     return c
+
+
+def torch(args) -> tuple[dict, Callable[[], float]]:
+    """What `torch_step.py` says of itself, and a call of one of its steps."""
+    depth = args.model.removeprefix("resnet")
+    if not depth.isdecimal() or int(depth) not in range(8, 200, 6):
+        raise ValueError(f"--model={args.model}, expected resnet8, ... with --torch")
+    words = [(int(depth) - 2) // 6, args.batch, args.image_size]
+    process = subprocess.Popen(
+        [args.torch, str(TORCH), *map(str, words)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    sent, answers = process.stdin, process.stdout
+    if not (about := answers.readline()):
+        raise ValueError(f"--torch={args.torch} cannot run {TORCH.name}")
+
+    def step() -> float:
+        print(file=sent, flush=True)
+        return float(answers.readline())
+
+    return json.loads(about), step
 
 
 def of_study(name: str) -> dict:

@@ -57,6 +57,7 @@ def test_summary_by_hand():
         (step_time, "--devices=99", "--devices=99"),
         (step_time, "--model=bread", "model.name='bread'"),
         (step_time, "--batch=0", "batch_size=0"),
+        (step_time, "--torch=/bin/false", "cannot run torch_step.py"),
         (latency, "--threads 99", "there are 1 to"),
         (latency, "--batches 0", "--batches [0]"),
         (decode, "--images=no.zip", "no.zip"),
