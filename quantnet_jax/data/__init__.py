@@ -22,6 +22,7 @@ from quantnet_jax.data.folders import FOLDER
 from quantnet_jax.data.order import eval_batches, eval_steps, train_indices
 from quantnet_jax.data.sources import (
     CLASSES,
+    GENERATED,
     NAMES,
     STATISTICS,
     SYNTHETIC,
@@ -41,6 +42,7 @@ from quantnet_jax.data.tfds_source import load_tfds, source_info
 __all__ = [
     "CLASSES",
     "FOLDER",
+    "GENERATED",
     "NAMES",
     "STATISTICS",
     "SYNTHETIC",

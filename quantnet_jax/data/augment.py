@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax.data import patches
+
 Array = jax.Array
 
 _PURPOSE = 0xA06  # domain-separation constant for fold_in
@@ -122,6 +124,7 @@ def prepare(
     mean: Sequence[float],
     std: Sequence[float],
     dtype=jnp.float32,
+    crop: int = 0,
 ) -> dict[str, Array]:
     """Computes the network's input from a batch; pure, for use inside a jitted step.
 
@@ -129,22 +132,28 @@ def prepare(
     `RandomCrop(padding)`; after it the border is -mean / std.
 
     Args:
-      data: {"image": uint8 [N, H, W, C], "label": int32 [N]} on the device, used when
-        the batch holds no "image" of its own; else None.
+      data: {"image": uint8 [N, H, W, C], "label": int32 [N]} on the device, perhaps
+        with "target" uint8 [N, s H, s W, C], used when the batch holds no "image" of
+        its own; else None.
       batch: "position" uint32 [B], "mask" float32 [B] and either "index" int32 [B] or
         (streamed) "image" uint8 [B, H, W, C] and "label" int32 [B].
       seed: of the augmentation, 0 <= seed < 2**32.
       train: True augments; False only gathers and normalizes.
       pad: crop offsets are uniform on -pad..pad; 0 for no crop; at least 0.
-      flip: horizontal flip with probability 1/2.
+      flip: horizontal flip with probability 1/2; of crops one of the 8 symmetries of
+        the square, all of them equally likely.
       mean, std: one float per channel, see `normalize`.
       dtype: of the images.
+      crop: side of a random square of the image, and of the same part of its target; 0
+        for the whole image.
 
     Returns:
-      {"image": dtype [B, H, W, C], "label": int32 [B], "mask": float32 [B]}.
+      {"image": dtype [B, H, W, C], "label": int32 [B], "mask": float32 [B]}, and the
+      float32 "target", normalized likewise, if there is one.
 
     Raises:
-      ValueError: `pad` is negative or not below the image size, or see `normalize`.
+      ValueError: `pad` is negative or not below the image size, `crop` is larger than
+        the image, a target is to be padded, or see `normalize`.
 
     Example:
       >>> import numpy as np
@@ -157,27 +166,50 @@ def prepare(
       ((1, 8, 8, 1), 2)
     """
     if "image" in batch:
-        image, label = jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
-        row = None
+        held, row = batch, None
     elif data is None:
         raise ValueError(
             f"batch has the keys {sorted(batch)} and data is None, expected 'image' "
             "and 'label' in the batch, or the arrays of the dataset in data"
         )
     else:
-        image, row = jnp.asarray(data["image"]), jnp.asarray(batch["index"])
-        label = jnp.asarray(data["label"])[row]
+        held, row = data, jnp.asarray(batch["index"])
+    image, label = jnp.asarray(held["image"]), jnp.asarray(held["label"])
+    label = label if row is None else label[row]
+    target = jnp.asarray(held["target"]) if "target" in held else None
     if not 0 <= pad < min(image.shape[1:3]):
         raise ValueError(
             f"pad={pad}, expected 0 to {min(image.shape[1:3]) - 1} for images of "
             f"{image.shape[1]} x {image.shape[2]} pixels"
         )
-    if train and (pad or flip):
+    if target is not None and pad:
+        raise ValueError(f"pad={pad}, expected 0 for images with targets; use crop")
+    if crop > min(image.shape[1:3]):
+        raise ValueError(
+            f"crop={crop}, expected at most {min(image.shape[1:3])} for images of "
+            f"{image.shape[1]} x {image.shape[2]} pixels"
+        )
+    if train and crop:
+        free = image.shape[1] - crop, image.shape[2] - crop
+        top, left, turn = patches.draw(
+            jnp.asarray(batch["position"]), seed=seed, free=free
+        )
+        turn = turn if flip else jnp.zeros_like(turn)
+        row = jnp.arange(image.shape[0]) if row is None else row
+        if target is not None:
+            scale = target.shape[1] // image.shape[1]
+            corner = (row, scale * top, scale * left)
+            target = patches.crops(target, *corner, turn, scale * crop)
+        image = patches.crops(image, row, top, left, turn, crop)
+    elif train and target is None and (pad or flip):
         down, right, coin = draw(jnp.asarray(batch["position"]), seed=seed, pad=pad)
         coin = coin if flip else jnp.zeros_like(coin)
         row = jnp.arange(image.shape[0]) if row is None else row
         image = crop_flip(image, row, down, right, coin)
     elif row is not None:
         image = image[row]
-    image = normalize(image, mean, std, dtype)
-    return {"image": image, "label": label, "mask": batch["mask"]}
+        target = None if target is None else target[row]
+    made = {"image": normalize(image, mean, std, dtype), "label": label}
+    if target is not None:
+        made["target"] = normalize(target, mean, std)
+    return made | {"mask": batch["mask"]}

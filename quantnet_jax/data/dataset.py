@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 class Dataset(NamedTuple):
-    """A small image classification dataset, as plain NumPy arrays.
+    """A small dataset of images, as plain NumPy arrays.
 
     Attributes:
       train_image: uint8 [N, H, W, C], pixel values 0..255.
@@ -19,6 +22,10 @@ class Dataset(NamedTuple):
       test_label: int32 [M].
       classes: the class names; ``classes[i]`` names label i.
       name: its name in `load`.
+      train_target, test_target: uint8 [N, s H, s W, C], the images that those of
+        `image` are to become, or None. With them training and test images may differ in
+        size.
+      more: further JSON data for a task.
     """
 
     train_image: np.ndarray
@@ -27,11 +34,17 @@ class Dataset(NamedTuple):
     test_label: np.ndarray
     classes: tuple[str, ...]
     name: str
+    train_target: np.ndarray | None = None
+    test_target: np.ndarray | None = None
+    more: Mapping[str, Any] = NOTHING
 
     @property
     def info(self) -> dict:
         """JSON data of the dataset, for a task."""
-        return {"classes": list(self.classes)}
+        found = {"classes": list(self.classes), **self.more}
+        if self.test_target is not None:
+            found["test_label"] = self.test_label.tolist()
+        return found
 
 
 def check(dataset: Dataset) -> Dataset:
@@ -61,6 +74,8 @@ def check(dataset: Dataset) -> Dataset:
                 f"int32[{image.shape[0]}], one label for each image"
             )
         check_labels(label, len(dataset.classes), f"{where}_label")
+    if dataset.train_target is not None:
+        return dataset
     sizes = [a.shape[1:] for a in (dataset.train_image, dataset.test_image)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -88,7 +103,7 @@ def split(dataset: Dataset, part: str) -> dict[str, np.ndarray]:
       part: "train" or "test".
 
     Returns:
-      {"image": uint8 [N, H, W, C], "label": int32 [N]}.
+      {"image": uint8 [N, H, W, C], "label": int32 [N]}, and "target" if it has some.
 
     Raises:
       ValueError: `part` is neither "train" nor "test".
@@ -100,10 +115,9 @@ def split(dataset: Dataset, part: str) -> dict[str, np.ndarray]:
     """
     if part not in ("train", "test"):
         raise ValueError(f"part={part!r}, expected 'train' or 'test'")
-    return {
-        "image": getattr(dataset, f"{part}_image"),
-        "label": getattr(dataset, f"{part}_label"),
-    }
+    names = ("image", "label", "target")
+    arrays = {name: getattr(dataset, f"{part}_{name}") for name in names}
+    return {name: x for name, x in arrays.items() if x is not None}
 
 
 def first_of_each_class(label: np.ndarray, total: int, classes: int) -> np.ndarray:
@@ -159,9 +173,10 @@ def subset(
     kept = _class_labels(dataset, classes)
     new_label = np.full(len(dataset.classes), -1, np.int32)
     new_label[kept] = np.arange(len(kept), dtype=np.int32)
-    arrays = []
+    arrays = {}
     for part, total in (("train", train), ("test", test)):
-        image, label = split(dataset, part).values()
+        whole = split(dataset, part)
+        label = whole["label"]
         rows = np.flatnonzero(new_label[label] >= 0)
         if total is not None:
             if not 1 <= total <= rows.size:
@@ -170,9 +185,11 @@ def subset(
                     f"of the {len(kept)} chosen classes, expected 1 to {rows.size}"
                 )
             rows = rows[first_of_each_class(new_label[label[rows]], total, len(kept))]
-        arrays += [image[rows], new_label[label[rows]]]
+        taken = {name: x[rows] for name, x in whole.items()}
+        taken["label"] = new_label[taken["label"]]
+        arrays |= {f"{part}_{name}": x for name, x in taken.items()}
     names = tuple(dataset.classes[c] for c in kept)
-    return Dataset(*arrays, classes=names, name=dataset.name)
+    return dataset._replace(**arrays, classes=names)
 
 
 def validation_split(dataset: Dataset, size: int) -> Dataset:
@@ -197,7 +214,8 @@ def validation_split(dataset: Dataset, size: int) -> Dataset:
       >>> part.train_label.shape, part.test_label.shape
       ((8000,), (2000,))
     """
-    image, label = split(dataset, "train").values()
+    whole = split(dataset, "train")
+    label = whole["label"]
     if not 1 <= size < label.size:
         raise ValueError(
             f"size={size}: {dataset.name} holds {label.size} training images, "
@@ -205,11 +223,9 @@ def validation_split(dataset: Dataset, size: int) -> Dataset:
         )
     kept = first_of_each_class(label, label.size - size, len(dataset.classes))
     held = np.setdiff1d(np.arange(label.size), kept)
+    parts = {"train": kept, "test": held}
     return dataset._replace(
-        train_image=image[kept],
-        train_label=label[kept],
-        test_image=image[held],
-        test_label=label[held],
+        **{f"{p}_{k}": x[rows] for p, rows in parts.items() for k, x in whole.items()}
     )
 
 

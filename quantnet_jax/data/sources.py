@@ -19,11 +19,14 @@ from quantnet_jax.data.dataset import (
 )
 from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx
 from quantnet_jax.data.omniglot import read_omniglot
+from quantnet_jax.data.superres import NAMES as SUPERRES
+from quantnet_jax.data.superres import read_superres, reduced
 from quantnet_jax.data.tfds_source import load_tfds
 
 NAMES = (
     *("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "omniglot"),
-    "synthetic",
+    *SUPERRES,
+    *(GENERATED := ("synthetic", "synthetic_x2")),
 )
 
 SYNTHETIC = {"train": 256, "test": 64}
@@ -90,8 +93,10 @@ def load(
 
     Args:
       name: "bundled" (10,000 + 2,000 images of Fashion-MNIST, no download),
-        "synthetic", or "cifar10", "cifar100", "fashion_mnist", "mnist", "omniglot"
-        (alphabets held out, see `quantnet_jax.data.omniglot`).
+        "synthetic", "synthetic_x2" (in pairs for super-resolution), or "cifar10",
+        "cifar100", "fashion_mnist", "mnist", "omniglot" (alphabets held out, see
+        `quantnet_jax.data.omniglot`), "superres_x2",
+        "superres_x4", "bsd100_x2", "bsd100_x4" (see `quantnet_jax.data.superres`).
       folder: holds the original files: for CIFAR the *binary* version (the
         .bin files, or the archive cifar-10-binary / cifar-100-binary as .tar.gz,
         .tar.xz or .tar; unpacked files load faster), for the others the four idx
@@ -117,26 +122,30 @@ def load(
         near = difflib.get_close_matches(str(name), NAMES, 1, 0)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"name={name!r} is no known dataset{hint} (known: {NAMES})")
-    if sizes and name != "synthetic":
+    if sizes and name not in GENERATED:
         raise ValueError(
             f"{sorted(sizes)} are arguments of 'synthetic', not of {name!r}; use "
             "subset()"
         )
-    if name in ("bundled", "synthetic") and folder is not None:
+    if name in ("bundled", *GENERATED) and folder is not None:
         raise ValueError(
             f"folder={str(folder)!r}: {name!r} is not read from a folder; leave it "
-            f"out, or name one of {NAMES[1:-1]}"
+            f"out, or name one of {NAMES[1:-2]}"
         )
     if name == "synthetic":
         return synthetic(**sizes)
+    if name == "synthetic_x2":
+        return reduced(synthetic(**sizes | {"size": 2 * sizes.get("size", 8)}), 2)
     if name == "bundled":
         arrays = read_idx(BUNDLED_FILE, len(CLASSES[name]))
-    elif name == "omniglot":
+    elif name == "omniglot" or name in SUPERRES:
         if folder is None:
             raise ValueError(
-                "folder='': 'omniglot' is read from a folder with its archives"
+                f"folder='': {name!r} is read from a folder with its archives"
             )
-        return read_omniglot(folder)
+        if name == "omniglot":
+            return read_omniglot(folder)
+        return read_superres(name, folder)
     elif folder is None:
         return load_tfds(name)
     elif name in ("mnist", "fashion_mnist"):
@@ -233,10 +242,11 @@ def load_part(c: Any, named: Callable, folder: Any = None) -> Dataset:
     Returns:
       The dataset; of 'folder' with paths in the place of images.
     """
-    if c.name == "synthetic":  # generated at that size
+    if c.name in GENERATED:  # at that size
         wanted = {"train": c.train_size, "test": c.test_size, "classes": c.classes}
         wanted |= {"size": c.image_size}
-        return _held_out(synthetic(**{k: v for k, v in wanted.items() if v}), c, named)
+        made = load(c.name, **{k: v for k, v in wanted.items() if v})
+        return _held_out(made, c, named)
     key = "folder" if c.folder else "name"
     with named(f"data.{key}={c[key]!r:.200}"):
         where = c.folder or None if folder is None else folder

@@ -100,7 +100,7 @@ def _fits(paths: qdata.Dataset, size: int) -> bool:
 
 def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
     c = config.data
-    shape = dataset.train_image.shape[1:]
+    shape = dataset.test_image.shape[1:]
     if c.image_size and shape[:2] != (c.image_size, c.image_size):
         raise ValueError(
             f"data.image_size={c.image_size}, but the images of {c.name!r} are "
@@ -109,6 +109,17 @@ def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
     if c.pad >= min(shape[:2]):
         raise ValueError(
             f"data.pad={c.pad}, expected less than the image size {min(shape[:2])}"
+        )
+    if dataset.train_target is not None and c.pad:
+        raise ValueError(
+            f"data.pad={c.pad}: the images of {c.name!r} have targets, which are not "
+            "padded; use 0, and data.crop"
+        )
+    smallest = min(dataset.train_image.shape[1:3])
+    if c.crop > smallest:
+        raise ValueError(
+            f"data.crop={c.crop}, expected at most {smallest}, the smaller side of the "
+            "training images"
         )
     mean, std = qdata.normalization(dataset)
     process = {
@@ -134,7 +145,8 @@ def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
             0, size=train_size, batch_size=examples, seed=config.seed
         )
         rows = qdata.split(dataset, "train")
-        return batch | {name: x[batch["index"]] for name, x in rows.items()}
+        rows = {name: x[batch["index"]] for name, x in rows.items()}
+        return batch | (_centers(rows, c.crop) if c.crop else rows)
 
     return Feed(
         info=dataset.info,
@@ -145,15 +157,27 @@ def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
         test_size=test_size,
         train_data=qdata.split(dataset, "train"),
         test_data=qdata.split(dataset, "test"),
-        prepare=_prepare(config, mean, std, pad=c.pad),
+        prepare=_prepare(config, mean, std, pad=c.pad, crop=c.crop),
         train=train,
         test=lambda: qdata.eval_batches(test_size, config.eval_batch_size, **process),
         sample=sample,
     )
 
 
-def _prepare(config: Config, mean, std, *, pad: int) -> Callable:
-    """From a batch to normalized images; `pad` and flips are for training alone."""
+def _centers(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """Images, and targets, without what is outside of their middle squares."""
+    found, scale = dict(rows), 1
+    for name in ("image", "target"):
+        if name in rows:
+            scale = rows[name].shape[1] // rows["image"].shape[1]
+            corner = [scale * ((n - size) // 2) for n in rows["image"].shape[1:3]]
+            y, x = (slice(start, start + scale * size) for start in corner)
+            found[name] = rows[name][:, y, x]
+    return found
+
+
+def _prepare(config: Config, mean, std, *, pad: int, crop: int = 0) -> Callable:
+    """From a batch to normalized images; all but those is for training alone."""
 
     def prepare(data, batch, *, seed, train):
         return qdata.prepare(
@@ -166,6 +190,7 @@ def _prepare(config: Config, mean, std, *, pad: int) -> Callable:
             mean=mean,
             std=std,
             dtype=jnp.dtype(config.dtype),
+            crop=crop if train else 0,
         )
 
     return prepare

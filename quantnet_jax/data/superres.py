@@ -1,0 +1,149 @@
+"""Super-resolution: photographs and their bicubic reductions, of the usual test sets.
+
+Training images: the 200 of BSDS300 (Martin et al., ICCV 2001). Tests: Set5 (Bevilacqua
+et al., BMVC 2012), Set14 (Zeyde et al., 2010), BSD100 (Martin et al.).
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from quantnet_jax.data.bicubic import resize
+from quantnet_jax.data.dataset import Dataset, check
+
+TRAIN = "BSDS200_train"
+TESTS = {"superres": ("Set5", "Set14"), "bsd100": ("BSD100",)}
+"""Name of a dataset, without its factor -> archives of its test images."""
+NAMES = tuple(f"{name}_x{scale}" for name in TESTS for scale in (2, 4))
+MARGIN = 16
+"""Pixels around a small test image on its canvas, which repeat those of its edge: as
+many as a network of four blocks looks beyond a pixel, so that its outputs are those of
+the image alone, whatever the canvas."""
+
+
+def read_superres(name: str, folder: str | Path) -> Dataset:
+    """Photographs, reduced by 2 or 4 (`image`) and as they are (`target`).
+
+    Each photograph is cropped at its right and bottom to a multiple of the factor and
+    reduced by `bicubic.resize`, which gives the published inputs of Set5 and Set14 bit
+    for bit. Photographs of training that are upright are transposed. Those of a test
+    have many sizes: they lie on canvases of one size, with a `MARGIN` around each.
+
+    Besides the classes ('BSDS200_train', 'Set5/baby', ...: one for each test image)
+    `info` has 'scale', 'margin', 'areas' (top, left, height, width on the small canvas)
+    and 'gray' (whether a file is) of each class.
+
+    Args:
+      name: one of `NAMES`.
+      folder: holds BSDS200_train.zip, Set5.zip, Set14.zip and BSD100.zip, as needed.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is damaged, or holds no photographs.
+    """
+    test, factor = name.rsplit("_x", 1)
+    scale, folder = int(factor), Path(folder)
+    train = [_upright(x) for x, _ in _photographs(folder / f"{TRAIN}.zip").values()]
+    pairs = [_pair(x, scale) for x in train]
+    height, width = pairs[0][0].shape[:2]
+    found = {
+        f"{part}/{key}": value
+        for part in TESTS[test]
+        for key, value in _photographs(folder / f"{part}.zip").items()
+    }
+    tests = [_pair(x, scale) for x, _ in found.values()]
+    sizes = [x.shape[:2] for x, _ in tests]
+    canvas = np.max(sizes, 0) + 2 * MARGIN
+    return check(
+        Dataset(
+            train_image=np.stack([x for x, _ in pairs]),
+            train_label=np.zeros(len(pairs), np.int32),
+            test_image=np.stack([_laid(x, canvas, MARGIN, "edge") for x, _ in tests]),
+            test_label=np.arange(1, len(tests) + 1, dtype=np.int32),
+            classes=(TRAIN, *found),
+            name=name,
+            train_target=np.stack([x for _, x in pairs]),
+            test_target=np.stack(
+                [_laid(x, scale * canvas, scale * MARGIN, "constant") for _, x in tests]
+            ),
+            more={
+                "scale": scale,
+                "margin": MARGIN,
+                "areas": [
+                    [0, 0, height, width],
+                    *([MARGIN, MARGIN, *map(int, size)] for size in sizes),
+                ],
+                "gray": [False, *(gray for _, gray in found.values())],
+            },
+        )
+    )
+
+
+def reduced(dataset: Dataset, scale: int) -> Dataset:
+    """The images of a dataset as targets, reduced by bicubic interpolation as images.
+
+    Args:
+      dataset: of images whose sides are multiples of the factor.
+      scale: the factor.
+
+    Returns:
+      A dataset as `read_superres` makes them, of a single class and without canvases.
+    """
+    arrays = {}
+    for part in ("train", "test"):
+        images = getattr(dataset, f"{part}_image")
+        height, width = (size // scale for size in images.shape[1:3])
+        arrays[f"{part}_target"] = images
+        arrays[f"{part}_image"] = np.stack([resize(x, height, width) for x in images])
+        arrays[f"{part}_label"] = np.zeros(len(images), np.int32)
+    more = {"scale": scale, "margin": 0}
+    more |= {"areas": [[0, 0, height, width]], "gray": [False]}
+    return dataset._replace(
+        **arrays, classes=("images",), name=f"{dataset.name}_x{scale}", more=more
+    )
+
+
+def _photographs(path: Path) -> dict[str, tuple[np.ndarray, bool]]:
+    """{name: (uint8 [H, W, 3], whether the file is gray)} of the full-size images."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: expected the archive")
+    from PIL import Image  # here: other datasets need no decoder
+
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                file = Path(name)
+                reduced = file.parent.name.startswith("LR_")
+                if reduced or file.suffix not in (".png", ".jpg"):
+                    continue
+                image = Image.open(io.BytesIO(archive.read(name)))
+                pixels = np.asarray(image.convert("RGB"))
+                found[file.stem] = pixels, image.mode == "L"
+    except (zipfile.BadZipFile, OSError) as e:
+        raise ValueError(f"{path}: {e}; expected photographs") from None
+    if not found:
+        raise ValueError(f"{path} holds no photographs, expected PNG or JPEG files")
+    return found
+
+
+def _upright(image: np.ndarray) -> np.ndarray:
+    """Wider than high, transposed if it must be."""
+    return image if image.shape[0] <= image.shape[1] else image.swapaxes(0, 1)
+
+
+def _pair(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """(reduced, cropped to a multiple of the factor)."""
+    height, width = (size // scale for size in image.shape[:2])
+    image = image[: height * scale, : width * scale]
+    return resize(image, height, width), image
+
+
+def _laid(image: np.ndarray, canvas: np.ndarray, margin: int, mode) -> np.ndarray:
+    """An image on a canvas, `margin` from its top left corner."""
+    after = [int(c) - margin - s for c, s in zip(canvas, image.shape, strict=False)]
+    return np.pad(image, [*((margin, x) for x in after), (0, 0)], mode)
