@@ -49,6 +49,7 @@ from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.cpq import cpq, dropbits
 from quantnet_jax.quantizers.direct import direct
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
+from quantnet_jax.quantizers.learned_clip import learned_clip
 from quantnet_jax.quantizers.lq_nets import lq_nets
 from quantnet_jax.quantizers.metaquant import metaquant
 from quantnet_jax.quantizers.proxquant import proxquant
@@ -149,6 +150,7 @@ __all__ = [
     "gap",
     "identity",
     "irnet",
+    "learned_clip",
     "learned_scale",
     "load",
     "lq_nets",

@@ -144,6 +144,8 @@ def make_spec(
     if name:
         sites = list(parts.activation_sites(config))
         activation = {"name": name, "sites": sites, **config.activation[name].to_dict()}
+        if rules := parts.activation_rules(config):
+            activation["rules"] = rules
     versions = origin.get("versions", {}) | {"quantnet_jax": __version__}
     return deploy.NetworkSpec(
         model=parts.model_options(config),

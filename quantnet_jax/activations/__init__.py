@@ -4,6 +4,7 @@ To add one: write its file with a factory, and add one row here. Any `Quantizer`
 at a site of a network, too; see `quantnet_jax.activations.sites`.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quantnet_jax import quantizers
@@ -25,6 +26,7 @@ __all__ = [
     "ActivationQuantizer",
     "approx_sign",
     "as_activation",
+    "at_sites",
     "create",
     "dorefa_activation",
     "find",
@@ -63,6 +65,35 @@ def find(name: str) -> Member:
 def options(name: str) -> dict[str, Any]:
     """The options of a run and their defaults, schedules as plain data; a copy."""
     return quantizers.options(name, MEMBERS)
+
+
+def at_sites(
+    name: str,
+    sites: Iterable[str],
+    rules: Iterable[Mapping[str, Any]] = (),
+    total_steps: int = 1,
+    **options: Any,
+) -> ActivationQuantizer | dict[str, ActivationQuantizer]:
+    """The quantizer of all sites of a network; with rules one for each, by site.
+
+    Args:
+      name, total_steps, options: as for `create`.
+      sites: of the network that are quantized.
+      rules: {'site': name, and options that differ there}.
+
+    Example:
+      >>> rules = [{"site": "residual", "bits": 8}]
+      >>> sorted(at_sites("learned_clip", ("input", "residual"), rules, bits=4))
+      ['input', 'residual']
+    """
+    differ = {rule["site"]: rule for rule in rules}
+    if not differ:
+        return create(name, total_steps=total_steps, **options)
+    made = {}
+    for site in sites:
+        own = {k: v for k, v in differ.get(site, {}).items() if k != "site"}
+        made[site] = create(name, total_steps=total_steps, **options | own)
+    return made
 
 
 def create(name: str, *, total_steps: int = 1, **options: Any) -> ActivationQuantizer:

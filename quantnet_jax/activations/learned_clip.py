@@ -18,7 +18,7 @@ from quantnet_jax.activations.quantizer import (
 )
 from quantnet_jax.core.limits import Number
 from quantnet_jax.core.quantizer import as_schedule, factory, no_penalty
-from quantnet_jax.core.surrogates import round_ste, with_slope
+from quantnet_jax.quantizers.learned_clip import clipped
 from quantnet_jax.quantizers.options import Bits, Share, Weight
 
 Steps = Annotated[int, Number(0, 2**31 - 1, whole=True)]
@@ -75,15 +75,7 @@ def learned_clip(
         return (part + 1.0) / 2.0 * n if signed else part * n
 
     def surrogate(c, x, *, step, key=None):
-        c = with_slope(guard, jnp.ones_like)(c)
-        inside = (x >= low * c) & (x <= c)
-        # No activation far outside is divided: 0 times an overflow is not a number.
-        part = jnp.where(inside, x, 0.0) / c
-        if signed:
-            rounded = 2.0 * round_ste((part + 1.0) / 2.0 * n) / n - 1.0
-        else:
-            rounded = round_ste(part * n) / n
-        return jnp.where(inside, c * rounded, jnp.where(x > c, c, low * c))
+        return clipped(c, x, n, low)
 
     def observe(c, x, *, step):
         change = lambda: (largest(x) - c) / (jnp.asarray(step, jnp.float32) + 1.0)

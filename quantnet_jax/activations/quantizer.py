@@ -10,12 +10,9 @@ from quantnet_jax.core.combine import straight_through
 from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.core.quantizer import Quantizer, no_penalty
 from quantnet_jax.core.surrogates import half_up
+from quantnet_jax.quantizers.learned_clip import SMALLEST as SMALLEST
 
 PyTree = Any
-
-SMALLEST = 1e-8
-"""Lower bound of a learned clip or step size; its gradient below is that at this value,
-so that it can grow again."""
 
 
 class ActivationQuantizer(NamedTuple):

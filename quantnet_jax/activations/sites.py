@@ -16,7 +16,7 @@ of BatchNorm (checkpoints, averages, deployment) becomes of it.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,8 +29,11 @@ from quantnet_jax.core.names import show
 from quantnet_jax.core.quantizer import Quantizer
 
 PyTree = Any
-INPUT, RESIDUAL, OUTPUT = SITES = ("input", "residual", "output")
-"""Inputs of inner convolutions, terms of residual sums, output of a network."""
+INPUT, RECTIFIED, RESIDUAL, OUTPUT = SITES = (
+    *("input", "rectified", "residual", "output"),
+)
+"""Inputs of inner convolutions (in some networks apart: those behind a ReLU), terms of
+residual sums, output of a network."""
 DEFAULT = (INPUT,)
 
 
@@ -89,6 +92,18 @@ class QuantizeActivation(nn.Module):
                 index = jax.lax.axis_index(self.axis_name)
                 given["key"] = jax.random.fold_in(given["key"], index)
         return {name: value for name, value in given.items() if value is not None}
+
+
+SiteQuantizer = Quantizer | ActivationQuantizer
+SiteQuantizers = SiteQuantizer | Mapping[str, SiteQuantizer] | None
+"""Of a network: that of all its sites, or of each by name."""
+
+
+def quantizer_at(quantizers: SiteQuantizers, site: str) -> SiteQuantizer | None:
+    """The one of a site; None without quantizers."""
+    if isinstance(quantizers, Mapping):
+        return quantizers[site]
+    return quantizers
 
 
 def fold_running(qparams: PyTree, running: PyTree) -> PyTree:

@@ -62,6 +62,7 @@ LIMITS: dict[str, Limit] = {
     "data.first_class": COUNT_OR_0,
     "data.validation_size": COUNT_OR_0,
     "data.pad": Number(0, 2**12, whole=True),
+    "data.crop": Number(0, 2**12, whole=True),
     "data.image_size": Number(0, 2**12, whole=True),
     "data.workers": Number(0, 2**10, whole=True),
     "data.max_unreadable": COUNT_OR_0,
@@ -101,7 +102,7 @@ KNOWN = {
     "task": tasks.TASKS,
 }
 """The names that ship."""
-PLAIN = {"activation": ("sites",)}
+PLAIN = {"activation": ("sites", "rules")}
 """Keys of these sections that are no names of a factory."""
 
 
@@ -128,7 +129,9 @@ def check_config(config: dict, base: dict) -> None:
         _check_open(section, config[section], find)
     quantized = bool(config["activation"]["name"])
     known = models.sites(config["model"]["name"]) if quantized else SITES
-    check_sites(config["activation"].get("sites", DEFAULT), known, "activation.sites")
+    sites = config["activation"].get("sites", DEFAULT)
+    check_sites(sites, known, "activation.sites")
+    _check_sites_rules(config["activation"], sites)
     tasks.check_terms(config["terms"], config["teacher"])
     _check_rules(config)
     for section in ("weights", "meta"):
@@ -193,15 +196,15 @@ def _check_data(c: dict) -> None:
             raise ValueError(f"data.name={show(c['name'])}{near}")
     elif not c["name"].removeprefix(TFDS).strip():
         raise ValueError(f"data.name={c['name']!r}, expected a name after {TFDS!r}")
-    for key in ("train_size", "test_size", "classes", "validation_size"):
+    for key in ("train_size", "test_size", "classes", "validation_size", "crop"):
         if c[key] and streamed:
             raise ValueError(
                 f"data.{key}={c[key]}: {c['name']!r} is streamed whole, use 0"
             )
-    if c["first_class"] and (not c["classes"] or c["name"] == "synthetic"):
+    if c["first_class"] and (not c["classes"] or c["name"] in data.GENERATED):
         raise ValueError(
             f"data.first_class={c['first_class']}, expected 0 without data.classes, "
-            "and for data.name='synthetic'"
+            "and for generated images"
         )
     for key in ("workers", "max_unreadable"):
         if c[key] and not streamed and c["name"] != data.FOLDER:
@@ -212,16 +215,16 @@ def _check_data(c: dict) -> None:
         raise ValueError(
             f"data.folder='': data.name={data.FOLDER!r} is read from one, expected it"
         )
-    if c["folder"] and c["name"] in ("bundled", "synthetic"):
+    if c["folder"] and c["name"] in ("bundled", *data.GENERATED):
         raise ValueError(
             f"data.folder={show(c['folder'])}: data.name={c['name']!r} is not read "
             "from a folder, use ''"
         )
-    if c["name"] == "synthetic":
+    if c["name"] in data.GENERATED:
         if c["image_size"] % 4:
             raise ValueError(
                 f"data.image_size={c['image_size']}, expected a multiple of 4 for "
-                "data.name='synthetic'"
+                f"data.name={c['name']!r}"
             )
         largest = 2**26 // max(8, c["image_size"]) ** 2
         for key, default in data.SYNTHETIC.items():
@@ -253,6 +256,22 @@ def _check_rules(config: dict) -> None:
             for axis in value if isinstance(value, list | tuple) else (value,):
                 check(f"{key}.{axes}", axis, Number(-32, 31, whole=True))
         check_options(f"{key}.", quantizers.find(name)[0].factory, options)
+
+
+def _check_sites_rules(config: dict, sites: tuple[str, ...]) -> None:
+    """Of a section without a name nothing is used."""
+    rows: Any = config.get("rules", ())
+    check("activation.rules", rows, Sequence())
+    for number, row in enumerate(rows if config["name"] else ()):
+        key = f"activation.rules[{number}]"
+        if not isinstance(row, Mapping) or "site" not in row:
+            raise ValueError(
+                f"{key}={show(row)}, expected {{'site': ...}} and options of "
+                f"activation.{config['name']}"
+            )
+        check(f"{key}.site", row["site"], Choice(tuple(sites)))
+        options = {k: v for k, v in row.items() if k != "site"}
+        check_options(f"{key}.", activations.find(config["name"]).factory, options)
 
 
 def _check_pattern(key: str, pattern: str) -> None:

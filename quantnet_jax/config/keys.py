@@ -33,8 +33,8 @@ def base() -> Config:
     # Data ------------------------------------------------------------------------
     c.data = ConfigDict()
     # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, omniglot,
-    # imagenet2012, folder (images of your own by class), or tfds:NAME for another
-    # dataset of JPEGs in TFDS
+    # superres_x2, superres_x4, bsd100_x2, bsd100_x4, imagenet2012, folder (images of
+    # your own by class), or tfds:NAME for another dataset of JPEGs in TFDS
     c.data.name = "bundled"
     c.data.folder = (
         ""  # with the files, or gs://...; '' takes a named dataset from TFDS
@@ -46,7 +46,8 @@ def base() -> Config:
     # Size of a validation split of the training images, evaluated on in place of test.
     c.data.validation_size = 0
     c.data.pad = 2  # padding of the random crop
-    c.data.flip = True  # random horizontal flip
+    c.data.crop = 0  # side of random crops in training, 0 for whole images
+    c.data.flip = True  # random horizontal flip; of crops any symmetry of the square
     c.data.image_size = 0  # expected size, 0 for any; crop size of ImageNet
     c.data.workers = 0  # Grain processes of a streamed dataset
     c.data.max_unreadable = 0  # images of a streamed dataset that may be damaged
@@ -73,10 +74,13 @@ def base() -> Config:
     for name, member in quantizers.MEMBERS.items():
         c.quantizer[name] = _options(member.factory, quantizers.options(name))
     # Of activations: `name`, '' for float ones; the options of each under its name; and
-    # `sites`: 'input' (of inner convolutions), 'residual' (sums), 'output' (of it all)
+    # `sites`: 'input' (of inner convolutions), 'rectified' (those behind a ReLU apart),
+    # 'residual' (sums), 'output' (of it all)
     c.activation = ConfigDict()
     c.activation.name = ""
     c.activation.sites = DEFAULT
+    # What differs at a site: ({"site": "residual", options of the quantizer}, ...)
+    c.activation.rules = ()
     for name, member in activations.MEMBERS.items():
         c.activation[name] = _options(member.factory, activations.options(name))
     c.layers = "inner"  # 'all', 'inner', 'no_shortcut', or a regular expression

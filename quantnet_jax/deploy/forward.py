@@ -5,7 +5,7 @@ Convolutions are intercepted, so the networks do not depend on packed weights.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,8 +68,13 @@ def countable(model: Any, params: PyTree, shape: Sequence[int]) -> tuple[str, ..
       params: its parameters, tree of `Packed` and float leaves.
       shape: (H, W, C) of the images.
     """
-    quantizer = getattr(model, "act_quant", None)
-    if model.dtype != jnp.float32 or quantizer is None or not gives_signs(quantizer):
+    quantizer: Any = getattr(model, "act_quant", None)
+    found: list[Any] = (
+        [*quantizer.values()] if isinstance(quantizer, Mapping) else [quantizer]
+    )
+    if model.dtype != jnp.float32 or quantizer is None:
+        return ()
+    if not all(map(gives_signs, found)):
         return ()
     paths = []
 

@@ -47,7 +47,8 @@ class NetworkSpec:
       shape: (H, W, C) of the uint8 images.
       mean, std: of each channel, of pixels scaled to [0, 1].
       dtype: that the network computes in.
-      activation: 'name', 'sites' and options of the activation quantizer, or None.
+      activation: 'name', 'sites' and options of the activation quantizer, perhaps
+        'rules', options that differ at a 'site'; or None.
       popcount: whether bit counts decided every example of the export as the float
         products did; None if they were not compared.
       floats: dtype of float tensors in the file, 'float32' or 'float16'.
@@ -137,10 +138,14 @@ class NetworkSpec:
         name = options.pop("name")
         if self.activation is not None:
             act = dict(self.activation)
-            kind = act.pop("name")
-            made["sites"] = act.pop("sites", DEFAULT)
-            check_options("activation.", activations.find(kind).factory, act)
-            made["act_quant"] = wrap(activations.create(kind, **act))
+            kind, rules = act.pop("name"), act.pop("rules", ())
+            sites = made["sites"] = act.pop("sites", DEFAULT)
+            for options_ in (act, *map(_options, rules)):
+                check_options("activation.", activations.find(kind).factory, options_)
+            quantizer = activations.at_sites(kind, sites, rules, **act)
+            made["act_quant"] = jax.tree.map(
+                wrap, quantizer, is_leaf=lambda q: isinstance(q, ActivationQuantizer)
+            )
         model = models.create(
             name,
             outputs=self.outputs,
@@ -165,3 +170,10 @@ class NetworkSpec:
         x = images.astype(jnp.float32) / 255.0
         x = (x - per_channel(self.mean)) / per_channel(self.std)
         return x.astype(self.dtype)
+
+
+def _options(rule: Any) -> dict[str, Any]:
+    """Those of a site."""
+    if not isinstance(rule, Mapping) or not isinstance(rule.get("site"), str):
+        raise ValueError(f"activation.rules: {show(rule)}, expected 'site' and options")
+    return {k: v for k, v in rule.items() if k != "site"}

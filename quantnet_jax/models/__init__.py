@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
-from quantnet_jax.activations.sites import check_sites
+from quantnet_jax.activations.sites import SITES, check_sites
 from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check
 from quantnet_jax.core.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
@@ -25,11 +25,13 @@ from quantnet_jax.models.resnet import (
     imagenet_resnet,
 )
 from quantnet_jax.models.small import Small
+from quantnet_jax.models.super_resolution import SuperResolution, edsr, srresnet
 
 OPTIONS: dict[str, Limit] = {
     "act": Choice(tuple(ACTS)),
     "bi_real": Flag(),
     "depth": Number(0, 2**10, whole=True),
+    "image_skip": Flag(),
     "momentum": Number(0, 1, below=True),
     "shortcut": Choice(SHORTCUTS),
     "stem_pool": Flag(),
@@ -48,6 +50,7 @@ __all__ = [
     "OPTIONS",
     "ResNet",
     "Small",
+    "SuperResolution",
     "check_options",
     "create",
     "fold",
@@ -59,6 +62,7 @@ __all__ = [
 _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "small": (Small, Small),
     "autoencoder": (Autoencoder, Autoencoder),
+    "edsr": (SuperResolution, edsr),
     "mobilenet": (MobileNet, MobileNet),
     "resnet8": (ResNet, partial(cifar_resnet, 8)),
     "resnet14": (ResNet, partial(cifar_resnet, 14)),
@@ -70,10 +74,11 @@ _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "resnet18": (ResNet, partial(imagenet_resnet, 18)),
     "resnet34": (ResNet, partial(imagenet_resnet, 34)),
     "resnet50": (ResNet, partial(imagenet_resnet, 50)),
+    "srresnet": (SuperResolution, srresnet),
 }
 
 # Decided by the name of the network, or none of the user's business.
-_FIXED = {"blocks", "block", "name", "parent"}
+_FIXED = {"blocks", "block", "ends", "name", "norm", "parent"}
 
 
 def names() -> tuple[str, ...]:
@@ -163,10 +168,14 @@ def create(
                 "factory"
             )
         options["act"] = ACTS[options["act"]]
-    kinds = Quantizer | ActivationQuantizer | None
-    if not isinstance(options.get("act_quant"), kinds):
+    act_quant, kinds = options.get("act_quant"), Quantizer | ActivationQuantizer
+    of_sites = act_quant if isinstance(act_quant, Mapping) else {SITES[0]: act_quant}
+    if act_quant is not None and not all(
+        site in SITES and isinstance(q, kinds) for site, q in of_sites.items()
+    ):
         raise ValueError(
-            f"`act_quant` is {options['act_quant']!r}, expected a Quantizer or None"
+            f"`act_quant` is {act_quant!r}, expected a Quantizer, one for each site, or"
+            " None"
         )
     if "sites" in options:
         options["sites"] = check_sites(options["sites"], sites(name))

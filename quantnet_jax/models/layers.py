@@ -9,11 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from quantnet_jax.activations.quantizer import ActivationQuantizer
-from quantnet_jax.activations.sites import OUTPUT, QuantizeActivation, fold_running
+from quantnet_jax.activations.sites import (
+    OUTPUT,
+    RESIDUAL,
+    QuantizeActivation,
+    SiteQuantizers,
+    fold_running,
+    quantizer_at,
+)
 from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.core.quantizer import Quantizer
 
 KERNELS = {
     # Every convolution and the dense head (the convention of MetaQuant).
@@ -139,7 +144,7 @@ class Sites:
     `act_quant`, `sites`, `axis_name` and `folded`, see `quantnet_jax.models.ResNet`.
     """
 
-    act_quant: Quantizer | ActivationQuantizer | None
+    act_quant: SiteQuantizers
     sites: tuple[str, ...]
     axis_name: str | None
     folded: bool
@@ -150,11 +155,20 @@ class Sites:
 
     def quantized(self, site: str, x: jax.Array, *, name: str) -> jax.Array:
         """`x` itself, or what the site of this name makes of it."""
-        if self.act_quant is None or site not in self.sites:
+        if not self.has(site):
             return x
-        return QuantizeActivation(
-            self.act_quant, self.axis_name, self.folded, name=name
-        )(x)
+        quantizer = quantizer_at(self.act_quant, site)
+        assert quantizer is not None
+        return QuantizeActivation(quantizer, self.axis_name, self.folded, name=name)(x)
+
+    def plus(self, x: jax.Array, y: jax.Array, *, name: str = "residual") -> jax.Array:
+        """The residual sum, both of whose terms one site may quantize."""
+        if self.has(RESIDUAL):
+            both = jnp.concatenate([x, y], axis=-1)
+            both, size = self.quantized(RESIDUAL, both, name=name), x.shape[-1]
+            x = lax.slice_in_dim(both, 0, size, axis=3)
+            y = lax.slice_in_dim(both, size, 2 * size, axis=3)
+        return x + y
 
 
 class Pooled(Sites):
@@ -200,6 +214,16 @@ class Dense(nn.Module):
         ).astype(x.dtype)
         y = ops.dense(x, kernel, precision=_precision(self.folded))
         return y + bias[None]
+
+
+class Bias(nn.Module):
+    """A number for each channel, of parameter 'bias', added to what has no norm."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Same shape and dtype as `x`; the channels are the last axis."""
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class BatchNorm(nn.Module):

@@ -9,9 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.activations.quantizer import ActivationQuantizer
-from quantnet_jax.activations.sites import INPUT, OUTPUT
-from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.activations.sites import INPUT, OUTPUT, SiteQuantizers
 from quantnet_jax.models.layers import BatchNorm, Conv, Pooled, Sites, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
 
@@ -28,7 +26,7 @@ class SeparableBlock(Sites, nn.Module):
     channels: int
     strides: int = 1
     act: ActFactory = relu
-    act_quant: Quantizer | ActivationQuantizer | None = None
+    act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     axis_name: str | None = None
     momentum: float = 0.9
@@ -84,7 +82,7 @@ class MobileNet(Pooled, nn.Module):
     width: int = 16
     stem_strides: int = 1
     act: ActFactory = relu
-    act_quant: Quantizer | ActivationQuantizer | None = None
+    act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None

@@ -8,11 +8,8 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from quantnet_jax.activations.quantizer import ActivationQuantizer
-from quantnet_jax.activations.sites import INPUT, OUTPUT, RESIDUAL
-from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.activations.sites import INPUT, OUTPUT, RESIDUAL, SiteQuantizers
 from quantnet_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -47,7 +44,7 @@ class _Block(Sites, nn.Module):
     strides: int = 1
     shortcut: str = "A"
     act: ActFactory = relu
-    act_quant: Quantizer | ActivationQuantizer | None = None
+    act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     axis_name: str | None = None
     momentum: float = 0.9
@@ -77,15 +74,6 @@ class _Block(Sites, nn.Module):
             folded=self.folded,
             name=name,
         )
-
-    def plus(self, x: jax.Array, y: jax.Array, *, name: str = "residual") -> jax.Array:
-        """The residual sum, both of whose terms one site may quantize."""
-        if self.has(RESIDUAL):
-            both = jnp.concatenate([x, y], axis=-1)
-            both, size = self.quantized(RESIDUAL, both, name=name), x.shape[-1]
-            x = lax.slice_in_dim(both, 0, size, axis=3)
-            y = lax.slice_in_dim(both, size, 2 * size, axis=3)
-        return x + y
 
     def skip(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
         """The shortcut of the block, in the shape of its residual branch."""
@@ -195,7 +183,7 @@ class ResNet(Pooled, nn.Module):
     stem_strides: int = 1
     stem_pool: bool = False
     act: ActFactory = relu
-    act_quant: Quantizer | ActivationQuantizer | None = None
+    act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     bi_real: bool = False
     dtype: Any = jnp.float32

@@ -6,9 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.activations.quantizer import ActivationQuantizer
-from quantnet_jax.activations.sites import INPUT, OUTPUT
-from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.activations.sites import INPUT, OUTPUT, SiteQuantizers
 from quantnet_jax.models.layers import BatchNorm, Conv, Pooled, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
 
@@ -39,7 +37,7 @@ class Small(Pooled, nn.Module):
     width: int = 4
     stem_strides: int = 2
     act: ActFactory = relu
-    act_quant: Quantizer | ActivationQuantizer | None = None
+    act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None

@@ -16,6 +16,7 @@ from quantnet_jax.quantizers.classification import binarizing_by_classification
 from quantnet_jax.quantizers.cpq import cpq, dropbits
 from quantnet_jax.quantizers.direct import direct
 from quantnet_jax.quantizers.dsq import dsq, dsq_soft
+from quantnet_jax.quantizers.learned_clip import learned_clip
 from quantnet_jax.quantizers.lq_nets import lq_nets
 from quantnet_jax.quantizers.metaquant import metaquant
 from quantnet_jax.quantizers.proxquant import proxquant
@@ -120,6 +121,7 @@ MEMBERS: dict[str, Member] = {
         variants={"2 bits": {"bits": 2}, "4 bits": {"bits": 4}},
     ),
     "pact": Member(pact, "hard", recipe={"bits": 1}, variants={"2 bits": {"bits": 2}}),
+    "learned_clip": Member(learned_clip, "hard", variants={"2 bits": {"bits": 2}}),
     "lq_nets": Member(
         lq_nets, "hard", recipe={"bits": 1}, variants={"2 bits": {"bits": 2}}
     ),

@@ -48,6 +48,11 @@ def activation_sites(config: Config) -> tuple[str, ...]:
     return tuple(config.activation.get("sites", DEFAULT))
 
 
+def activation_rules(config: Config) -> list[dict[str, Any]]:
+    """What differs at a site, as plain data."""
+    return [dict(row) for row in config.activation.get("rules", ())]
+
+
 def make_activation(config: Config, total_steps: int = 1) -> dict:
     """Options of the network that follow from `config.activation`.
 
@@ -59,11 +64,12 @@ def make_activation(config: Config, total_steps: int = 1) -> dict:
     if not name:
         return {}
     options = config.activation.get(name, ConfigDict()).to_dict()
+    sites, rules = activation_sites(config), activation_rules(config)
     try:
-        made = activations.create(name, total_steps=total_steps, **options)
+        made = activations.at_sites(name, sites, rules, total_steps, **options)
     except (ValueError, TypeError) as e:
         raise ValueError(f"config.activation: {e}") from None
-    found = {"act_quant": made, "sites": activation_sites(config)}
+    found = {"act_quant": made, "sites": sites}
     if activations.find(name).signed:
         if act == "relu":
             raise ValueError(
