@@ -38,7 +38,10 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
         some = jax.tree.map(lambda x: x[: len(examples["label"])], outputs)
         if panels := exp.task.panels(some, examples):
             for sample in panels["samples"]:
-                sample["image"] = _pixels(examples["image"][sample.pop("index")])
+                if images := sample.get("images"):
+                    sample["images"] = {k: _pixels(x) for k, x in images.items()}
+                else:
+                    sample["image"] = _pixels(examples["image"][sample.pop("index")])
             found["panels"] = panels
     return found
 
@@ -87,8 +90,8 @@ def _pixels(image: np.ndarray) -> dict[str, Any]:
 
 
 def _examples(exp: Experiment) -> dict[str, np.ndarray]:
-    """Images and labels of the first test examples, in order."""
-    rows = {"image": [], "label": []}
+    """Images, labels and targets of the first test examples, in order."""
+    rows = {name: [] for name in exp.feed.test_data or ("image", "label")}
     batches = itertools.islice(exp.feed.test(), -(-MOST // exp.config.eval_batch_size))
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0

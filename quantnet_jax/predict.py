@@ -1,9 +1,11 @@
 """Predicts what image files show, with an exported network.
 
-    python -m quantnet_jax.predict FILE IMAGE ...
+    python -m quantnet_jax.predict FILE IMAGE ... [--out=FOLDER]
 
 FILE is an exported model.safetensors, or zoo:NAME. Prints what the outputs for each
-image mean, such as its most probable classes. An image is turned upright as its EXIF
+image mean, such as its most probable classes; a network that draws images, as for
+super-resolution, takes them in any size, and what it makes of each is saved as a PNG
+in FOLDER (by default the current one). An image is turned upright as its EXIF
 data require and converted to the network's channels (gray or RGB); one of another size
 is resized so that its shorter side fits, and cropped at its center (a note on standard
 error reports it).
@@ -57,10 +59,38 @@ def predict(
             yield os.fspath(path), row, note
 
 
+def draw(
+    predictor: deploy.Predictor, path: str | os.PathLike
+) -> tuple[np.ndarray, str]:
+    """What a network that draws images makes of an image file, whatever its size.
+
+    Args:
+      predictor: from `quantnet_jax.load`, of a task of `tasks.DRAWINGS`.
+      path: of the image.
+
+    Returns:
+      (uint8 (H, W, C), a note on how the image was changed or '').
+
+    Raises:
+      FileNotFoundError, ValueError: as `predict`.
+    """
+    spec = predictor.spec
+    drawing = tasks.DRAWINGS[spec.task]
+    image, note = read(path, (0, 0, spec.shape[2]))
+    laid = drawing.before(image, spec.info)[None]
+    outputs = np.asarray(predictor.run(predictor.params, laid)[0])
+    if not np.isfinite(outputs).all():
+        raise ValueError("the network's outputs are not finite")
+    return drawing.after(outputs, spec.info, spec.mean, spec.std), note
+
+
 def read(
     path: str | os.PathLike, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, str]:
-    """An image file as uint8[H, W, C], and how it was changed, '' if not at all."""
+    """An image file as uint8[H, W, C], and how it was changed, '' if not at all.
+
+    A height of 0 takes the image in its own size.
+    """
     from PIL import Image, ImageOps
 
     height, width, channels = shape
@@ -89,6 +119,8 @@ def read(
         raise ValueError(
             f"{os.fspath(path)} is not an image, or damaged: {deploy.describe(e)}"
         ) from None
+    if not height:
+        return np.asarray(image).reshape(image.height, image.width, channels), note
     if image.size != (width, height):
         note += ", " if note else ""
         note += (
@@ -116,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         help="products of signs as bit counts; auto: where export checked them",
     )
     option("--json", action="store_true", help="print one JSON object per image")
+    option("--out", default=".", metavar="FOLDER", help="of images that are drawn")
 
     def work(args):
         first = () if args.artifact else (args.words[0],)
@@ -126,6 +159,9 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--top={args.top}: expected 1 or more")
         predictor = quantnet_jax.load(artifact, popcount=POPCOUNT[args.popcount])
         spec = predictor.spec
+        if spec.task in tasks.DRAWINGS:
+            _draw_all(predictor, images, args.out, args.json)
+            return
         describe = tasks.DESCRIBE.get(spec.task, tasks.describe_range)
         with command.phase("compiling the network"):
             for path, outputs, note in predict(predictor, images):
@@ -138,6 +174,26 @@ def main(argv: list[str] | None = None) -> int:
                     print(path, *(f"  {line}" for line in lines), sep="\n")
 
     return command.run(parser, work, argv)
+
+
+def _draw_all(predictor, paths: Sequence[str], folder: str, as_json: bool) -> None:
+    """Saves what is drawn of each image, and prints where."""
+    from PIL import Image
+
+    spec = predictor.spec
+    suffix = tasks.DRAWINGS[spec.task].suffix(spec.info)
+    os.makedirs(folder, exist_ok=True)
+    for path in paths:
+        with command.phase("compiling the network"):
+            pixels, note = draw(predictor, path)
+        name = os.path.splitext(os.path.basename(path))[0]
+        target = os.path.join(folder, f"{name}{suffix}.png")
+        Image.fromarray(pixels.squeeze()).save(target)
+        if note:
+            print(f"note: {path}: {note}", file=sys.stderr)
+        size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+        data = {"image": path, "drawn": target, "shape": list(pixels.shape)}
+        print(json.dumps(data) if as_json else f"{path}: {target}, {size}")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def train_piece(name: str, study: Study, run: Run, options: Options) -> bool:
     results.append(name, record, options.results)
     if run.kind == "search":  # whose checkpoints nobody needs
         shutil.rmtree(folder, ignore_errors=True)
-    shown = "diverged" if "diverged" in made else f"hard + BN {made['hard_bn']:.4f}"
+    shown = "diverged" if "diverged" in made else f"hard {made['hard']:.4f}"
+    if "hard_bn" in made:  # of networks with running statistics
+        shown = f"hard + BN {made['hard_bn']:.4f}"
     print(f"{run.label}: {shown} ({record['wall']:.0f} s)", flush=True)
     return True
 

@@ -86,9 +86,12 @@ def kernels(path: str, run: Run) -> str:
 
 def samples(run: Run) -> str:
     """Predictions of single examples: image, truth, prediction."""
-    out = ""
+    out = strips = ""
     for sample in _list(_mapping(run.exhibits.get("panels")).get("samples")):
         sample = _mapping(sample)
+        if "images" in sample:
+            strips += _strip(sample)
+            continue
         if (pixels := _pixels(sample.get("image"))) is None:
             continue
         kind, mark = ("good", "✓") if sample.get("good") else ("bad", "✗")
@@ -97,7 +100,18 @@ def samples(run: Run) -> str:
             f"{escape(sample.get('title', ''))}</b>{mark} "
             f"{escape(sample.get('text', ''))}</figcaption></figure>"
         )
-    return out and f'<div class="card samples">{out}</div>'
+    return (out and f'<div class="card samples">{out}</div>') + strips
+
+
+def _strip(sample: Mapping[str, Any]) -> str:
+    """The images of one example side by side."""
+    shown = ""
+    for caption, value in _mapping(sample["images"]).items():
+        if (pixels := _pixels(value)) is not None:
+            shown += f'<figure><img alt="" src="{png(pixels)}">'
+            shown += f"<figcaption>{escape(caption)}</figcaption></figure>"
+    title = f"{escape(sample.get('title', ''))}: {escape(sample.get('text', ''))}"
+    return f'<div class="card"><h3>{title}</h3><div class="samples">{shown}</div></div>'
 
 
 def matrix(run: Run) -> str:

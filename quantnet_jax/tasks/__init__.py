@@ -14,15 +14,18 @@ from quantnet_jax.core.limits import (
     check_options,
 )
 from quantnet_jax.core.names import nearest, show
-from quantnet_jax.tasks.base import Metric, Source, Task
+from quantnet_jax.tasks.base import Drawing, Metric, Source, Task
 from quantnet_jax.tasks.classification import classification, describe_classes
 from quantnet_jax.tasks.reconstruction import reconstruction
 from quantnet_jax.tasks.retrieval import retrieval
+from quantnet_jax.tasks.super_resolution import ENLARGEMENT, super_resolution
 from quantnet_jax.tasks.terms import NEED_TEACHER, TERMS
 
 __all__ = [
     "DESCRIBE",
+    "DRAWINGS",
     "TASKS",
+    "Drawing",
     "Metric",
     "Source",
     "Task",
@@ -32,12 +35,14 @@ __all__ = [
     "describe_range",
     "reconstruction",
     "retrieval",
+    "super_resolution",
 ]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": classification,
     "reconstruction": reconstruction,
     "retrieval": retrieval,
+    "super_resolution": super_resolution,
 }
 """Name in a configuration -> `factory(source, **options)`."""
 
@@ -46,6 +51,10 @@ DESCRIBE: dict[str, Callable[..., tuple[dict[str, Any], list[str]]]] = {
 }
 """Name of a task -> `(outputs, info, top) -> (JSON data, lines of text)`: what the
 outputs for one example mean; `describe_range` for a task that is not here."""
+
+
+DRAWINGS: dict[str, Drawing] = {"super_resolution": ENLARGEMENT}
+"""Name of a task whose networks draw images -> how."""
 
 
 def describe_range(outputs: Any, info: Mapping[str, Any], top: int) -> tuple:

@@ -52,7 +52,8 @@ class Task(NamedTuple):
       panels: `(outputs, examples) -> JSON data`, NumPy arrays of test examples: what a
         report shows of predictions, {} for nothing. 'matrix' is {'title', 'names',
         'counts'}, a square of numbers; 'samples' are {'index' of the example, 'title',
-        'text', 'good'}.
+        'text', 'good'}, perhaps with 'images', {caption: uint8 (H, W, C)}, in place of
+        the example's.
     """
 
     primary: Metric
@@ -64,6 +65,21 @@ class Task(NamedTuple):
     model_options: Mapping[str, Any] = NOTHING
     info: Mapping[str, Any] = NOTHING
     panels: Callable[..., Mapping[str, Any]] = lambda outputs, examples: {}
+
+
+class Drawing(NamedTuple):
+    """How a network that returns images is applied to an image of any size.
+
+    Attributes:
+      before: `(image uint8 (H, W, C), info) -> uint8 (H', W', C)`, what goes into it;
+        `info` are that of the task.
+      after: `(outputs (H'', W'', C), info, mean, std) -> uint8`, the image to be saved.
+      suffix: `info -> str` of the name of its file.
+    """
+
+    before: Callable[..., Any]
+    after: Callable[..., Any]
+    suffix: Callable[..., str]
 
 
 class Source(NamedTuple):
