@@ -13,7 +13,7 @@ CALIBRATION = 0.3
 
 def base():
     c = common.single(super_resolution.get_config)()
-    c.activation.name = ""  # as of the float rows
+    c.activation.name, c.optimizers = "", ()  # as of the float rows
     return c
 
 
@@ -33,6 +33,7 @@ def at(
       skips: bits of the terms of residual sums, 0 for `bits`, None for float ones.
     """
     changes: dict[str, Any] = {"activation.name": "learned_clip"}
+    changes["optimizers"] = super_resolution.get_config().optimizers
     changes |= {f"quantizer.{method}.bits": bits, f"{ACTIVATION}bits": bits}
     weight = CALIBRATION if calibrated else 0.0
     changes[f"{ACTIVATION}calibration"] = weight
@@ -71,6 +72,7 @@ STUDY = Study(
     (Initialization("warm", 120.0, 40.0),),
     (1e-3,),
     float_initializations=common.scratch(120.0),
+    search=0.01,  # there is nothing to choose
     validation_size=20,
     seeds=(0,),
     eval_every=0.0,
