@@ -9,7 +9,6 @@ from absl import logging
 from quantnet_jax import config as config_lib
 from quantnet_jax import exhibits, export, report
 from quantnet_jax.checkpoint import manager, storage
-from quantnet_jax.core.command import phase
 from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed.preemption import RESUME_ME, Preemption
 from quantnet_jax.logging import records
@@ -45,7 +44,7 @@ def train(
         if preemption is None:  # building may take minutes
             preemption = held.enter_context(Preemption())
         before = config.float_baseline  # then its teacher may not be trained yet
-        with phase("reading the data"):
+        with hosts.phase("reading the data"):
             exp = experiment.build(config_lib.untaught(config) if before else config)
         # Only now: in a workdir of another run it would hide what else is wrong.
         config_lib.check_same_run(config, workdir)
@@ -65,7 +64,7 @@ def train(
             processes=exp.runner.process_count,
             deletes=writes,
         )
-        with phase("preparing the first step"):
+        with hosts.phase("preparing the first step"):
             start = resume.start(exp, checkpoints, loop.stops(exp)[0])
         if writes:  # only now: a run that could not start must not claim the workdir
             records.write_json(workdir / "config.json", config.to_dict())
@@ -93,7 +92,9 @@ def finish(
     # The numbers of the run are saved, and shown before a failed verification ends it.
     if config.export and exp.runner.process_count == 1:
         try:
-            with phase(f"verifying the export on {exp.feed.test_size:,} examples"):
+            with hosts.phase(
+                f"verifying the export on {exp.feed.test_size:,} examples"
+            ):
                 made = export.export_state(exp, outcome.state, workdir / "export")
             outputs = made["outputs"]["hard"]
             result |= {k: made[k] for k in ("packed", "exported")}

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from quantnet_jax.core import command
+
 HEARTBEAT_TIMEOUT = 60
 """Seconds without a heartbeat after which JAX counts a process as dead."""
 
@@ -109,6 +111,11 @@ def describe_devices() -> str:
     """Number and kind of all devices, such as '4 x cpu'."""
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def phase(text: str) -> contextlib.AbstractContextManager[None]:
+    """`core.command.phase`, of the first process alone."""
+    return command.phase(text) if process_index() == 0 else contextlib.nullcontext()
 
 
 def process_index() -> int:

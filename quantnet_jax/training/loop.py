@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from quantnet_jax.checkpoint.manager import Checkpoints
-from quantnet_jax.core.command import phase
+from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed.preemption import Preemption
 from quantnet_jax.evaluation import gap
 from quantnet_jax.logging import records
@@ -127,7 +127,9 @@ def run(
             call = train_step if count == 1 else train_chunk
             first = count not in compiled
             compiled.add(count)
-            with phase("compiling the step") if first else contextlib.nullcontext():
+            with (
+                hosts.phase("compiling the step") if first else contextlib.nullcontext()
+            ):
                 state, step_metrics = call(state, exp.train_data, batch)
             step += count
             log.add(step, count, step_metrics)
@@ -141,7 +143,7 @@ def run(
                 row = log.record(step, **row)
                 shown = {k: row[k] for k in ("loss", "penalty")}
             if evaluations(step):
-                with phase(f"evaluating on {exp.feed.test_size:,} examples"):
+                with hosts.phase(f"evaluating on {exp.feed.test_size:,} examples"):
                     scores, layers, codes = exp.evaluate(state, codes)
                 flips = {"flips": gap.flip_rate(layers)}
                 record = {"epoch": step / exp.epoch_steps, **scores, **flips}
