@@ -9,8 +9,11 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
+import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 FLAGS = ["--xla_force_host_platform_device_count=4"]
@@ -88,3 +91,33 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("builder")
     yield jpegs.make_set(folder)
     sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """Path of an empty bucket of an emulator of Google Cloud Storage."""
+    for name in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(name)
+    from quantnet_jax.core.files import as_path
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "emulator.py"), str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            patch.setenv(name, f"http://127.0.0.1:{port}")
+        patch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")  # nobody to ask for an account
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        for _ in range(100):
+            with socket.socket() as probe:
+                if not probe.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.1)
+        yield as_path("gs://mine")
+    process.kill()
+    process.wait()

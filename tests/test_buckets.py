@@ -1,10 +1,8 @@
 """A run in a bucket: trained, killed, resumed, evaluated, exported, by an emulator."""
 
-import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,58 +29,6 @@ from quantnet_jax.data.files import read_members
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-MISSING = [
-    x for x in ("gcsfs", "gcp_storage_emulator") if not importlib.util.find_spec(x)
-]
-
-
-EMULATOR = """
-import sys
-from gcp_storage_emulator.handlers import objects
-
-def download(request, response, storage, *args, plain=objects.download, **kwargs):
-    # A header of the real service without which TensorStore reads nothing.
-    try:
-        names = request.params["bucket_name"], request.params["object_id"]
-        response["x-goog-generation"] = storage.get_file_obj(*names)["generation"]
-    except Exception:
-        pass
-    plain(request, response, storage, *args, **kwargs)
-
-objects.download = download
-from gcp_storage_emulator.server import create_server
-create_server("127.0.0.1", int(sys.argv[1]), True, default_bucket="mine").run()
-"""
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """Path of an empty bucket of an emulator of Google Cloud Storage."""
-    if MISSING:
-        pytest.skip(f"not installed: {', '.join(MISSING)}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", EMULATOR, str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
-            patch.setenv(name, f"http://127.0.0.1:{port}")
-        patch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")  # nobody to ask for an account
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        for _ in range(100):
-            with socket.socket() as probe:
-                if not probe.connect_ex(("127.0.0.1", port)):
-                    break
-            time.sleep(0.1)
-        yield as_path("gs://mine")
-    process.kill()
-    process.wait()
-
-
 KILLED = """
 import os, signal, sys
 import pytest

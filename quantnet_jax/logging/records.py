@@ -145,7 +145,9 @@ class Writer:
             self._events.close()
         if self._file is not None:
             self._copy()
-        self._file = self._events = None
+        if self._held is not None:
+            self._held.cleanup()
+        self._file = self._events = self._held = None
 
 
 def _lines_until(path: Any, step: int | None) -> bytes:
