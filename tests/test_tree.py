@@ -105,12 +105,8 @@ def test_plan_groups_equal_shapes():
         ([Rule("(", identity())], ["'('", "not a regular expression"]),
         ([Rule(CONVS, identity(), "none")], ["share is 'none'", "'kernel'", "'shape'"]),
         (
-            [Rule("(a|stem)/kernel", quantnet(unit="filter", width=2), "kernel")],
-            ["'a/kernel'", "(2, 2, 2, 2)", "'stem/kernel'", "(2, 2, 1, 2)", "'shape'"],
-        ),
-        (
-            [Rule("a/kernel|head/kernel", quantnet(width=2), "model")],
-            ["'a/kernel'", "'head/kernel'", "share='model'"],
+            [Rule("a/kernel|head/kernel", quantnet(unit="filter", width=2), "model")],
+            ["'a/kernel'", "(2, 2, 2, 2)", "'head/kernel'", "(4, 5)", "share='model'"],
         ),
     ],
 )
@@ -204,6 +200,15 @@ def test_sharing_starts_and_deploys(share):
     for path in PATHS:
         validate(flatten(hard)[path], path)
     assert hard["stem"]["kernel"] is params["stem"]["kernel"]
+
+
+def test_kernels_of_one_size_share_where_they_need_the_same():
+    rule = Rule("(a|b|stem)/kernel", quantnet(unit="filter", width=2), "kernel")
+    keys = {b.paths: b.shared for b in plan([rule], small_net())}
+    assert keys == {
+        ("a/kernel", "b/kernel"): "shared0:2x2x2x2",
+        ("stem/kernel",): "shared0:2x2x1x2",
+    }
 
 
 def test_members_without_parameters_can_share():

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,8 @@ class Rule(NamedTuple):
       quantizer: the functions to use.
       share: 'layer': every tensor has parameters of its own; 'shape': one set for all
         tensors of equal shape; 'kernel': for all of the same spatial size (3x3, 1x1,
-        dense); 'model': one set for all. Parts marked `PerTensor` are never shared.
+        dense), and shape, where those of one size need different parameters; 'model':
+        one set for all. Parts marked `PerTensor` are never shared.
       out: axis, or axes, that count output units: the last one for Dense and Conv,
         (-2, -1) for queries, keys and values of attention (in, heads, head_dim), 0 for
         Embed and equinox, -2 for a transposed kernel, () if all is one unit; or 'auto':
@@ -79,8 +80,7 @@ def plan(
             Bucket(rule.quantizer, tuple(members), layout, shared)
             for (shared, layout, _), members in groups.items()
         ]
-        _check_shared(rule, found)
-        buckets += found
+        buckets += _shared(rule, number, found)
     return tuple(buckets)
 
 
@@ -188,9 +188,9 @@ def _share_key(rule: Rule, number: int, shape: tuple[int, ...]) -> str | None:
     return f"shared{number}:" + ("x".join(map(str, sizes)) or "dense")
 
 
-def _check_shared(rule: Rule, buckets: Sequence[Bucket]) -> None:
-    """Tensors that share parameters must need the same ones."""
-    first: dict[str, tuple] = {}
+def _shared(rule: Rule, number: int, buckets: list[Bucket]) -> list[Bucket]:
+    """The buckets with keys that hold what all under them need, or ValueError."""
+    needs: dict[str, list[tuple[Bucket, list]]] = {}
     for bucket in buckets:
         if bucket.shared is None:
             continue
@@ -198,12 +198,20 @@ def _check_shared(rule: Rule, buckets: Sequence[Bucket]) -> None:
         key = jax.eval_shape(lambda: jax.random.key(0))
         shared, _ = bucketed.split(jax.eval_shape(bucket.quantizer.init, key, w))
         shapes = [x.shape for x in jax.tree.leaves(shared)]
-        other, other_shapes = first.setdefault(bucket.shared, (bucket, shapes))
-        if shapes != other_shapes:
+        needs.setdefault(bucket.shared, []).append((bucket, shapes))
+    narrow = rule._replace(share="shape")
+    for key, ((first, wanted), *others) in needs.items():
+        differs = [(x, shapes) for x, shapes in others if shapes != wanted]
+        if differs and rule.share == "kernel":
+            own = lambda x: x._replace(shared=_share_key(narrow, number, x.shape))
+            buckets = [own(x) if x.shared == key else x for x in buckets]
+        elif differs:
+            other, shapes = differs[0]
             raise ValueError(
                 f"rule {rule.pattern!r}: share={rule.share!r} gives one set of "
-                f"parameters to {other.paths[0]!r} of shape {other.shape} and "
-                f"{bucket.paths[0]!r} of shape {bucket.shape}, which need different "
-                f"ones ({other_shapes} and {shapes}); choose a narrower share of "
+                f"parameters to {first.paths[0]!r} of shape {first.shape} and "
+                f"{other.paths[0]!r} of shape {other.shape}, which need different "
+                f"ones ({wanted} and {shapes}); choose a narrower share of "
                 f"{SHARES} or another unit"
             )
+    return buckets

@@ -89,9 +89,10 @@ def subnet(
 
     Args:
       unit: what the sub-network sees at once: 'weight' (one number), 'slice' (the k*k
-        numbers of one input and one output channel), 'filter' (all numbers of one
-        output channel) or 'conv' (a convolution over the kernel's plane with the input
-        channels as features; `width` then multiplies their number, at most 16).
+        numbers of one input and one output channel; of 1x1 and dense kernels, where
+        that is one number, the filter), 'filter' (all numbers of one output channel) or
+        'conv' (a convolution over the kernel's plane with the input channels as
+        features; `width` then multiplies their number, at most 16).
       width: of the latent space, at least 1.
       depth: hidden layers, at least 1.
       nonlinearity: 'tanh', 'silu', 'relu' or 'linear'.
@@ -109,7 +110,7 @@ def subnet(
 
     def init(key, w):
         _check_rank(w)
-        size, hidden, taps = _sizes(unit, width, window, w.shape)
+        size, hidden, taps = _sizes(_unit_of(w, unit), width, window, w.shape)
         sizes = [size] + [hidden] * depth + [size]
         layers = []
         for n, (k, m) in enumerate(
@@ -124,15 +125,21 @@ def subnet(
 
     def apply(rparams, w):
         _check_rank(w)
-        forward = _convolve if unit == "conv" else _contract
-        u = _to_units(w, unit)
+        of_w = _unit_of(w, unit)
+        forward = _convolve if of_w == "conv" else _contract
+        u = _to_units(w, of_w)
         h = u
         for n, layer in enumerate(rparams):
             h = forward(layer, h)
             h = phi(h) if n < depth else h
-        return _from_units(h + u if skip else h, unit, w.shape)
+        return _from_units(h + u if skip else h, of_w, w.shape)
 
     return Reparam(init, apply)
+
+
+def _unit_of(w: jax.Array, unit: str) -> str:
+    """A map of single numbers alone could move many of them to zero, and leave them."""
+    return "filter" if unit == "slice" and w[..., 0, 0].size == 1 else unit
 
 
 def _sizes(unit: str, width: int, window: int, shape: tuple[int, ...]):
