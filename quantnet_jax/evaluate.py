@@ -1,8 +1,10 @@
 """Evaluates a checkpoint: soft, hard, hard with re-estimated BatchNorm, gap by layer.
 
     python -m quantnet_jax.evaluate DIR [--step=latest|best|N] [--out=FILE]
+        [--data=NAME]
 
-Reproduces the numbers that training printed at that step.
+Reproduces the numbers that training printed at that step. --data evaluates on the test
+images of another dataset that has the same training images.
 """
 
 import sys
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
     from quantnet_jax.training.state import TrainState
 
 
-def evaluate(workdir: str, step: str | int = "latest") -> dict:
+def evaluate(workdir: str, step: str | int = "latest", data: str = "") -> dict:
     """Evaluates one checkpoint of a run.
 
     Args:
       workdir: folder of the run.
       step: 'latest', 'best' (by the hard weights) or a number.
+      data: name of a dataset in the folder of that of the run, with the same training
+        images, such as 'bsd100_x2' after 'superres_x2'; '' for that of the run.
 
     Returns:
       {'step', 'method', 'seed', 'soft', 'hard', 'hard_bn', 'gap', ..., 'layers'}; see
@@ -36,7 +40,7 @@ def evaluate(workdir: str, step: str | int = "latest") -> dict:
       FileNotFoundError: no such run or checkpoint.
       ValueError: the run cannot be evaluated with this version.
     """
-    return scored(*restore(workdir, step))
+    return scored(*restore(workdir, step, data))
 
 
 def scored(exp: "Experiment", state: "TrainState", step: int) -> dict:
@@ -53,7 +57,7 @@ def scored(exp: "Experiment", state: "TrainState", step: int) -> dict:
 
 
 def restore(
-    workdir: str, step: str | int = "latest"
+    workdir: str, step: str | int = "latest", data: str = ""
 ) -> "tuple[Experiment, TrainState, int]":
     """(experiment, its state at a checkpoint, the step of that); as for `evaluate`.
 
@@ -73,6 +77,15 @@ def restore(
     if len(devices) % config.fsdp:
         config.fsdp = 1
     exp = experiment.Experiment(config, devices)
+    if data:
+        statistics = exp.feed.mean, exp.feed.std
+        config.data.name = data
+        exp = experiment.Experiment(config, devices)
+        if statistics != (exp.feed.mean, exp.feed.std):
+            raise ValueError(
+                f"data={data!r} is normalized otherwise than the images of training, "
+                "expected a dataset with the same ones"
+            )
     higher = exp.task.primary.higher_is_better
     with manager.Checkpoints(
         workdir, higher_is_better=higher, read_only=True
@@ -91,13 +104,14 @@ def main(argv: list[str] | None = None) -> int:
         "--step", default="latest", type=command.step, metavar="STEP",
         help="'latest', 'best' or a number of steps",
     )  # fmt: skip
+    parser.add_argument("--data", default="", help="test images of another dataset")
     parser.add_argument("--out", help="also write the numbers to this JSON file")
 
     def work(args):
         if args.out:
             check_place(args.out)
         with command.phase(f"reading {args.workdir} and its data"):
-            restored = restore(args.workdir, args.step)
+            restored = restore(args.workdir, args.step, args.data)
         count = f"{restored[0].feed.test_size:,} examples"
         with command.phase(f"compiling, then evaluating on {count}"):
             result = scored(*restored)

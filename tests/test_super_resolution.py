@@ -287,6 +287,8 @@ def test_a_run_evaluates_what_it_ships(run):
     assert result["examples"] == 8 and result["packed"] == pytest.approx(result["hard"])
     again = evaluate.evaluate(str(workdir))
     assert again["hard"] == result["hard"] and again["loss_hard"] == result["loss_hard"]
+    with pytest.raises(ValueError, match="data='synthetic' is normalized otherwise"):
+        evaluate.evaluate(str(workdir), data="synthetic")
     exp, state, _ = evaluate.restore(str(workdir))
     hard = experiment.tree.dequantize_tree(exp.deployed(state))
     outputs = exp.predict(exp.runner.place(hard))
@@ -326,6 +328,15 @@ def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys):
 def evaluate_params(workdir):
     exp, state, _ = evaluate.restore(str(workdir))
     return jax.device_get(exp.deployed(state))
+
+
+@pytest.mark.parametrize("variant", ["float", "x4", "srresnet,float", "x4,srresnet"])
+def test_variants(variant):
+    found = importlib.import_module("configs.super_resolution").get_config(variant)
+    config.check(found)
+    assert found.data.name == f"superres_x{4 if 'x4' in variant else 2}"
+    assert found.model.name == ("srresnet" if "srresnet" in variant else "edsr")
+    assert bool(found.activation.name) != ("float" in variant)
 
 
 @pytest.mark.parametrize(
