@@ -71,7 +71,7 @@ from quantnet_jax.experiments import results  # noqa: E402
 from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
 QUANTIZED = "blocks/.*/kernel"  # all matrix products of the blocks
-RATES = {"float": 1e-3, "bitnet": 3e-3, "quantnet": 3e-3}
+RATES = {"float": 3e-3, "bitnet": 1e-2, "quantnet": 1e-2}
 BATCH, SCORED = 12, 64  # windows of a training step, and of a piece of the test text
 
 
