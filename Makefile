@@ -26,7 +26,7 @@ train: .venv/ready-train
 	$(PY) train.py $(ARGS)
 
 test: .venv/ready
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/ready-dev
 	$(PY) -m ruff format --check .

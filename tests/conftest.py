@@ -43,8 +43,16 @@ jax.config.update("jax_disable_most_optimizations", True)
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+FIRST = ("distributed", "buckets", "deploy_fuzz", "examples", "parallel", "chaos")
+"""Files of few long tests: begun last, one of them would run alone at the end."""
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "optimized: see conftest.optimization")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in FIRST)
 
 
 @pytest.fixture(autouse=True, scope="module")
