@@ -2,9 +2,8 @@
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
-from optax import adam
-from optax import softmax_cross_entropy_with_integer_labels as cross_entropy
 
 import quantnet_jax as qn
 
@@ -29,15 +28,14 @@ def main(steps=1000, size=32, out="cnn.safetensors"):
     data, rng = qn.data.load("bundled"), np.random.default_rng(0)
     images, tests = (x.astype("f4") / 255 for x in (data.train_image, data.test_image))
     params, state, call = qn.nnx.split(CNN(nnx.Rngs(0)))
-    sharpness = qn.schedules.exponential(0.3, 20.0, steps)
-    quantnet = qn.quantnet(unit="filter", scale="mean_abs", sharpness=sharpness)
+    quantnet = qn.quantnet(sharpness=qn.schedules.exponential(0.3, 20.0, steps))
     q = qn.tree_quantizer([qn.Rule("(conv2|dense1)/kernel", quantnet)], params)
 
     def loss(weights, state, x, y, key):
         logits, state = call(weights, state, x, train=True, rngs=key)
-        return cross_entropy(logits, y).mean(), state
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), state
 
-    update = qn.make_update(q, adam(2e-3), has_aux=True)
+    update = qn.make_update(q, optax.adam(2e-3), has_aux=True)
     qparams = jax.jit(q.init)(jax.random.key(0), params)
     opt, train = update.init(params, qparams), jax.jit(update.step, static_argnums=0)
     for key in jax.random.split(jax.random.key(1), steps):
@@ -46,9 +44,8 @@ def main(steps=1000, size=32, out="cnn.safetensors"):
         params, qparams, opt, (_, state) = train(loss, params, qparams, opt, *args)
     apply = jax.jit(lambda tree, x: call(*tree, x)[0])
     score = lambda w: np.mean(apply((w, state), tests).argmax(-1) == data.test_label)
-    gap = qn.gap(score, q, qparams, params, steps)
     qn.save(out, (q.hard(qparams, params), state), apply=apply, example=tests[:2])
-    return gap, qn.load(out, apply=apply)
+    return qn.gap(score, q, qparams, params, steps), qn.load(out, apply=apply)
 
 
 if __name__ == "__main__":
