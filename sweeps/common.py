@@ -166,6 +166,7 @@ def quick(
         c.update_from_flattened_dict(changes or {})
         return c
 
+    ahead = ("quantnet - row",) * ("quantnet" in rows)
     given = {
         "base": base,
         "initializations": scratch(epochs),
@@ -173,7 +174,7 @@ def quick(
         "search": 0.1,
         "validation_size": 2000,
         "xla_flags": CPU_FLAGS,
-        "columns": ("W/A", "soft", "hard", "hard + BN", "quantnet - row"),
+        "columns": ("W/A", "soft", "hard", "hard + BN", *ahead),
     }
     rows = dict(rows)
     first = next(row for row in rows if row != FLOAT)
