@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_models import NumpyNet, images, paths, randomized
 from tiny import tiny_config, train
-from util import learns
+from util import learns, normal
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers
@@ -127,6 +127,18 @@ def test_signs(slope, closed):
     name = {"clip": "sign_ste", "approx": "approx_sign"}[slope]
     member = jax.grad(lambda x: jnp.sum(made(name, 1).soft((), x, step=0)))(x)
     np.testing.assert_array_equal(slopes, member)
+
+
+def test_a_threshold_of_each_channel_moves_the_sign():
+    q, t = made("rsign", 1), jnp.asarray([0.5, -0.25])
+    x = jnp.asarray([[0.6, -0.2], [0.4, -0.3], [0.5, -0.25]], jnp.float32)
+    np.testing.assert_array_equal(q.value(t, x), [[1, 1], [-1, -1], [1, 1]])
+    np.testing.assert_array_equal(q.init(jax.random.key(0), x), [0, 0])
+    g = jnp.asarray(normal(0, (3, 2)))
+    dt, dx = jax.grad(lambda t, x: jnp.sum(q.soft(t, x, step=0) * g), (0, 1))(t, x)
+    slope = 2 - 2 * np.abs(np.asarray(x - t[None]))
+    np.testing.assert_allclose(dx, g * slope, rtol=1e-5)
+    np.testing.assert_allclose(dt, -np.sum(g * slope, 0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -340,22 +352,25 @@ def test_bi_real_needs_basic_blocks():
 def test_nonlinearities_by_name(act):
     x = jnp.asarray(POINTS)
     site = models.ACTS[act]()
-    y = (
-        site.apply({"params": {"slope": jnp.full(x.shape, 0.5)}}, x)
-        if (act == "prelu")
-        else site(x)
-    )
+    slope = {"slope": jnp.full(x.shape, 0.5)}
+    params = {"prelu": slope} | {"before": -0.25 + 0 * x, "after": 0.5 + 0 * x}
+    given = {"prelu": slope, "rprelu": params}
+    y = site.apply({"params": given[act]}, x) if act in given else site(x)
+    if act == "rprelu":  # a knee at (-0.25, 0.5)
+        x, y = x + 0.25, y - 0.5
     negative, positive = {
         "relu": (0 * POINTS, POINTS),
         "hardtanh": (np.maximum(POINTS, -1), np.minimum(POINTS, 1)),
         "identity": (POINTS, POINTS),
         "prelu": (0.5 * POINTS, POINTS),
+        "rprelu": (0.5 * x, x),
     }[act]
-    np.testing.assert_allclose(y, np.where(POINTS < 0, negative, positive))
+    wanted = np.where(np.asarray(x) < 0, negative, positive)
+    np.testing.assert_allclose(y, wanted, rtol=1e-6)
     model = models.create("small", outputs=3, width=5, act=act)
     found = paths(jax.eval_shape(model.init, jax.random.key(0), images())["params"])
     slopes = [found[path].shape for path in found if path.endswith("slope")]
-    assert slopes == ([(5,)] * 3 if act == "prelu" else [])
+    assert slopes == ([(5,)] * 3 if act in given else [])
 
 
 @pytest.mark.parametrize(

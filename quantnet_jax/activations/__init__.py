@@ -11,7 +11,12 @@ from quantnet_jax import quantizers
 from quantnet_jax.activations.learned_clip import learned_clip
 from quantnet_jax.activations.lq import lq_activation
 from quantnet_jax.activations.quantizer import ActivationQuantizer, as_activation
-from quantnet_jax.activations.signs import approx_sign, sign_activation, sign_ste
+from quantnet_jax.activations.signs import (
+    approx_sign,
+    rsign,
+    sign_activation,
+    sign_ste,
+)
 from quantnet_jax.activations.soft_round import soft_round_activation
 from quantnet_jax.activations.uniform import (
     dorefa_activation,
@@ -35,6 +40,7 @@ __all__ = [
     "lsq_activation",
     "options",
     "pact_activation",
+    "rsign",
     "sign_activation",
     "sign_ste",
     "soft_round_activation",
@@ -43,6 +49,7 @@ __all__ = [
 MEMBERS: dict[str, Member] = {
     "sign_ste": Member(sign_ste, "hard"),
     "approx_sign": Member(approx_sign, "hard"),
+    "rsign": Member(rsign, "hard"),
     "dorefa": Member(dorefa_activation, "hard", signed=False),
     "pact": Member(pact_activation, "hard", signed=False),
     "lsq": Member(lsq_activation, "hard", recipe={"bits": 2}, signed=False),

@@ -72,3 +72,31 @@ def approx_sign() -> ActivationQuantizer:
     3.3.
     """
     return sign_activation(slope="approx")
+
+
+@factory
+def rsign(*, slope: str = "approx") -> ActivationQuantizer:
+    """The sign of the activations beyond a learned threshold of each channel (RSign).
+
+    Forward: sign(x - t), sign(0) = +1.
+    Backward: for x, the slope at x - t; for t, minus its sum over the channel.
+    Learned: t (C,), the last axis of x, from 0.
+
+    Reference: Liu et al., ReActNet, arXiv 2003.03488, equation 5.
+
+    Args:
+      slope: as in `sign_activation`.
+
+    Raises:
+      ValueError: for another slope.
+    """
+    plain = sign_activation(slope=slope)
+    moved = lambda t, x: x - t.reshape((1,) * (x.ndim - 1) + (-1,))
+    return straight_through_activation(
+        init=lambda key, x: jnp.zeros(x.shape[-1:], jnp.float32),
+        value=lambda t, x: plain.value((), moved(t, x)),
+        hard=lambda t, x: plain.hard((), moved(t, x)),
+        surrogate=lambda t, x, *, step, key=None: plain.soft(
+            (), moved(t, x), step=step
+        ),
+    )

@@ -215,7 +215,7 @@ def _check_data(c: dict) -> None:
         raise ValueError(
             f"data.folder='': data.name={data.FOLDER!r} is read from one, expected it"
         )
-    if c["folder"] and c["name"] in ("bundled", *data.GENERATED):
+    if c["folder"] and c["name"] in data.WITHOUT_FOLDER:
         raise ValueError(
             f"data.folder={show(c['folder'])}: data.name={c['name']!r} is not read "
             "from a folder, use ''"

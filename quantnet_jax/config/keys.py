@@ -32,9 +32,10 @@ def base() -> Config:
 
     # Data ------------------------------------------------------------------------
     c.data = ConfigDict()
-    # bundled, synthetic, cifar10, cifar100, fashion_mnist, mnist, omniglot,
-    # superres_x2, superres_x4, bsd100_x2, bsd100_x4, imagenet2012, folder (images of
-    # your own by class), or tfds:NAME for another dataset of JPEGs in TFDS
+    # bundled, synthetic, shapes, cifar10, cifar100, fashion_mnist, mnist, omniglot,
+    # omniglot_drawers, modelnet40, superres_x2, superres_x4, bsd100_x2, bsd100_x4,
+    # imagenet2012, folder (images of your own by class), or tfds:NAME for another
+    # dataset of JPEGs in TFDS
     c.data.name = "bundled"
     c.data.folder = (
         ""  # with the files, or gs://...; '' takes a named dataset from TFDS

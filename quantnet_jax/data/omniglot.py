@@ -1,4 +1,4 @@
-"""Omniglot: binary drawings of characters, whole alphabets held out.
+"""Omniglot: binary drawings of characters, whole alphabets or drawers held out.
 
 Lake et al., Human-level concept learning through probabilistic program induction, 2015.
 """
@@ -45,6 +45,27 @@ def read_omniglot(folder: str | Path) -> Dataset:
         )
         arrays += [np.concatenate([part[n] for n in names]), label.astype(np.int32)]
     return check(Dataset(*arrays, classes=classes, name="omniglot"))
+
+
+TEST_DRAWERS = 5
+"""Of the 20 drawers of a character, the last ones."""
+
+
+def read_drawers(folder: str | Path) -> Dataset:
+    """All characters of both sets, drawn by other people in training than in test.
+
+    As `read_omniglot`, but of every character the last five drawings are for test, the
+    others for training: a drawing's number is its drawer's.
+    """
+    parts = [_drawings(Path(folder) / name) for name in FILES]
+    found = parts[1] | parts[0]  # alphabets of both have the same drawings
+    classes = sorted(found)
+    arrays = []
+    for part in (slice(None, -TEST_DRAWERS), slice(-TEST_DRAWERS, None)):
+        drawings = [found[name][part] for name in classes]
+        label = np.repeat(np.arange(len(classes)), [*map(len, drawings)])
+        arrays += [np.concatenate(drawings), label.astype(np.int32)]
+    return check(Dataset(*arrays, classes=tuple(classes), name="omniglot_drawers"))
 
 
 def _drawings(path: Path) -> dict[str, np.ndarray]:

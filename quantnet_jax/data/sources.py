@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantnet_jax.data import folders
+from quantnet_jax.data import folders, voxels
 from quantnet_jax.data.dataset import (
     Dataset,
     check,
@@ -18,16 +19,26 @@ from quantnet_jax.data.dataset import (
     validation_split,
 )
 from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx
-from quantnet_jax.data.omniglot import read_omniglot
+from quantnet_jax.data.omniglot import read_drawers, read_omniglot
 from quantnet_jax.data.superres import NAMES as SUPERRES
 from quantnet_jax.data.superres import read_superres, reduced
 from quantnet_jax.data.tfds_source import load_tfds
 
 NAMES = (
     *("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "omniglot"),
-    *SUPERRES,
+    *("omniglot_drawers", "modelnet40", "shapes", *SUPERRES),
     *(GENERATED := ("synthetic", "synthetic_x2")),
 )
+
+READERS: dict[str, Callable[[Any], Dataset]] = {
+    "omniglot": read_omniglot,
+    "omniglot_drawers": read_drawers,
+    "modelnet40": voxels.read_modelnet,
+    **{name: partial(read_superres, name) for name in SUPERRES},
+}
+"""Datasets of archives -> `folder -> dataset`."""
+WITHOUT_FOLDER = ("bundled", "shapes", *GENERATED)
+"""Datasets that ship or are generated."""
 
 SYNTHETIC = {"train": 256, "test": 64}
 """Numbers of images of `synthetic` by default."""
@@ -81,6 +92,10 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     ),
     # The usual constants, of a sample of ImageNet.
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # Not centred: a pixel without ink, or a voxel without a point, stays 0.
+    "omniglot_drawers": ((0.0,), (1.0,)),
+    "modelnet40": ((0.0,) * voxels.SIDE, (1.0,) * voxels.SIDE),
+    "shapes": ((0.0,) * voxels.SIDE, (1.0,) * voxels.SIDE),
 }
 
 
@@ -93,10 +108,12 @@ def load(
 
     Args:
       name: "bundled" (10,000 + 2,000 images of Fashion-MNIST, no download),
-        "synthetic", "synthetic_x2" (in pairs for super-resolution), or "cifar10",
-        "cifar100", "fashion_mnist", "mnist", "omniglot" (alphabets held out, see
-        `quantnet_jax.data.omniglot`), "superres_x2",
-        "superres_x4", "bsd100_x2", "bsd100_x4" (see `quantnet_jax.data.superres`).
+        "synthetic", "synthetic_x2" (in pairs for super-resolution), "shapes"
+        (generated, see `quantnet_jax.data.voxels`), or "cifar10", "cifar100",
+        "fashion_mnist", "mnist", "omniglot", "omniglot_drawers" (alphabets or drawers
+        held out, see `quantnet_jax.data.omniglot`), "modelnet40" (two of its classes,
+        as voxels), "superres_x2", "superres_x4", "bsd100_x2", "bsd100_x4" (see
+        `quantnet_jax.data.superres`).
       folder: holds the original files: for CIFAR the *binary* version (the
         .bin files, or the archive cifar-10-binary / cifar-100-binary as .tar.gz,
         .tar.xz or .tar; unpacked files load faster), for the others the four idx
@@ -127,25 +144,26 @@ def load(
             f"{sorted(sizes)} are arguments of 'synthetic', not of {name!r}; use "
             "subset()"
         )
-    if name in ("bundled", *GENERATED) and folder is not None:
+    if name in WITHOUT_FOLDER and folder is not None:
+        others = tuple(x for x in NAMES if x not in WITHOUT_FOLDER)
         raise ValueError(
             f"folder={str(folder)!r}: {name!r} is not read from a folder; leave it "
-            f"out, or name one of {NAMES[1:-2]}"
+            f"out, or name one of {others}"
         )
     if name == "synthetic":
         return synthetic(**sizes)
     if name == "synthetic_x2":
         return reduced(synthetic(**sizes | {"size": 2 * sizes.get("size", 8)}), 2)
-    if name == "bundled":
-        arrays = read_idx(BUNDLED_FILE, len(CLASSES[name]))
-    elif name == "omniglot" or name in SUPERRES:
+    if name == "shapes":
+        return voxels.shapes()
+    if name in READERS:
         if folder is None:
             raise ValueError(
                 f"folder='': {name!r} is read from a folder with its archives"
             )
-        if name == "omniglot":
-            return read_omniglot(folder)
-        return read_superres(name, folder)
+        return READERS[name](folder)
+    if name == "bundled":
+        arrays = read_idx(BUNDLED_FILE, len(CLASSES[name]))
     elif folder is None:
         return load_tfds(name)
     elif name in ("mnist", "fashion_mnist"):

@@ -25,14 +25,18 @@ from quantnet_jax.models.resnet import (
     imagenet_resnet,
 )
 from quantnet_jax.models.small import Small
+from quantnet_jax.models.sparse import SHIFTS, Sparse
 from quantnet_jax.models.super_resolution import SuperResolution, edsr, srresnet
 
 OPTIONS: dict[str, Limit] = {
     "act": Choice(tuple(ACTS)),
     "bi_real": Flag(),
+    "capacity": Number(0, 2**20, whole=True),
     "depth": Number(0, 2**10, whole=True),
+    "groups": Number(1, 2**14, whole=True),
     "image_skip": Flag(),
     "momentum": Number(0, 1, below=True),
+    "shift": Choice(SHIFTS),
     "shortcut": Choice(SHORTCUTS),
     "stem_pool": Flag(),
     "stem_size": Number(1, 63, whole=True),
@@ -50,6 +54,7 @@ __all__ = [
     "OPTIONS",
     "ResNet",
     "Small",
+    "Sparse",
     "SuperResolution",
     "check_options",
     "create",
@@ -64,6 +69,8 @@ _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "autoencoder": (Autoencoder, Autoencoder),
     "edsr": (SuperResolution, edsr),
     "mobilenet": (MobileNet, MobileNet),
+    "sparse2d": (Sparse, partial(Sparse, dims=2)),
+    "sparse3d": (Sparse, partial(Sparse, dims=3)),
     "resnet8": (ResNet, partial(cifar_resnet, 8)),
     "resnet14": (ResNet, partial(cifar_resnet, 14)),
     "resnet20": (ResNet, partial(cifar_resnet, 20)),
@@ -78,7 +85,7 @@ _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
 }
 
 # Decided by the name of the network, or none of the user's business.
-_FIXED = {"blocks", "block", "ends", "name", "norm", "parent"}
+_FIXED = {"blocks", "block", "dims", "ends", "name", "norm", "parent"}
 
 
 def names() -> tuple[str, ...]:

@@ -89,18 +89,14 @@ class Conv(nn.Module):
         """The convolution with a given kernel."""
         scale = None
         if self.folded and self.quantized_input and not isinstance(kernel, QTensor):
-            # Binary weights become +1 and -1 exactly, and with signs as inputs all sums
-            # are integers: every program, whatever its order, rounds the same number.
-            scale = jnp.max(jnp.abs(kernel), axis=(0, 1, 2), keepdims=True)
-            scale = jnp.where(scale == 0.0, 1.0, scale)
-            kernel = kernel / scale
+            kernel, scale = unit(kernel)
         y = ops.conv2d(
             x,
             kernel,
             strides=self.strides,
             padding=self.padding,
             groups=self.groups,
-            precision=_precision(self.folded),
+            precision=precision(self.folded),
         )
         if scale is None:
             return y
@@ -118,19 +114,33 @@ class Conv(nn.Module):
         return pad, pad
 
 
+def unit(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A kernel over its largest number in each output channel, and these.
+
+    Binary weights become +1 and -1 exactly, and with signs as inputs all sums are
+    integers: every program, whatever its order, rounds the same number.
+    """
+    axes = tuple(range(kernel.ndim - 1))
+    scale = jnp.max(jnp.abs(kernel), axis=axes, keepdims=True)
+    scale = jnp.where(scale == 0.0, 1.0, scale)
+    return kernel / scale, scale
+
+
 def replace_convolutions(
-    instead: Callable[[Conv, str, jax.Array], jax.Array | None],
+    instead: Callable[..., jax.Array | None],
+    kinds: tuple[type[nn.Module], ...] = (Conv,),
 ) -> AbstractContextManager:
     """Within it, another function may compute the convolutions of a network.
 
     Args:
-      instead: `(layer, its '/'-joined path, input) -> output`, or None for the
+      instead: `(layer, its '/'-joined path, *inputs) -> output`, or None for the
         convolution as it is. A kernel whose place was taken is not looked at.
+      kinds: of layers.
     """
 
     def intercept(call, args, kwargs, context):
         layer = context.module
-        if not isinstance(layer, Conv) or context.method_name != "__call__":
+        if not isinstance(layer, kinds) or context.method_name != "__call__":
             return call(*args, **kwargs)
         y = instead(layer, "/".join(layer.path), *args)
         return call(*args, **kwargs) if y is None else y
@@ -183,7 +193,10 @@ class Pooled(Sites):
 
     def scores(self, x: jax.Array) -> Any:
         """Of images (N, H, W, C) what the network returns, see `ResNet`."""
-        features = x.astype(jnp.float32).mean((1, 2))
+        return self.scores_of(x.astype(jnp.float32).mean((1, 2)))
+
+    def scores_of(self, features: jax.Array) -> Any:
+        """The same of features (N, C) that are pooled already."""
         logits = Dense(self.outputs, self.folded, name="head")(features)
         logits = self.quantized(OUTPUT, logits, name="output")
         if self.features:
@@ -212,7 +225,7 @@ class Dense(nn.Module):
         bias = self.param(
             "bias", nn.initializers.zeros, (self.channels,), jnp.float32
         ).astype(x.dtype)
-        y = ops.dense(x, kernel, precision=_precision(self.folded))
+        y = ops.dense(x, kernel, precision=precision(self.folded))
         return y + bias[None]
 
 
@@ -227,7 +240,7 @@ class Bias(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over N, H, W, in float32 whatever the dtype of `x`.
+    """Batch normalization over all axes but the last, in float32 whatever the dtype.
 
     Running statistics: `momentum * old + (1 - momentum) * batch`, variance biased.
 
@@ -247,8 +260,13 @@ class BatchNorm(nn.Module):
     folded: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Same shape and dtype as `x`; `train` selects and updates batch statistics."""
+    def __call__(
+        self, x: jax.Array, train: bool, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Same shape and dtype as `x`; `train` selects and updates batch statistics.
+
+        Statistics are of what `mask`, where there is one, does not exclude.
+        """
         if self.folded:
             if train:
                 raise ValueError("a folded BatchNorm has no statistics to train")
@@ -269,7 +287,7 @@ class BatchNorm(nn.Module):
         )
         # The inner module owns no name of its own: parameters sit right below this one.
         nn.share_scope(self, norm)
-        return norm(x.astype(jnp.float32)).astype(x.dtype)
+        return norm(x.astype(jnp.float32), mask=mask).astype(x.dtype)
 
 
 def fold(params: Any, batch_stats: Any, epsilon: float = BatchNorm.epsilon) -> Any:
@@ -324,7 +342,7 @@ def subsample_pad(x: jax.Array, strides: int, channels: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, extra)))
 
 
-def _precision(folded: bool) -> Any:
+def precision(folded: bool) -> Any:
     """Of products: accelerators may round float32 inputs unless they are told not to.
 
     Two programs of the same network then agree to the last digits, no less.

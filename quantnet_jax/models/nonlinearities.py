@@ -39,10 +39,27 @@ class PReLU(nn.Module):
         return jnp.where(x >= 0, x, slope.reshape((1,) * (x.ndim - 1) + (-1,)) * x)
 
 
+class RPReLU(nn.Module):
+    """PReLU whose knee is learned: f(x - a) + b, a and b of each channel from 0.
+
+    Liu et al., ReActNet, arXiv 2003.03488, equation 6.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Same shape and dtype as `x`; the channels are the last axis."""
+        moves = []
+        for name in ("before", "after"):
+            move = self.param(name, nn.initializers.zeros, x.shape[-1:], jnp.float32)
+            moves.append(move.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,)))
+        return PReLU(name="prelu")(x - moves[0]) + moves[1]
+
+
 ACTS: dict[str, ActFactory] = {
     "relu": relu,
     "hardtanh": hardtanh,
     "identity": identity,
     "prelu": PReLU,
+    "rprelu": RPReLU,
 }
 """Names of `act` -> factories, each called once per site."""

@@ -1,6 +1,7 @@
-"""What a convolution got, and the correlation of its inputs."""
+"""What a convolution got, the correlation of its inputs, the error of its outputs."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,52 @@ class LayerInput(NamedTuple):
     strides: int
     groups: int
     padding: tuple[tuple[int, int], tuple[int, int]]
+
+
+class SiteInput(NamedTuple):
+    """What a sparse convolution of the network got.
+
+    Attributes:
+      x: float (N, M, C), as the convolution got it, perhaps quantized.
+      real: the same before.
+      product: `(x, kernel) -> outputs`, exactly 0 where there is no active site.
+    """
+
+    x: jax.Array
+    real: jax.Array
+    product: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def seen(layer: Any, x: jax.Array, *more: Any) -> LayerInput | SiteInput:
+    """What a layer of `quantnet_jax.models` got when it was called with these."""
+    if not more:
+        how = layer.size, layer.strides, layer.groups, layer.padding
+        return LayerInput(x, *how)
+    real, maps = more
+    return SiteInput(x, real, lambda x, kernel: layer.product(x, kernel, maps))
+
+
+def output_error(layer: SiteInput, latent: jax.Array, quantized: jax.Array):
+    """Quantization error of a layer's outputs, float32 scalar in [0, 1].
+
+    Forward: mean over channels of min over a of |y - a z|^2 / |y|^2
+      = 1 - (y . z)^2 / (|y|^2 |z|^2)
+    y are the outputs of latent weights and real inputs, z those of the quantized ones,
+    of all sites and examples; the best scale a stands for the BatchNorm that follows.
+
+    Args:
+      layer: what it got.
+      latent, quantized: kernels.
+    """
+    y, z = (
+        product.astype(jnp.float32).reshape(-1, product.shape[-1])
+        for product in (
+            layer.product(layer.real, latent),
+            layer.product(layer.x, quantized),
+        )
+    )
+    dot = lambda a, b: jnp.sum(a * b, axis=0)
+    return jnp.mean(1.0 - dot(y, z) ** 2 / (dot(y, y) * dot(z, z) + 1e-12))
 
 
 def correlation(layer: LayerInput) -> jax.Array:

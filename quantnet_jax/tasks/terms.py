@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from quantnet_jax.core import regularizers, tree
 from quantnet_jax.core.limits import Number, Sequence, Text
 from quantnet_jax.tasks.embeddings import distances, normalized
-from quantnet_jax.tasks.layer_inputs import correlation
+from quantnet_jax.tasks.layer_inputs import SiteInput, correlation, output_error
 
 PyTree = Any
 
@@ -33,7 +33,8 @@ class Context(NamedTuple):
       teacher_params: its weights, None without a teacher.
       step: int32 scalar, optimizer steps taken.
       quant: what the quantizers of weights learn, {path or shared key: qparams}.
-      inputs: {path of a convolution: `LayerInput`} where a term needs them, else None.
+      inputs: {path of a convolution: `LayerInput` or `SiteInput`} where a term needs
+        them, else None.
     """
 
     outputs: PyTree
@@ -202,9 +203,46 @@ def input_correlation() -> Term:
         for path, layer in context.inputs.items():
             own = getattr((context.quant or {}).get(f"{path}/kernel"), "value", None)
             if isinstance(own, dict) and "correlation" in own:
+                if isinstance(layer, SiteInput):
+                    raise ValueError(
+                        f"{path!r} is a sparse convolution, expected dense ones"
+                    )
                 new = jax.lax.stop_gradient(correlation(layer))
                 total += 0.5 * jnp.sum((own["correlation"] - new) ** 2)
         return total - jax.lax.stop_gradient(total)
+
+    return term
+
+
+def quantization_error(*, pattern: Annotated[str, Text()] = "(?!stem/).*") -> Term:
+    """Quantization error of the outputs of sparse convolutions (BSC-Net).
+
+    Forward: mean over layers and channels of 1 - (y . z)^2 / (|y|^2 |z|^2)
+    y are a layer's outputs with latent weights and real inputs, z those with what
+    training computes with, see `quantnet_jax.tasks.layer_inputs.output_error`. Its
+    gradient reaches latent weights, learned offsets and all layers before.
+
+    Reference: BSC-Net, arXiv 2303.15493. The formula is not public: a reconstruction.
+
+    Args:
+      pattern: which kernels, matched against the whole '/'-joined path.
+    """
+
+    def term(context: Context) -> jax.Array:
+        assert context.inputs is not None
+        latent, soft = tree.flatten(context.params), tree.flatten(context.soft)
+        parts = [
+            output_error(layer, latent[name], soft[name])
+            for path, layer in context.inputs.items()
+            if isinstance(layer, SiteInput)
+            and re.fullmatch(pattern, name := f"{path}/kernel")
+        ]
+        if not parts:
+            raise ValueError(
+                f"pattern {pattern!r} matches no sparse convolution; expected some, of "
+                "a network such as model.name='sparse2d'"
+            )
+        return jnp.mean(jnp.stack(parts))
 
     return term
 
@@ -215,6 +253,7 @@ TERMS: dict[str, Callable[..., Term]] = {
     "input_correlation": input_correlation,
     "kurtosis": kurtosis,
     "output_mimicking": output_mimicking,
+    "quantization_error": quantization_error,
     "weight_mimicking": weight_mimicking,
 }
 """Name in a configuration -> factory of a term."""
@@ -224,7 +263,7 @@ NEED_TEACHER = (
     *("output_mimicking", "weight_mimicking"),
 )
 """Terms that need `config.teacher`."""
-NEED_INPUTS = ("input_correlation",)
+NEED_INPUTS = ("input_correlation", "quantization_error")
 """Terms that need the inputs of convolutions."""
 
 

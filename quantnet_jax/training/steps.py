@@ -14,9 +14,9 @@ import optax
 
 from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.layers import replace_convolutions
-from quantnet_jax.tasks import Task
-from quantnet_jax.tasks.layer_inputs import LayerInput
+from quantnet_jax.models.layers import Conv, replace_convolutions
+from quantnet_jax.models.sparse import SparseConv
+from quantnet_jax.tasks import Task, layer_inputs
 from quantnet_jax.tasks.terms import Context, Term
 from quantnet_jax.training.gradients import Gradients, pmean
 from quantnet_jax.training.state import TrainState, average
@@ -70,13 +70,15 @@ def make_loss(
             "batch_stats": batch_stats,
             "training": {"step": step, "key": jax.random.fold_in(key, ACTIVATIONS)},
         }
-        seen: dict[str, LayerInput] = {}
+        seen: dict[str, Any] = {}
 
-        def look(layer, path, x):
-            how = layer.size, layer.strides, layer.groups, layer.padding
-            seen[path] = LayerInput(x, *how)
+        def look(layer, path, *given):
+            seen[path] = layer_inputs.seen(layer, *given)
 
-        looking = replace_convolutions(look) if inputs else contextlib.nullcontext()
+        both = (Conv, SparseConv)
+        looking = (
+            replace_convolutions(look, both) if inputs else contextlib.nullcontext()
+        )
         with looking:
             outputs, updated = apply(variables, examples["input"], train=True)
         mean = lambda x: jnp.mean(x * examples["mask"])

@@ -1,0 +1,310 @@
+"""Sparse convolutions against masked dense ones; networks, search, voxels, a study."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+from util import normal
+
+import quantnet_jax as qn
+from configs import omniglot_sparse
+from quantnet_jax import activations, data, evaluate, models
+from quantnet_jax import run as train
+from quantnet_jax.core import sparse
+from quantnet_jax.core.paths import flatten
+from quantnet_jax.data import voxels
+from quantnet_jax.tasks import layer_inputs
+from quantnet_jax.training import experiment
+
+
+def grids(dims, side=6, channels=3, seed=0, share=0.3):
+    """float32 (2, side, ..., channels), most sites of which are 0."""
+    rng = np.random.default_rng(seed)
+    x = normal(seed, (2, *(side,) * dims, channels))
+    return x * (rng.uniform(size=(2, *(side,) * dims, 1)) < share)
+
+
+def dense(x, kernel, strides=1, moved=None):
+    """Masked dense convolution in float64, by sums of slices of a padded grid.
+
+    Args:
+      x: (N, side, ..., Cin).
+      kernel: (size, ..., Cin, Cout), of an odd size.
+      moved: the shift of the whole kernel.
+    """
+    dims = x.ndim - 2
+    size, reach = kernel.shape[0], kernel.shape[0] + 2
+    moved = moved or (0,) * dims
+    mask = (x != 0).any(-1)
+    padded = np.pad(x.astype(np.float64), [(0, 0), *[(reach, reach)] * dims, (0, 0)])
+    cells = [-(-n // strides) for n in x.shape[1:-1]]
+    y = np.zeros((len(x), *cells, kernel.shape[-1]))
+    for j in np.ndindex(*(size,) * dims):
+        first = [reach + a - size // 2 + b for a, b in zip(j, moved, strict=True)]
+        part = tuple(
+            slice(f, f + n, strides) for f, n in zip(first, x.shape[1:-1], strict=True)
+        )
+        y += padded[(slice(None), *part)] @ kernel[j].astype(np.float64)
+    out = np.zeros((len(x), *cells), bool)
+    for n, *at in np.argwhere(mask):
+        out[(n, *(a // strides for a in at))] = True
+    return y * out[..., None]
+
+
+def sites_and_map(x, reach, strides=1, capacity=0):
+    sites = sparse.from_dense(jnp.asarray(x), capacity)
+    size = x.shape[1:-1]
+    out = sites if strides == 1 else sparse.coarser(sites, size, strides)
+    maps = sparse.gather_map(sites, out, size, reach, strides)
+    cells = tuple(-(-n // strides) for n in size)
+    return sites, out, maps, cells
+
+
+# Lists --------------------------------------------------------------------------------
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_list_is_the_grid(dims):
+    x = grids(dims)
+    sites = sparse.from_dense(jnp.asarray(x))
+    np.testing.assert_array_equal(sparse.to_dense(sites, x.shape[1:-1]), x)
+    mask = (x != 0).any(-1)
+    assert sites.count.tolist() == mask.reshape(2, -1).sum(1).tolist()
+    for n in range(2):
+        wanted = np.argwhere(mask[n])  # in row-major order
+        np.testing.assert_array_equal(sites.coordinates[n][: len(wanted)], wanted)
+    fewer = sparse.from_dense(jnp.asarray(x), 3)
+    assert fewer.features.shape == (2, 3, 3) and fewer.count.tolist() == [3, 3]
+    np.testing.assert_array_equal(fewer.features, sites.features[:, :3])
+    none = sparse.from_dense(jnp.zeros((1, *x.shape[1:])))
+    assert none.count.tolist() == [0] and not np.asarray(none.features).any()
+
+
+# Convolutions -------------------------------------------------------------------------
+@pytest.mark.parametrize(("dims", "strides"), [(2, 1), (2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("side", [6, 5])
+def test_equals_the_masked_dense_convolution(dims, strides, side):
+    x, kernel = grids(dims, side), normal(1, (3,) * dims + (3, 4))
+    _, out, maps, cells = found = sites_and_map(x, sparse.offsets(3, dims), strides)
+    y = sparse.convolve(found[0].features, maps, kernel.reshape(-1, 3, 4))
+    y = sparse.to_dense(out._replace(features=y), cells)
+    np.testing.assert_allclose(y, dense(x, kernel, strides), atol=1e-5)
+
+
+def test_equals_the_convolution_of_xla():
+    x, kernel = grids(2, 9), normal(1, (3, 3, 3, 4))
+    sites, _, maps, cells = sites_and_map(x, sparse.offsets(3, 2))
+    y = sparse.convolve(sites.features, maps, kernel.reshape(9, 3, 4))
+    wanted = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )  # fmt: skip
+    mask = (x != 0).any(-1, keepdims=True)
+    y = sparse.to_dense(sites._replace(features=y), cells)
+    np.testing.assert_allclose(y, np.asarray(wanted) * mask, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_shifted_groups(dims):
+    x, kernel = grids(dims), normal(1, (3,) * dims + (3, 4))
+    sites, _, maps, cells = sites_and_map(x, sparse.offsets(5, dims))
+    flat, where = kernel.reshape(-1, 3, 4), sparse.shifted(3, dims)
+    moves = sparse.offsets(3, dims)
+    choice = np.asarray([len(moves) // 2, 1], np.int32)  # none, and (..., -1, 0)
+    assert not moves[choice[0]].any()
+    y = sparse.convolve_shifted(sites.features, maps, flat, jnp.asarray(choice), where)
+    y = sparse.to_dense(sites._replace(features=y), cells)
+    wanted = [
+        dense(x, kernel[..., 2 * g : 2 * g + 2], moved=tuple(moves[choice[g]]))
+        for g in range(2)
+    ]
+    np.testing.assert_allclose(y, np.concatenate(wanted, -1), atol=1e-5)
+    # The supernet: the weighted sum over all shifts.
+    share = np.random.default_rng(0).dirichlet(np.ones(len(moves)), 2)
+    share = share.astype(np.float32)
+    mixed = sparse.convolve_supernet(
+        sites.features, maps, flat, jnp.asarray(share), where
+    )
+    each = [
+        sum(
+            share[g, o] * dense(x, kernel[..., 2 * g : 2 * g + 2], moved=tuple(move))
+            for o, move in enumerate(moves)
+        )
+        for g in range(2)
+    ]
+    mixed = sparse.to_dense(sites._replace(features=mixed), cells)
+    np.testing.assert_allclose(mixed, np.concatenate(each, -1), atol=1e-5)
+
+
+def test_binary_products_are_exact_and_inactive_sites_stay_zero():
+    x = np.sign(grids(2, 8, share=0.4))
+    kernel = np.sign(normal(1, (3, 3, 3, 4)))
+    sites, _, maps, cells = sites_and_map(x, sparse.offsets(3, 2), capacity=40)
+    full = sites.features + jnp.where(sites.active, 0.0, 7.0)  # padding is not read
+    y = sparse.convolve(full, maps, kernel.reshape(9, 3, 4))
+    y = np.asarray(sparse.to_dense(sites._replace(features=y), cells))
+    np.testing.assert_array_equal(y, dense(x, kernel))
+    assert (y[~(x != 0).any(-1)] == 0).all() and np.abs(y).max() > 2
+
+
+# Networks -----------------------------------------------------------------------------
+def made(name="sparse2d", **options):
+    given = {"outputs": 3, "width": 4, "depth": 1, "groups": 2}
+    signs = {"act": "rprelu", "act_quant": activations.create("rsign")}
+    return models.create(name, **given | signs | options)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("sparse2d", 1), ("sparse3d", 8)])
+def test_capacity_and_padding_do_not_matter(name, channels):
+    """Enough sites give what all pixels give, in training too."""
+    x = (np.random.default_rng(0).uniform(size=(4, 8, 8, channels)) < 0.15) * 1.0
+    x = jnp.asarray(x, jnp.float32)
+    most = 4 * int((x != 0).sum((1, 2, 3)).max())  # a fourth is left at the end
+    outputs = []
+    for capacity in (0, most, most + 3):
+        model = made(name, capacity=capacity)
+        variables = jax.jit(model.init)(jax.random.key(0), x)
+        apply = jax.jit(
+            lambda v, x, m=model: m.apply(v, x, True, mutable=["batch_stats"])
+        )
+        outputs.append(apply(variables, x))
+    for other in outputs[1:]:
+        for a, b in zip(*map(jax.tree.leaves, (outputs[0], other)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_search_ships_the_likeliest_offsets():
+    """Outside of training a supernet is the network with fixed offsets."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 8, 8, 1)) < 0.3)
+    x = x.astype(jnp.float32)
+    fixed, search = made(shift="fixed"), made(shift="search")
+    variables = jax.jit(fixed.init)(jax.random.key(0), x)
+    run = lambda model, training: jax.jit(
+        lambda v: model.apply(v | training, x, True, mutable=["batch_stats"])[0]
+    )(variables)
+    ships = run(search, {})
+    np.testing.assert_array_equal(ships, run(fixed, {}))
+    training = {"training": {"step": jnp.int32(0)}}
+    np.testing.assert_array_equal(ships, run(fixed, training))
+    assert np.abs(ships - run(search, training)).max() > 1e-3
+
+
+def test_bad_options_are_one_line():
+    for options, words in (
+        ({"shift": "left"}, "`shift` is 'left'"),
+        ({"groups": 3}, "`groups` is 3, expected a divisor of width=4"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            made(**options)
+
+
+def test_output_error_against_numpy():
+    x, z = grids(2, 8), np.sign(grids(2, 8))
+    sites, _, maps, _ = sites_and_map(x, sparse.offsets(3, 2))
+    coarse = sites._replace(features=sparse.from_dense(jnp.asarray(z)).features)
+    w = normal(1, (3, 3, 3, 4))
+    layer = layer_inputs.SiteInput(
+        coarse.features, sites.features, lambda x, w: sparse.convolve(x, maps, w)
+    )
+    flat = w.reshape(9, 3, 4)
+    got = layer_inputs.output_error(layer, flat, jnp.sign(flat))
+    a, b = dense(x, w).reshape(-1, 4), dense(z, np.sign(w)).reshape(-1, 4)
+    wanted = [
+        min(np.sum((a[:, c] - s * b[:, c]) ** 2) for s in np.linspace(0, 3, 3001))
+        / np.sum(a[:, c] ** 2)
+        for c in range(4)
+    ]
+    assert float(got) == pytest.approx(np.mean(wanted), abs=1e-4)
+    assert float(
+        layer_inputs.output_error(layer._replace(x=layer.real), flat, flat)
+    ) == (pytest.approx(0, abs=1e-5))
+
+
+# The training program -----------------------------------------------------------------
+def config(**overrides):
+    given = {
+        "data__name": "synthetic",
+        "data__pad": 0,
+        "model__name": "sparse2d",
+        "model__width": 4,
+        "model__depth": 1,
+        "model__groups": 2,
+        "model__act": "rprelu",
+        "activation__name": "rsign",
+        "quantizer__name": "binary_ste",
+    }
+    return tiny_config(**given | overrides)
+
+
+def test_search_then_fixed_through_the_training_program(tmp_path):
+    found = config(model__shift="search", export=True, weights__optimizer="adam")
+    omniglot_sparse.search(found)
+    result = train.train(found, tmp_path / "search")
+    assert result["packed"] == result["exported"] == result["hard"]
+    predictor = qn.load(tmp_path / "search" / "export" / "model.safetensors")
+    exp, state, _ = evaluate.restore(str(tmp_path / "search"))
+    outputs = predictor(exp.feed.test_data["image"])
+    hard = experiment.tree.dequantize_tree(exp.deployed(state))
+    np.testing.assert_allclose(
+        outputs, exp.predict(exp.runner.place(hard)), rtol=1e-4, atol=1e-4
+    )
+    shifts = {k: v for k, v in flatten(state.params["model"]).items() if "shift" in k}
+    assert len(shifts) == 3 and all(np.abs(x).max() > 0 for x in shifts.values())
+
+    again = config(model__shift="fixed", init_from=str(tmp_path / "search"))
+    train.train(again, tmp_path / "fixed")
+    _, state, _ = evaluate.restore(str(tmp_path / "fixed"))
+    for path, x in shifts.items():
+        now = flatten(state.params["model"])[path]
+        np.testing.assert_array_equal(np.argmax(now, -1), np.argmax(x, -1))
+
+
+# Data ---------------------------------------------------------------------------------
+def test_voxels_by_hand():
+    points = np.asarray([[[-1, -1, -1], [0.99, 0.1, -0.1], [2.0, -0.6, 0.0]]])
+    grid = voxels.voxelize(points, 4)
+    assert np.argwhere(grid[0]).tolist() == [[0, 0, 0], [3, 0, 2], [3, 2, 1]]
+    assert set(np.unique(grid)) == {0, 255}
+    for wrong in (points[0], points * np.nan):
+        with pytest.raises(ValueError, match=r"expected finite \[N, P, 3\]"):
+            voxels.voxelize(wrong)
+
+
+def test_generated_shapes():
+    found = voxels.shapes(16, 8)
+    again = voxels.shapes(16, 8)
+    np.testing.assert_array_equal(found.train_image, again.train_image)
+    assert np.bincount(found.train_label).tolist() == [2] * 8
+    # A sphere is a surface: all of its voxels are about as far from the middle.
+    sphere = found.test_image[list(found.test_label).index(0)]
+    at = np.argwhere(sphere) - (voxels.SIDE - 1) / 2
+    spread = np.linalg.eigvalsh(np.cov(at.T))
+    assert 100 < len(at) < 500 and spread.min() > 5
+    disc = found.test_image[list(found.test_label).index(7)]
+    spread = np.linalg.eigvalsh(np.cov(np.argwhere(disc).T))
+    assert spread[0] < 1.5 < 5 < spread[1]
+
+
+def test_modelnet_file(tmp_path, shared_data):
+    found = data.load("modelnet40", shared_data / "modelnet40-subset")
+    assert np.bincount(found.train_label).tolist() == [626, 106]
+    assert np.bincount(found.test_label).tolist() == [100, 50]
+    count = (found.train_image > 0).reshape(732, -1).sum(1)
+    assert count.max() <= 512 and count.mean() > 200
+    (tmp_path / voxels.FILE).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=f"{voxels.FILE}.*expected arrays"):
+        data.load("modelnet40", tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected the point clouds"):
+        data.load("modelnet40", tmp_path / "none")
+
+
+def test_drawers_are_held_out_and_lists_hold_all_sites(shared_data):
+    found = data.load("omniglot_drawers", shared_data / "omniglot")
+    assert len(found.classes) == 242
+    assert set(np.bincount(found.train_label)) == {15}
+    assert set(np.bincount(found.test_label)) == {5}
+    images = np.concatenate([found.train_image, found.test_image])
+    mask = (images[..., 0] > 0).reshape(-1, 7, 4, 7, 4)
+    most = omniglot_sparse.get_config().model.capacity
+    for stage, cells in enumerate((1, 2, 4)):
+        part = mask.reshape(-1, 28 // cells, cells, 28 // cells, cells).any((2, 4))
+        assert part.sum((1, 2)).max() <= most >> stage
