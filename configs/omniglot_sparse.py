@@ -51,15 +51,16 @@ def get_config(variant: str = ""):
         variant = ""
     if variant == "searched":
         c.init_from = "runs/omniglot_sparse_search"
+        c.init_pattern = "params/model/.*/shift"
     if variant == "search":
         search(c)
     c.model.shift = SHIFTS.get(variant, "none")
     return recipes.variant_of(c, "" if variant in SHIFTS else variant, shrink)
 
 
-def search(c):
-    """The supernet: all offsets, with the quantization error in the loss."""
-    c.terms = ({"name": "quantization_error", "weight": 1.0},)
+def search(c, beta: float = 1.0):
+    """The supernet: all offsets, with beta times the quantization error in the loss."""
+    c.terms = ({"name": "quantization_error", "weight": beta},)
     offsets = {"pattern": "model/.*/shift", "optimizer": "adam", "learning_rate": 0.03}
     c.optimizers = (offsets | {"weight_decay": 0.0},)
 

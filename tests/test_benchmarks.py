@@ -15,6 +15,8 @@ from benchmarks import (
     mismatch,
     performance,
     popcount,
+    sparse,
+    sparse_error,
     step_time,
     timing,
 )
@@ -54,6 +56,9 @@ def test_summary_by_hand():
         (popcount, "--max-load=-1", "the machine is busy"),
         (popcount, "--shapes 3", "--shapes 3"),
         (popcount, "--shapes 0x4", "--shapes 0x4"),
+        (sparse, "--cases 8x8:0.1", "--cases 8x8:0.1"),
+        (sparse, "--cases 8x8x2:2", "--cases 8x8x2:2"),
+        (sparse_error, "", "no record of 'sparse'"),
         (step_time, "--devices=99", "--devices=99"),
         (step_time, "--model=bread", "model.name='bread'"),
         (step_time, "--batch=0", "batch_size=0"),
@@ -128,6 +133,13 @@ def test_popcount(tmp_path):
     row = record["shapes"]["3x4"]
     assert one == pytest.approx(row["float"]["median"] / row["binary"]["median"])
     assert record["geometric_mean"] == pytest.approx((one * two) ** 0.5)
+
+
+def test_sparse(tmp_path):
+    record = run(sparse, tmp_path, "--cases", "8x8x4:0.1", "4x4x4x4:0.1")
+    for row in record["cases"].values():
+        assert row["sites"] == 6 and min(row["bytes"].values()) > 0
+        assert row["times"]["dense"]["over_float"] == 1.0
 
 
 def test_decode(tmp_path):

@@ -11,11 +11,12 @@ import quantnet_jax as qn
 from configs import omniglot_sparse
 from quantnet_jax import activations, data, evaluate, models
 from quantnet_jax import run as train
+from quantnet_jax.checkpoint import manager
 from quantnet_jax.core import sparse
 from quantnet_jax.core.paths import flatten
 from quantnet_jax.data import voxels
 from quantnet_jax.tasks import layer_inputs
-from quantnet_jax.training import experiment
+from quantnet_jax.training import experiment, resume
 
 
 def grids(dims, side=6, channels=3, seed=0, share=0.3):
@@ -103,6 +104,33 @@ def test_equals_the_convolution_of_xla():
     np.testing.assert_allclose(y, np.asarray(wanted) * mask, atol=1e-5)
 
 
+@pytest.mark.parametrize(("strides", "groups"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_derivatives_are_those_of_the_plain_form(strides, groups):
+    """That with a gather of its own against that which JAX derives by scattering."""
+    x, kernel = grids(2), normal(1, (9, 3, 4))
+    reach = sparse.offsets(3 if groups == 1 else 5, 2)
+    sites, _, maps, _ = sites_and_map(x, reach, strides)
+    choice = None if groups == 1 else sparse.shifted(3, 2)[np.asarray([1, 8])]
+    g = normal(2, (*maps.forward.shape[:2], 4))
+
+    def own(x, w):
+        return jnp.sum(sparse.convolve(x, maps, w, choice) * g)
+
+    def plain(x, w):
+        met, total = sparse.gather(x, maps), 0.0
+        rows = np.arange(9)[None] if choice is None else choice
+        for i, row in enumerate(rows):
+            part = slice(4 // groups * i, 4 // groups * (i + 1))
+            y = jnp.einsum("nmjc,jcd->nmd", met[:, :, row], w[..., part])
+            total += jnp.sum(y * g[..., part])
+        return total
+
+    found = [jax.jit(jax.grad(f, (0, 1)))(sites.features, kernel) for f in (own, plain)]
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        assert np.abs(a).max() > 0.1
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_shifted_groups(dims):
     x, kernel = grids(dims), normal(1, (3,) * dims + (3, 4))
@@ -111,7 +139,7 @@ def test_shifted_groups(dims):
     moves = sparse.offsets(3, dims)
     choice = np.asarray([len(moves) // 2, 1], np.int32)  # none, and (..., -1, 0)
     assert not moves[choice[0]].any()
-    y = sparse.convolve_shifted(sites.features, maps, flat, jnp.asarray(choice), where)
+    y = sparse.convolve(sites.features, maps, flat, jnp.asarray(where[choice]))
     y = sparse.to_dense(sites._replace(features=y), cells)
     wanted = [
         dense(x, kernel[..., 2 * g : 2 * g + 2], moved=tuple(moves[choice[g]]))
@@ -121,9 +149,7 @@ def test_shifted_groups(dims):
     # The supernet: the weighted sum over all shifts.
     share = np.random.default_rng(0).dirichlet(np.ones(len(moves)), 2)
     share = share.astype(np.float32)
-    mixed = sparse.convolve_supernet(
-        sites.features, maps, flat, jnp.asarray(share), where
-    )
+    mixed = sparse.supernet(sites.features, maps, flat, jnp.asarray(share), where)
     each = [
         sum(
             share[g, o] * dense(x, kernel[..., 2 * g : 2 * g + 2], moved=tuple(move))
@@ -250,9 +276,16 @@ def test_search_then_fixed_through_the_training_program(tmp_path):
     shifts = {k: v for k, v in flatten(state.params["model"]).items() if "shift" in k}
     assert len(shifts) == 3 and all(np.abs(x).max() > 0 for x in shifts.values())
 
-    again = config(model__shift="fixed", init_from=str(tmp_path / "search"))
-    train.train(again, tmp_path / "fixed")
-    _, state, _ = evaluate.restore(str(tmp_path / "fixed"))
+    again = config(
+        model__shift="fixed",
+        init_from=str(tmp_path / "search"),
+        init_pattern="params/model/.*/shift",
+    )
+    exp = experiment.build(again)
+    with manager.Checkpoints(tmp_path / "fixed") as none:
+        taken = resume.start(exp, none, lambda step: False)
+    assert set(taken.warm["matched"]) == {f"params/model/{path}" for path in shifts}
+    state, _ = exp.train_step(taken.state, exp.train_data, next(exp.train_batches(0)))
     for path, x in shifts.items():
         now = flatten(state.params["model"])[path]
         np.testing.assert_array_equal(np.argmax(now, -1), np.argmax(x, -1))

@@ -4,9 +4,9 @@
     python -m tools.tables --check    # exit code 1 if a page differs from its records
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of
-`blocks.py`, `cost_blocks.py`, `posttrain_blocks.py`, `members.py` or
-`super_resolution.py`; or `study STUDY`
-for all of a study, `rows STUDY` for its table alone.
+`blocks.py`, `cost_blocks.py`, `posttrain_blocks.py`, `members.py`, `sparse.py` or
+`super_resolution.py`; or `study STUDY` for all of a study, `rows STUDY` for its table
+alone.
 """
 
 import argparse
@@ -15,10 +15,17 @@ import re
 import sys
 
 from quantnet_jax.experiments import grid, results, tables
-from tools import blocks, cost_blocks, members, posttrain_blocks, super_resolution
+from tools import (
+    blocks,
+    cost_blocks,
+    members,
+    posttrain_blocks,
+    sparse,
+    super_resolution,
+)
 
 BLOCKS = blocks.BLOCKS | cost_blocks.BLOCKS | members.BLOCKS | posttrain_blocks.BLOCKS
-BLOCKS |= super_resolution.BLOCKS
+BLOCKS |= sparse.BLOCKS | super_resolution.BLOCKS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- table: ([^\n]*?) -->\n).*?(<!-- end -->)", re.S)
 

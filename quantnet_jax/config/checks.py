@@ -238,6 +238,7 @@ def _check_data(c: dict) -> None:
 
 def _check_rules(config: dict) -> None:
     _check_pattern("layers", config["layers"])
+    _check_pattern("init_pattern", config["init_pattern"])
     for number, row in enumerate(config["rules"]):
         key = f"rules[{number}]"
         if not isinstance(row, Mapping) or not {"pattern", "quantizer"} <= row.keys():

@@ -104,6 +104,7 @@ def base() -> Config:
 
     # The run -----------------------------------------------------------------------
     c.init_from = ""  # workdir of another run whose parameters to start from
+    c.init_pattern = ".*"  # which: over 'params/model/...' and 'batch_stats/...'
     c.float_baseline = False  # train the float network first, in WORKDIR/float
     c.runner = "pmap"  # or 'jit'
     c.fsdp = 1  # 'jit': devices that share the output channels of each weight

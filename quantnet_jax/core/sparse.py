@@ -40,6 +40,18 @@ class SiteList(NamedTuple):
         return (rows[None] < self.count[:, None])[..., None]
 
 
+class GatherMap(NamedTuple):
+    """Which input site each output site meets at each of J offsets, and the reverse.
+
+    Attributes:
+      forward: int32 (N, output sites, J), rows of the inputs; their number for none.
+      backward: int32 (N, input sites, J), rows of the outputs; their number for none.
+    """
+
+    forward: jax.Array
+    backward: jax.Array
+
+
 def from_dense(x: jax.Array, capacity: int = 0) -> SiteList:
     """The sites of grids (N, ..., C) where a channel is not 0.
 
@@ -104,57 +116,100 @@ def gather_map(
     size: Sequence[int],
     reach: np.ndarray,
     strides: int = 1,
-) -> jax.Array:
-    """Which input site each output site meets at each of J offsets.
+) -> GatherMap:
+    """The map of a convolution: output p meets input strides * p + offset.
 
     Args:
       inputs: sites of grids of `size`.
       outputs: the same ones, or those of `coarser`.
       size: of the grids of inputs.
       reach: int32 (J, d), offsets.
-      strides: of the convolution: output p meets input strides * p + offset.
-
-    Returns:
-      int32 (N, output sites, J), rows of the inputs; their number for none.
+      strides: of the convolution.
     """
-    none = inputs.coordinates.shape[1]
-    wanted = outputs.coordinates[:, :, None] * strides + reach[None, None]
-    last = np.asarray(size, np.int32)[None, None, None]
-    inside = jnp.all((wanted >= 0) & (wanted < last), axis=-1)
-    table = _table(inputs.coordinates, inputs.count, size)
-    place = jnp.where(inside, _flat(wanted, size), 0) + _first(*table.shape)
-    row = jnp.take(table.reshape(-1), place, mode="clip")
-    return jnp.where(inside & outputs.active, row, none)
+    moves = reach[None, None]
+    wanted = outputs.coordinates[:, :, None] * strides + moves
+    forward = _found(inputs, wanted, size, outputs.active)
+    back = inputs.coordinates[:, :, None] - moves
+    whole = jnp.all(back % strides == 0, axis=-1)
+    cells = tuple(-(-n // strides) for n in size)
+    backward = _found(outputs, back // strides, cells, inputs.active & whole)
+    return GatherMap(forward, backward)
 
 
-def gather(x: jax.Array, maps: jax.Array) -> jax.Array:
+def gather(x: jax.Array, maps: GatherMap) -> jax.Array:
     """(N, M, C) -> (N, output sites, J, C), 0 where there is no site."""
     flat = _with_zeros(x)
-    index = maps + _first(*flat.shape[:2])
+    index = maps.forward + _first(*flat.shape[:2])
     return jnp.take(flat.reshape(-1, x.shape[-1]), index, axis=0, mode="clip")
 
 
 def convolve(
-    x: jax.Array, maps: jax.Array, kernel: jax.Array, *, precision: Any = None
+    x: jax.Array,
+    maps: GatherMap,
+    kernel: jax.Array,
+    choice: jax.Array | None = None,
+    *,
+    precision: Any = None,
 ) -> jax.Array:
-    """Sparse convolution: y(p) = sum over j of kernel[j]^T x(strides p + offset j).
+    """Sparse convolution, of which groups of output channels may be shifted.
 
-    One gather, then one product over the axis of sites. Padding and sites without a
-    neighbour give exactly 0.
+    Forward: y_g(p) = sum over j of kernel_g[j]^T x(strides p + offset j + shift of g)
+    One product over the axis of sites, with all elements of the kernel, then the sum of
+    what each output meets: as many products with shifts as without. Padding and sites
+    without a neighbour give exactly 0. The derivative gathers too, for it knows which
+    outputs an input has met.
 
     Args:
       x: floating (N, M, Cin); rows of padding are not looked at.
-      maps: of `gather_map`, of the J offsets of the kernel.
+      maps: of the J offsets of the kernel; with shifts those of one of size + 2.
       kernel: (J, Cin, Cout), cast to the dtype of `x`.
+      choice: int32 (G, J), of each group the elements of the larger kernel where its
+        own lie, rows of `shifted`; G divides Cout.
       precision: as in `jax.numpy.matmul`.
 
     Returns:
       (N, output sites, Cout) in the dtype of `x`.
     """
-    met = gather(x, maps)
-    met = met.reshape(*met.shape[:2], -1)
-    flat = kernel.astype(x.dtype).reshape(-1, kernel.shape[-1])
-    return jnp.matmul(met, flat, precision=precision)
+    reach, inputs, outputs = kernel.shape
+    flat = kernel.astype(x.dtype).transpose(1, 0, 2).reshape(inputs, reach * outputs)
+    made = jnp.matmul(_with_zeros(x), flat, precision=precision)
+    groups = 1
+    if choice is not None:
+        groups = choice.shape[0]
+        index = choice.T.reshape(-1)
+        maps = GatherMap(*(jnp.take(m, index, axis=-1, mode="clip") for m in maps))
+    y = _meet(made.reshape(*made.shape[:2], reach, groups, -1), maps)
+    return y.reshape(*y.shape[:2], outputs)
+
+
+@jax.custom_vjp
+def _meet(made: jax.Array, maps: GatherMap) -> jax.Array:
+    """(N, M + 1, J, G, c), the last row zeros -> (N, output sites, G, c)."""
+    n, rows, reach, groups, channels = made.shape
+    row = (maps.forward + _first(n, rows)) * (reach * groups)
+    index = row + np.arange(reach * groups, dtype=np.int32)[None, None]
+    met = jnp.take(made.reshape(-1, channels), index, axis=0, mode="clip")
+    return jnp.sum(met.reshape(n, -1, reach, groups, channels), axis=2)
+
+
+def _meet_fwd(made, maps):
+    return _meet(made, maps), (made, maps)
+
+
+def _meet_bwd(kept, g):
+    made, maps = kept  # of `made` the shape alone, so it need not be kept
+    n, rows, reach, groups, channels = made.shape
+    g = jnp.pad(g, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    none = g.shape[1] - 1
+    back = jnp.pad(maps.backward, ((0, 0), (0, 1), (0, 0)), constant_values=none)
+    row = (back + _first(n, g.shape[1])) * groups
+    index = row + np.tile(np.arange(groups, dtype=np.int32), reach)[None, None]
+    met = jnp.take(g.reshape(-1, channels), index, axis=0, mode="clip")
+    zero = lambda i: np.zeros(i.shape, jax.dtypes.float0)
+    return met.reshape(made.shape), jax.tree.map(zero, maps)
+
+
+_meet.defvjp(_meet_fwd, _meet_bwd)
 
 
 @functools.lru_cache
@@ -168,69 +223,36 @@ def shifted(size: int, dims: int) -> np.ndarray:
     return np.asarray([[wide[tuple(x)] for x in row] for row in rows.tolist()])
 
 
-def convolve_shifted(
+def supernet(
     x: jax.Array,
-    maps: jax.Array,
-    kernel: jax.Array,
-    choice: jax.Array,
-    where: np.ndarray,
-    *,
-    precision: Any = None,
-) -> jax.Array:
-    """Shifted sparse convolution: each group of output channels has its own offset.
-
-    Forward: y_g(p) = sum over j of kernel_g[j]^T x(strides p + offset j + shift of g)
-    It takes as many products as without shifts: first those of all sites with all
-    elements of the kernel, then a sum of what the outputs of each group meet.
-
-    Args:
-      x: as in `convolve`.
-      maps: of the kernel of size + 2.
-      kernel: as in `convolve`.
-      choice: int32 (G,), the row of `where` of each group, G a divisor of Cout; see
-        `convolve_supernet` for shares of all rows.
-      where: of `shifted`.
-      precision: as in `convolve`.
-    """
-    reach, inputs, outputs = kernel.shape
-    groups = choice.shape[0]
-    flat = kernel.astype(x.dtype).transpose(1, 0, 2).reshape(inputs, reach * outputs)
-    made = jnp.matmul(_with_zeros(x), flat, precision=precision)
-    chosen = jnp.asarray(where)[choice].T  # (J, G)
-    met = jnp.take(maps, chosen.reshape(-1), axis=-1, mode="clip")
-    row = (met + _first(*made.shape[:2])).reshape(*met.shape[:2], reach, groups)
-    part = jnp.arange(reach * groups, dtype=jnp.int32).reshape(1, 1, reach, groups)
-    parts = made.reshape(-1, outputs // groups)
-    index = row * (reach * groups) + part
-    y = jnp.sum(jnp.take(parts, index, axis=0, mode="clip"), axis=2)
-    return y.reshape(*maps.shape[:2], outputs)
-
-
-def convolve_supernet(
-    x: jax.Array,
-    maps: jax.Array,
+    maps: GatherMap,
     kernel: jax.Array,
     share: jax.Array,
     where: np.ndarray,
     *,
     precision: Any = None,
 ) -> jax.Array:
-    """The sum of `convolve_shifted` over all offsets, times the shares of these.
+    """The sum of shifted convolutions over all offsets, times the shares of these.
 
     Convolutions are linear: it is one, of the kernel of size + 2 that the shifted
     kernels sum up to.
 
     Args:
-      x, maps, kernel, where, precision: as in `convolve_shifted`.
+      x, kernel, precision: as in `convolve`.
+      maps: of the kernel of size + 2.
       share: float32 (G, 3^d).
+      where: of `shifted`.
     """
-    one_hot = np.eye(maps.shape[-1], dtype=np.float32)[where]  # (3^d, J, wide)
+    reach = maps.forward.shape[-1]
+    one_hot = np.eye(reach, dtype=np.float32)[where]  # (3^d, J, wide)
     spread = jnp.einsum("go,ojw->gwj", share, one_hot, precision="highest")
     wide = [
         jnp.einsum("wj,jic->wic", spread[g], part, precision="highest")
         for g, part in enumerate(jnp.split(kernel, share.shape[0], axis=-1))
     ]
-    return convolve(x, maps, jnp.concatenate(wide, axis=-1), precision=precision)
+    flat = jnp.concatenate(wide, axis=-1).astype(x.dtype)
+    met = gather(x, maps).reshape(x.shape[0], -1, reach * x.shape[-1])
+    return jnp.matmul(met, flat.reshape(-1, flat.shape[-1]), precision=precision)
 
 
 def _first(n: int, many: int) -> jax.Array:
@@ -278,3 +300,15 @@ def _table(coordinates: jax.Array, count: jax.Array, size: Sequence[int]) -> jax
     empty = jnp.full(n * (cells + 1), rows, jnp.int32)
     made = empty.at[place.reshape(-1)].min(number.reshape(-1), mode="drop")
     return made.reshape(n, cells + 1)[:, :cells]
+
+
+def _found(
+    sites: SiteList, wanted: jax.Array, size: Sequence[int], real: jax.Array
+) -> jax.Array:
+    """Rows of coordinates (N, A, J, d) in a list, its length for none."""
+    last = np.asarray(size, np.int32)[None, None, None]
+    inside = jnp.all((wanted >= 0) & (wanted < last), axis=-1)
+    table = _table(sites.coordinates, sites.count, size)
+    place = jnp.where(inside, _flat(wanted, size), 0) + _first(*table.shape)
+    row = jnp.take(table.reshape(-1), place, mode="clip")
+    return jnp.where(inside & real, row, sites.coordinates.shape[1])

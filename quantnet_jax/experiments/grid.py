@@ -25,6 +25,7 @@ class Row(NamedTuple):
       learning_rates: that are tried, () for those of the study.
       initialization: name of the only one that is tried, '' for all.
       like: row whose best initialization and learning rate are taken without a search.
+      start: row whose final run of the same seed gives the final runs `init_from`.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     learning_rates: tuple[float, ...] = ()
     initialization: str = ""
     like: str = ""
+    start: str = ""
 
 
 class Initialization(NamedTuple):
@@ -252,7 +254,9 @@ def _from_float(run: Run) -> bool:
 
 
 def needs(study: Study, records: Records, run: Run) -> Run | None:
-    """The float run that a run takes its weights from, if it does."""
+    """The run that a run begins from, if it does: a float one, or that of `start`."""
+    if (start := study.rows[run.row].start) and run.kind == "final":
+        return final_run(study, records, start, run.seed)
     if not _from_float(run):
         return None
     return float_run(study, records, None if run.kind == "search" else run.seed)

@@ -11,7 +11,7 @@ from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core import sparse
 from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.core.sparse import SiteList
+from quantnet_jax.core.sparse import GatherMap, SiteList
 from quantnet_jax.models.layers import (
     BatchNorm,
     Pooled,
@@ -56,7 +56,7 @@ class SparseConv(nn.Module):
     quantized_input: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, real: jax.Array, maps: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, real: jax.Array, maps: GatherMap) -> jax.Array:
         """(N, M, Cin) -> (N, output sites, channels).
 
         Args:
@@ -77,7 +77,7 @@ class SparseConv(nn.Module):
         y = self.product(x, kernel, maps)
         return y if scale is None else (y.astype(jnp.float32) * scale).astype(y.dtype)
 
-    def product(self, x: jax.Array, kernel: jax.Array, maps: jax.Array) -> jax.Array:
+    def product(self, x: jax.Array, kernel: jax.Array, maps: GatherMap) -> jax.Array:
         """The convolution with a given kernel, and the offsets of the layer."""
         exact = precision(self.folded)
         if self.shift == "none":
@@ -88,11 +88,9 @@ class SparseConv(nn.Module):
         root = self.scope.root  # pyright: ignore[reportOptionalMemberAccess]
         if self.shift == "search" and root.get_variable("training", "step") is not None:
             share = jax.nn.softmax(shift, axis=-1)
-            return sparse.convolve_supernet(
-                x, maps, kernel, share, where, precision=exact
-            )
-        choice = jnp.argmax(shift, axis=-1)
-        return sparse.convolve_shifted(x, maps, kernel, choice, where, precision=exact)
+            return sparse.supernet(x, maps, kernel, share, where, precision=exact)
+        choice = jnp.asarray(where)[jnp.argmax(shift, axis=-1)]
+        return sparse.convolve(x, maps, kernel, choice, precision=exact)
 
 
 class Sparse(Pooled, nn.Module):
@@ -191,7 +189,7 @@ class Sparse(Pooled, nn.Module):
         name: str,
         x: jax.Array,
         skip: jax.Array,
-        maps: jax.Array,
+        maps: GatherMap,
         at: SiteList,
         train: bool,
     ) -> jax.Array:
@@ -213,8 +211,8 @@ class Sparse(Pooled, nn.Module):
         return bn(y, train, at.active)
 
 
-def _means(x: jax.Array, maps: jax.Array) -> jax.Array:
+def _means(x: jax.Array, maps: GatherMap) -> jax.Array:
     """The mean of the sites that each output meets."""
-    met = (maps < x.shape[1]).astype(x.dtype)
+    met = (maps.forward < x.shape[1]).astype(x.dtype)
     count = jnp.maximum(jnp.sum(met, axis=-1, keepdims=True), 1.0)
     return jnp.sum(sparse.gather(x, maps), axis=2) / count

@@ -1,5 +1,6 @@
 """How a run starts: from its own checkpoint, from another run, or from scratch."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,6 +65,8 @@ def start(
     like = {"params": exp.state.params, "batch_stats": exp.state.batch_stats}
     with Checkpoints(source, read_only=True) as other:
         step, arrays, *_ = other.load_arrays()
+    pattern = exp.config.init_pattern
+    arrays = {k: x for k, x in arrays.items() if re.fullmatch(pattern, k)}
     warm, matched = warm_start(like, arrays)
     if warm["params"]["quant"]:
         # Initialize quantizer parameters from the restored weights.

@@ -1,0 +1,58 @@
+"""BSC-Net on Omniglot's strokes: binary sparse convolutions with and without shifts."""
+
+from configs import omniglot_sparse
+from quantnet_jax.experiments.grid import FLOAT, Row, Study
+from sweeps import common
+from sweeps.rows import schedule
+
+CLASSES = 60
+"""The first of the 242 characters, so that a run takes a minute."""
+FLOATS = {"activation.name": "", "model.act": "prelu"}
+RANDOM = {"model.shift": "fixed"}
+FOUND = RANDOM | {"init_pattern": "params/model/.*/shift"}
+
+
+def base():
+    c = common.single(omniglot_sparse.get_config)()
+    c.data.classes = CLASSES
+    c.model.depth = 1
+    c.batch_size, c.eval_batch_size = 50, 300
+    c.recalibration_batches = 0
+    return c
+
+
+def search(beta: float) -> dict:
+    """The changes of a supernet, with the weight of the quantization error."""
+    c = base()
+    omniglot_sparse.search(c, beta)
+    return {"model.shift": "search", "terms": c.terms, "optimizers": c.optimizers}
+
+
+def rows(label: str, plain: Row) -> dict[str, Row]:
+    """A method without shifts, with random ones, with those that a search finds."""
+    own = plain._replace(like="binary")
+    found = own._replace(changes={**plain.changes, **FOUND}, start="search")
+    return {
+        label: plain if label == "binary" else own,
+        f"{label}, random": own._replace(changes={**plain.changes, **RANDOM}),
+        f"{label}, searched": found,
+    }
+
+
+BINARY = rows("binary", Row("binary_ste"))
+STUDY = Study(
+    f"Omniglot's strokes, {CLASSES} characters, drawers held out; sparse2d of width 16",
+    common.INNER,
+    common.configure,
+    base,
+    {FLOAT: Row("identity", FLOATS, like="binary"), "binary": BINARY.pop("binary")}
+    | {"search": Row("binary_ste", search(1.0), like="binary")}
+    | BINARY
+    | rows("quantnet", schedule("quantnet", 0.03, 20.0)),
+    common.scratch(12.0),
+    (5e-3,),
+    validation_size=180,
+    seeds_first=True,
+    xla_flags=common.CPU_FLAGS,
+    columns=("W/A", "soft", "hard", "minutes"),
+)

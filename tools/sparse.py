@@ -1,0 +1,65 @@
+"""The tables of docs/sparse.md, from the records of its study and benchmarks."""
+
+import pathlib
+
+from quantnet_jax.experiments import grid, results, tables
+from quantnet_jax.experiments.tables import markdown
+from tools.blocks import last
+
+NAME = "sparse"
+FORMS = ("sparse", "sparse with lists", "shifted")
+
+
+def accuracies(folder: pathlib.Path) -> str:
+    """Accuracy and quantization error of each row, and both against no shift."""
+    study = grid.load(NAME)
+    records = results.of_study(NAME, study, folder)
+    errors = last("sparse_error", folder, study=NAME).get("rows", {})
+    score, lines = {}, []
+    for row in study.rows:
+        runs = tables.finals(study, records, row)
+        score[row] = tables.values(study, runs, "hard")
+        error = [100 * x for x in errors.get(row, {}).get("errors", ())]
+        plain = row.split(",")[0] if "," in row else ""
+        base = [100 * x for x in errors.get(plain, {}).get("errors", ())]
+        lines.append(
+            (
+                row,
+                tables.mean_std(score[row]) if score[row] else "not run",
+                tables.difference(score[row], score.get(plain, [])),
+                tables.mean_std(error) if error else "",
+                tables.difference(error, base),
+                f"{sum(r['wall'] for r in runs) / 60 / len(runs):.1f}" if runs else "",
+            )
+        )
+    head = ("row", "accuracy", "over no shift", "error", "over no shift", "minutes")
+    return markdown(head, lines, "xrrrrr")
+
+
+def about(folder: pathlib.Path) -> str:
+    """What the numbers are: lengths, seeds, device, command."""
+    study = grid.load(NAME)
+    return tables.about(NAME, study, results.of_study(NAME, study, folder))
+
+
+def speed(folder: pathlib.Path) -> str:
+    """Times and bytes of sparse convolutions against the dense one."""
+    found = last("sparse", folder, benchmark="sparse")
+    if not found:
+        return "Not run."
+    lines = []
+    for name, case in found["cases"].items():
+        times, size = case["times"], case["bytes"]
+        shape, _, share = name.partition(":")
+        faster = [f"{1 / times[x]['over_float']:.1f}" for x in FORMS]
+        less = [f"{size['dense'] / size[x]:.1f}" for x in FORMS[:2]]
+        dense = f"{1e3 * times['dense']['median']:.2f}"
+        part = f"{100 * float(share):g} %"
+        lines.append((shape.replace("x", " x "), part, dense, *faster, *less))
+    head = ("grid and channels", "active", "dense, ms", *(f"{x}, x" for x in FORMS))
+    more = ("memory, x", "with lists, x")
+    where = f"{found['device']}, one thread, {found['repeats']} rounds."
+    return f"{markdown((*head, *more), lines, 'xrrrrrrr')}\n\n{where}"
+
+
+BLOCKS = {"sparse": accuracies, "sparse: runs": about, "sparse: speed": speed}
