@@ -28,31 +28,27 @@ def search(beta: float) -> dict:
     return {"model.shift": "search", "terms": c.terms, "optimizers": c.optimizers}
 
 
-def rows(label: str, plain: Row) -> dict[str, Row]:
-    """A method without shifts, with random ones, with those that a search finds."""
-    own = plain._replace(like="binary")
-    found = own._replace(changes={**plain.changes, **FOUND}, start="search")
-    return {
-        label: plain if label == "binary" else own,
-        f"{label}, random": own._replace(changes={**plain.changes, **RANDOM}),
-        f"{label}, searched": found,
-    }
-
-
-BINARY = rows("binary", Row("binary_ste"))
+QUANTNET = schedule("quantnet", 0.03, 20.0)._replace(like="binary")
+ROWS = {
+    "binary": Row("binary_ste"),
+    "search": Row("binary_ste", search(1.0), like="binary"),
+    "binary, searched": Row("binary_ste", FOUND, like="binary", start="search"),
+    FLOAT: Row("identity", FLOATS, like="binary"),
+    "binary, random": Row("binary_ste", RANDOM, like="binary"),
+    "quantnet": QUANTNET,
+    "quantnet, searched": QUANTNET._replace(
+        changes={**QUANTNET.changes, **FOUND}, start="search"
+    ),
+}
 STUDY = Study(
     f"Omniglot's strokes, {CLASSES} characters, drawers held out; sparse2d of width 16",
     common.INNER,
     common.configure,
     base,
-    {FLOAT: Row("identity", FLOATS, like="binary"), "binary": BINARY.pop("binary")}
-    | {"search": Row("binary_ste", search(1.0), like="binary")}
-    | BINARY
-    | rows("quantnet", schedule("quantnet", 0.03, 20.0)),
+    ROWS,
     common.scratch(12.0),
     (5e-3,),
     validation_size=180,
-    seeds_first=True,
     xla_flags=common.CPU_FLAGS,
     columns=("W/A", "soft", "hard", "minutes"),
 )

