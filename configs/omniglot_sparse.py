@@ -61,7 +61,7 @@ def get_config(variant: str = ""):
 def search(c, beta: float = 1.0):
     """The supernet: all offsets, with beta times the quantization error in the loss."""
     c.terms = ({"name": "quantization_error", "weight": beta},)
-    offsets = {"pattern": "model/.*/shift", "optimizer": "adam", "learning_rate": 0.03}
+    offsets = {"pattern": "model/.*/shift", "optimizer": "adam", "learning_rate": 0.1}
     c.optimizers = (offsets | {"weight_decay": 0.0},)
 
 
