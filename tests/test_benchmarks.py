@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    bsd100,
     decode,
     first_prediction,
     latency,
@@ -68,6 +69,8 @@ def test_summary_by_hand():
         (decode, "--images=no.zip", "no.zip"),
         (decode, "--images=x --size=0", "--size=0"),
         (mismatch, "--directions=3", "--directions=3"),
+        (bsd100, "--rows=bread", "--rows='bread'"),
+        (bsd100, "--runs=nowhere", "holds no run"),
         (performance, "", "no accelerator here"),
     ],
 )

@@ -41,6 +41,19 @@ def widths(folder: pathlib.Path) -> str:
     return markdown((*head, "SSIM Set5", "SSIM Set14", "minutes"), lines, "xrrrrrrr")
 
 
+def bsd100(folder: pathlib.Path) -> str:
+    """Some rows on BSD100."""
+    found = results.read("bsd100", folder)
+    if not found:
+        return "Not run."
+    rows = found[-1]["rows"]
+    first = next(iter(rows.values()))
+    lines = [["bicubic", f"{first['bicubic_hard']:.2f}", ""]]
+    lines += [[k, f"{x['hard']:.2f}", f"{x['ssim_hard']:.4f}"] for k, x in rows.items()]
+    head = ("row", f"PSNR of {first['examples']} images (dB)", "SSIM")
+    return f"{markdown(head, lines, 'xrr')}\n\nCommand: `{found[-1]['command']}`."
+
+
 def about(folder: pathlib.Path) -> str:
     """What the numbers are: lengths, seeds, device, command."""
     study = grid.load(NAME)
@@ -53,4 +66,8 @@ def _mean(runs: list[Record], key: str) -> float:
     return sum(r[key] for r in runs) / len(runs) if runs else float("nan")
 
 
-BLOCKS = {"super resolution": widths, "super resolution: runs": about}
+BLOCKS = {
+    "super resolution": widths,
+    "super resolution: BSD100": bsd100,
+    "super resolution: runs": about,
+}
