@@ -36,12 +36,14 @@ def get_config(variant: str = ""):
     c.layers = "all"
     c.quantizer.name = "learned_clip"
     c.quantizer.learned_clip.calibration = 0.3
+    c.quantizer.learned_clip.calibrates = "clip"
     c.activation.name = "learned_clip"
     c.activation.sites = ("input", "rectified", "residual")
     c.activation.rules = ({"site": "rectified", "signed": False},)
     c.activation.learned_clip.signed = True
     c.activation.learned_clip.warmup = 20
     c.activation.learned_clip.calibration = 0.3
+    c.activation.learned_clip.calibrates = "clip"
 
     c.weights.optimizer = "adam"
     c.weights.learning_rate = 1e-3

@@ -21,7 +21,7 @@ def at(
     bits: int,
     method: str = "learned_clip",
     *,
-    calibrated: bool = True,
+    calibrates: str = "clip",
     skips: int | None = 0,
 ) -> Row:
     """Weights, inputs and residual sums at a width.
@@ -29,16 +29,16 @@ def at(
     Args:
       bits: of all of it.
       method: quantizer of the weights.
-      calibrated: with the calibration loss, of weights and activations.
+      calibrates: what the calibration loss of weights and activations moves: 'clip',
+        'both' or ''.
       skips: bits of the terms of residual sums, 0 for `bits`, None for float ones.
     """
     changes: dict[str, Any] = {"activation.name": "learned_clip"}
     changes["optimizers"] = super_resolution.get_config().optimizers
     changes |= {f"quantizer.{method}.bits": bits, f"{ACTIVATION}bits": bits}
-    weight = CALIBRATION if calibrated else 0.0
-    changes[f"{ACTIVATION}calibration"] = weight
-    if method == "learned_clip":
-        changes[f"{CLIP}calibration"] = weight
+    for section in (ACTIVATION, CLIP):
+        changes[f"{section}calibration"] = CALIBRATION if calibrates else 0.0
+        changes[f"{section}calibrates"] = calibrates or "both"
     if method == "quantnet":  # no normalization follows
         changes["quantizer.quantnet.scale"] = "mean_abs"
     if skips is None:
@@ -52,14 +52,19 @@ def at(
 def rows() -> dict[str, Row]:
     """The widths; at each of them without a part; QuantNet's weights."""
     found = {FLOAT: Row("identity")}
-    found |= {f"{bits} bits": at(bits) for bits in (4, 8, 3, 2)}
+    found |= {f"{bits} bits": at(bits) for bits in (4, 8)}
     found["float, trained on"] = Row("identity")
+    found["2 bits"] = at(2)
+    found["4 bits, not calibrated"] = at(4, calibrates="")
+    found["4 bits, float sums"] = at(4, skips=None)
+    found["quantnet, 4 bits"] = at(4, "quantnet")
     found["4 bits, sums 8 bits"] = at(4, skips=8)
-    for bits in (4, 2, 3):
+    found["3 bits"] = at(3)
+    found["4 bits, calibrated with activations"] = at(4, calibrates="both")
+    for bits in (2, 3):
         found[f"{bits} bits, float sums"] = at(bits, skips=None)
-        found[f"{bits} bits, not calibrated"] = at(bits, calibrated=False)
-        if bits in (4, 2):
-            found[f"quantnet, {bits} bits"] = at(bits, "quantnet")
+        found[f"{bits} bits, not calibrated"] = at(bits, calibrates="")
+    found["quantnet, 2 bits"] = at(2, "quantnet")
     return found
 
 

@@ -270,6 +270,33 @@ def test_both_terms_of_a_sum_are_on_one_grid_and_rectified_inputs_have_their_own
     assert seen["block0_conv1_input"].min() < 0 and 0 not in seen["block0_conv1_input"]
 
 
+@pytest.mark.parametrize("calibrates", ["both", "clip"])
+@pytest.mark.parametrize("where", ["weights", "activations"])
+def test_calibration_moves_the_clip_and_perhaps_what_is_quantized(where, calibrates):
+    """Against the closed form, of each of 15 steps between -c and c."""
+    options = {"bits": 4, "calibration": 0.5, "calibrates": calibrates}
+    x, c = normal(0, (40,)), 1.3
+    if where == "weights":
+        q, made = qn.learned_clip(**options), qn.PerTensor
+    else:
+        q, made = (
+            activations.create("learned_clip", signed=True, **options),
+            lambda c: c,
+        )
+    penalty = lambda c, x: q.penalty(made(c), x, step=0)
+    value, (of_c, of_x) = jax.value_and_grad(penalty, (0, 1))(jnp.float32(c), x)
+    inside = abs(x) <= c
+    fixed = 2 * c / 15 * np.floor((x.clip(-c, c) / c + 1) * 7.5 + 0.5) - c
+    assert value == pytest.approx(0.5 * abs(x - fixed).mean(), rel=1e-4)
+    slope = np.where(inside, (fixed - x) / c, np.sign(x))  # of the forward value
+    wanted = -0.5 * np.mean(np.sign(x - fixed) * slope)
+    assert of_c == pytest.approx(wanted, rel=1e-3)
+    beyond = 0.5 * np.where(inside, 0.0, np.sign(x)) / x.size  # straight through inside
+    wanted = beyond if calibrates == "both" else np.zeros_like(x)
+    np.testing.assert_allclose(of_x, wanted, atol=1e-6)
+    assert 2 < (~inside).sum() < 20
+
+
 # A run --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -18,7 +18,7 @@ from quantnet_jax.activations.quantizer import (
 )
 from quantnet_jax.core.limits import Number
 from quantnet_jax.core.quantizer import as_schedule, factory, no_penalty
-from quantnet_jax.quantizers.learned_clip import clipped
+from quantnet_jax.quantizers.learned_clip import Calibrates, clipped
 from quantnet_jax.quantizers.options import Bits, Share, Weight
 
 Steps = Annotated[int, Number(0, 2**31 - 1, whole=True)]
@@ -32,6 +32,7 @@ def learned_clip(
     warmup: Steps = 0,
     quantile: Share = 1.0,
     calibration: Weight = 0.0,
+    calibrates: Calibrates = "both",
 ) -> ActivationQuantizer:
     """2^bits evenly spaced values up to a learned clip c, calibrated for some steps.
 
@@ -46,7 +47,8 @@ def learned_clip(
     Reference: Wang et al., FQSR, arXiv 2011.14265.
     Deviations: c is kept positive by a lower bound (there |c|); the choice of quantile.
 
-    Penalty: calibration(step) mean |x - forward|.
+    Penalty: calibration(step) mean |x - forward|; its gradient is for c, and unless it
+      `calibrates` the clip alone, for x.
 
     Args:
       bits: 1 to 8.
@@ -56,6 +58,8 @@ def learned_clip(
         from the activations that initialize the network.
       quantile: of |x| over a batch; 1.0 for the maximum, as in the published code.
       calibration: weight of the penalty, or a schedule; 0.3 in the published code.
+      calibrates: 'both', or the 'clip' alone: then activations do not shrink to make
+        the penalty small.
     """
     n, weight = steps(bits), as_schedule(calibration)
     low = -1.0 if signed else 0.0
@@ -95,6 +99,7 @@ def learned_clip(
         return jnp.where(step < warmup, x, y) if warmup else y
 
     def penalty(c, x, *, step):
+        x = jax.lax.stop_gradient(x) if calibrates == "clip" else x
         distance = jnp.mean(jnp.abs(x - soft(c, x, step=step)))
         return jnp.asarray(weight(step) * distance, jnp.float32)
 

@@ -4,10 +4,13 @@ Wang et al., Fully Quantized Image Super-Resolution Networks, arXiv 2011.14265; 
 formulas are those of its published code.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.combine import straight_through, uniform_levels
+from quantnet_jax.core.limits import Choice
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import (
     PerTensor,
@@ -23,9 +26,16 @@ SMALLEST = 1e-8
 """Lower bound of a learned clip; its gradient below is that at this value, so that it
 can grow again."""
 
+Calibrates = Annotated[str, Choice(("both", "clip"))]
+
 
 @factory
-def learned_clip(*, bits: ManyBits = 4, calibration: Weight = 0.0) -> Quantizer:
+def learned_clip(
+    *,
+    bits: ManyBits = 4,
+    calibration: Weight = 0.0,
+    calibrates: Calibrates = "both",
+) -> Quantizer:
     """2^bits evenly spaced values from -c to c, a learned clip.
 
     Forward: c (2 r((clip(w / c, -1, 1) + 1) / 2) - 1), r(v) = round(n v) / n,
@@ -37,11 +47,13 @@ def learned_clip(*, bits: ManyBits = 4, calibration: Weight = 0.0) -> Quantizer:
     Deviations: c is kept positive by a lower bound (there |c|); no warm-up: the largest
       weight is known.
 
-    Penalty: calibration(step) mean |w - forward|.
+    Penalty: calibration(step) mean |w - forward|; its gradient is for c, and unless it
+      `calibrates` the clip alone, for w.
 
     Args:
       bits: 2 to 8.
       calibration: weight of the penalty, or a schedule; 0.3 in the published code.
+      calibrates: 'both', or the 'clip' alone.
     """
     n, levels, weight = 2**bits - 1, uniform_levels(bits), as_schedule(calibration)
 
@@ -62,6 +74,7 @@ def learned_clip(*, bits: ManyBits = 4, calibration: Weight = 0.0) -> Quantizer:
     )
 
     def penalty(qparams, w, *, step):
+        w = jax.lax.stop_gradient(w) if calibrates == "clip" else w
         distance = jnp.mean(jnp.abs(w - q.soft(qparams, w, step=step)))
         return jnp.asarray(weight(step) * distance, jnp.float32)
 
