@@ -17,6 +17,7 @@ from quantnet_jax.core.limits import (
     Flag,
     Limit,
     Number,
+    Scheduled,
     Sequence,
     Text,
     check,
@@ -72,9 +73,10 @@ LIMITS: dict[str, Limit] = {
     "task.name": Choice(tuple(tasks.TASKS)),
     "activation.name": Choice(("", *sorted(activations.MEMBERS))),
     "share": Choice(tree.SHARES),
+    "sparsity": Scheduled(SHARE),
     **{f"weights.{key}": limit for key, limit in OPTIMIZER.items()},
     **{f"meta.{key}": limit for key, limit in OPTIMIZER.items()},
-    "meta.mode": Choice(("joint", "bilevel")),
+    "meta.mode": Choice(("joint", "bilevel", "reptile")),
     "meta.holdout": Number(0, 0.5, above=True),
     "accumulation_steps": Number(1, 2**20, whole=True),
     "ema_decay": SHARE,
@@ -146,14 +148,17 @@ def _check_keys(config: dict, base: dict, prefix: str) -> None:
         name = f"{prefix}{key}"
         if key not in base:
             raise ValueError(unknown(name, base))
-        section = isinstance(base[key], dict)
+        section, limit = isinstance(base[key], dict), LIMITS.get(name)
+        if isinstance(limit, Scheduled):  # a number, or a mapping that is no section
+            check(name, value, limit)
+            continue
         if section != isinstance(value, dict):
             kind = "a section" if section else "a value"
             raise ValueError(f"config key {name!r}={show(value)}, expected {kind}")
         if section and name not in OPEN:
             _check_keys(value, base[key], f"{name}.")
         elif not section:
-            check(name, value, LIMITS.get(name) or _like(base[key]))
+            check(name, value, limit or _like(base[key]))
     for key in base:
         if key not in config:
             raise ValueError(f"config key {prefix + key!r} is missing")

@@ -85,6 +85,9 @@ def base() -> Config:
     for name, member in activations.MEMBERS.items():
         c.activation[name] = _options(member.factory, activations.options(name))
     c.layers = "inner"  # 'all', 'inner', 'no_shortcut', or a regular expression
+    # Part of each quantized tensor that is pruned by magnitude, a number or a schedule,
+    # see `quantnet_jax.core.pruning`; a float one with quantizer.name = "identity".
+    c.sparsity = config_dict.FieldReference(0.0, field_type=object)
     c.share = "kernel"  # of the sub-network: 'layer', 'shape', 'kernel', 'model'
     # More rules, for mixed precision: ({"pattern": ..., "quantizer": name, perhaps
     # "share", "out", "stack", and options of the quantizer}, ...)
@@ -96,7 +99,7 @@ def base() -> Config:
     # More of them, by rules: ({"pattern": over 'model/...' and 'quant/...', keys of
     # `weights` that differ}, ...); the first that matches a whole path counts.
     c.optimizers = ()
-    c.meta.mode = "joint"  # or 'bilevel'
+    c.meta.mode = "joint"  # or 'bilevel', or 'reptile' for tasks that adapt
     c.meta.holdout = 0.25  # bilevel: part of each batch, one of 1/2, 1/3, 1/4, ...
     c.meta.exact = False  # bilevel: differentiate through the look-ahead step
     c.accumulation_steps = 1  # gradient accumulation steps (microbatches)

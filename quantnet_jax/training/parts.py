@@ -10,7 +10,7 @@ from quantnet_jax import activations, models, quantizers
 from quantnet_jax import config as config_lib
 from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import Config
-from quantnet_jax.core import schedules, tree
+from quantnet_jax.core import pruning, schedules, tree
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import TASKS, Source, Task
 from quantnet_jax.tasks.terms import TERMS, Term, weighted
@@ -102,7 +102,9 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     }
     if claimed := "|".join(kernels(row["pattern"]) for row in config.rules):
         default["pattern"] = f"(?!(?:{claimed})$)(?:{default['pattern']})"
-    made = []
+    made, sparsity = [], config.sparsity
+    if isinstance(sparsity, Mapping):
+        sparsity = schedules.from_spec(sparsity, total_steps)
     for row in (default, *config.rules):
         options = dict(row)
         name, pattern = options.pop("quantizer"), options.pop("pattern")
@@ -112,6 +114,8 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
             quantizer = quantizers.create(
                 name, total_steps=total_steps, **section | options
             )
+            if sparsity:
+                quantizer = pruning.sparse(quantizer, sparsity)
         made.append(tree.Rule(kernels(pattern), quantizer, **of_rule))
     return made
 
