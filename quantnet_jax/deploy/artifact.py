@@ -1,7 +1,8 @@
 """The artifact: packed codes, levels, scales, float tensors, and what they mean.
 
 A safetensors file. A quantized tensor at PATH is stored as 'PATH:codes' (packed bytes),
-'PATH:levels' and 'PATH:scale', a float one as 'PATH'. The header's metadata hold two
+'PATH:levels' and 'PATH:scale', a sparse one with 'PATH:mask' where that is smaller, a
+float one as 'PATH'. The header's metadata hold two
 strings: 'quantnet_jax', a JSON object (see `write`), and 'sha256' over that object and
 all tensors. Reading executes nothing, checks the hash before it looks at a tensor, and
 needs memory in proportion to the file. The hash detects damage, not malice: everything
@@ -23,7 +24,7 @@ from safetensors.numpy import save
 
 from quantnet_jax.core.files import write_atomic
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
-from quantnet_jax.deploy import structure
+from quantnet_jax.deploy import sparse, structure
 from quantnet_jax.deploy.packed import (
     Packed,
     Words,
@@ -31,6 +32,7 @@ from quantnet_jax.deploy.packed import (
     nested,
     pack_tree,
 )
+from quantnet_jax.deploy.sparse import is_count
 
 FORMAT = 2
 FLOATS = ("float32", "float16")
@@ -92,7 +94,13 @@ def write(
             raise ValueError(f"{name}: {NO_FILE}")
         if isinstance(leaf, Packed):
             quantized[name] = {"bits": leaf.bits, "shape": list(leaf.shape)}
-            new = {f"{name}:{part}": x for part, x in _parts(name, leaf).items()}
+            parts = _parts(name, leaf)
+            if made := sparse.split(
+                parts["codes"], parts["levels"], leaf.bits, leaf.shape
+            ):
+                quantized[name] |= {"zero": made["zero"]}
+                parts |= {k: made[k] for k in ("mask", "codes")}
+            new = {f"{name}:{part}": x for part, x in parts.items()}
         elif type(leaf) in (bool, int, float):
             continue  # is among the nodes
         else:
@@ -184,11 +192,6 @@ def describe(e: Exception) -> str:
     return shown if plain else f"{type(e).__name__}: {shown}"
 
 
-def _is_count(x: Any, largest: int = 2**31 - 1) -> bool:
-    """Whether a value of a JSON file is an integer from 1 to `largest`."""
-    return isinstance(x, int) and not isinstance(x, bool) and 0 < x <= largest
-
-
 def _refuse(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
@@ -238,8 +241,10 @@ def _leaves(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> dict:
         if not isinstance(about, dict):
             raise ValueError(f"{name}: {about!r:.80}, expected bits and shape")
         parts = {part: rest.pop(f"{name}:{part}", None) for part in PARTS}
-        leaf = _packed(name, about.get("bits"), about.get("shape"), parts)
-        found[name] = leaf
+        if "zero" in about:
+            mask = rest.pop(f"{name}:mask", None)
+            parts |= {"codes": sparse.dense(name, about, mask, parts)}
+        found[name] = _packed(name, about.get("bits"), about.get("shape"), parts)
     for name, x in rest.items():
         kind = dtypes.get(name, "float32")
         if x.dtype.name not in (dtype, dtypes.get(name)):
@@ -254,12 +259,12 @@ def _leaves(tensors: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> dict:
 
 def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
     """Everything is checked in NumPy, before JAX sees a number of the file."""
-    if not _is_count(bits, 8):
+    if not is_count(bits, 8):
         raise ValueError(f"{name}: bits are {bits!r:.80}, expected 1 to 8")
     if (
         not isinstance(shape, list)
         or not 1 <= len(shape) <= 8
-        or not all(map(_is_count, shape))
+        or not all(map(is_count, shape))
     ):
         raise ValueError(f"{name}: shape is {shape!r:.80}, expected positive integers")
     for part, x in parts.items():
@@ -280,16 +285,9 @@ def _packed(name: str, bits: Any, shape: Any, parts: dict[str, Any]) -> Packed:
         )
     codes: Any = np.broadcast_to(np.uint8(0), shape)
     if size < 2**bits:  # else every code is in the table
-        codes = _codes(parts["codes"], bits, shape)
+        codes = sparse.unpack(parts["codes"], bits, shape)
     validate(QTensor(codes, parts["levels"], parts["scale"]), name)
     return Packed(**parts, shape=tuple(shape))
-
-
-def _codes(packed: np.ndarray, bits: int, shape: list[int]) -> np.ndarray:
-    """`quantnet_jax.core.packing.unpack` in NumPy."""
-    count = math.prod(shape) * bits
-    planes = np.unpackbits(packed, count=count, bitorder="little").reshape(-1, bits)
-    return np.packbits(planes, axis=-1, bitorder="little").reshape(shape)
 
 
 def _sorted(content: bytes) -> bytes:

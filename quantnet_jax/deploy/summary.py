@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations import ActivationQuantizer
-from quantnet_jax.deploy import macs
+from quantnet_jax.deploy import macs, sparse
 from quantnet_jax.deploy.artifact import NO_FILE
 from quantnet_jax.deploy.packed import Words, is_quantized, leaves
 from quantnet_jax.deploy.spec import NetworkSpec
@@ -35,6 +35,7 @@ class Row(NamedTuple):
       quantized: those that are stored as codes.
       codes, levels, scales, floats: bytes in the file.
       macs: {'weight bits/activation bits': multiply-accumulates}.
+      pruned: weights of the level 0 that the file holds as a mask, part of `codes`.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     scales: int
     floats: int
     macs: Mapping[str, int]
+    pruned: int = 0
 
 
 class Summary(NamedTuple):
@@ -106,6 +108,7 @@ class _Tensor(NamedTuple):
     levels: int
     scales: int
     floats: int
+    pruned: int = 0
 
     @property
     def size(self) -> int:
@@ -192,7 +195,7 @@ def summarize_network(params: PyTree, spec: NetworkSpec, batch: int = 1) -> Summ
 
 def to_dict(summary: Summary) -> dict[str, Any]:
     """The summary as plain data, for JSON."""
-    totals = ("weights", "quantized", "codes", "levels", "scales", "floats")
+    totals = ("weights", "quantized", "codes", "levels", "scales", "floats", "pruned")
     return {
         "layers": [row._asdict() | {"macs": dict(row.macs)} for row in summary.rows],
         **{name: summary.total(name) for name in totals},
@@ -226,7 +229,10 @@ def _tensor(path: str, leaf: Any, float_size: int) -> _Tensor:
         return _Tensor(path, shape, 8 * size, False, 0, 0, 0, floats)
     codes = -(-math.prod(shape) * leaf.bits // 8)
     levels, scale = (4 * math.prod(x.shape) for x in (leaf.levels, leaf.scale))
-    return _Tensor(path, shape, leaf.bits, True, codes, levels, scale, 0)
+    pruned = 0
+    if made := sparse.split_leaf(leaf):
+        codes, pruned = made["mask"].size + made["codes"].size, made["pruned"]
+    return _Tensor(path, shape, leaf.bits, True, codes, levels, scale, 0, pruned)
 
 
 def _rows(tensors: Mapping[str, _Tensor], uses: Sequence[macs.Use]) -> tuple[Row, ...]:
@@ -276,6 +282,7 @@ def _row(path: str, group: list[_Tensor], main: set[str], products: dict) -> Row
         scales=total("scales"),
         floats=total("floats"),
         macs=dict(found),
+        pruned=total("pruned"),
     )
 
 

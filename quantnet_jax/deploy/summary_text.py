@@ -42,5 +42,8 @@ def to_text(summary: "Summary") -> str:
         ("compression", f"{summary.compression:.2f} x"),
         ("MACs, weight/input", products or "none"),
     )
+    if pruned := summary.total("pruned"):
+        text = f"{pruned:,}, {pruned / weights:.1%} of the weights, held as a mask"
+        notes = (*notes[:1], ("pruned", text), *notes[1:])
     lines = [f"{name:20s}{text}" for name, text in notes]
     return "\n".join([table(rows, HEADERS, left=2, total=total), "", *lines])
