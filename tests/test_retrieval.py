@@ -114,7 +114,7 @@ def archive(path, alphabets):
 
 def test_alphabets_are_held_out(tmp_path):
     for name, alphabets in zip(
-        omniglot.FILES, ({"Greek": 2, "Latin": 1}, {"Latin": 1, "Tagalog": 3}),
+        omniglot.SMALL, ({"Greek": 2, "Latin": 1}, {"Latin": 1, "Tagalog": 3}),
         strict=True,
     ):  # fmt: skip
         archive(tmp_path / name, alphabets)
@@ -131,10 +131,10 @@ def test_alphabets_are_held_out(tmp_path):
     np.testing.assert_array_equal(found.train_image[2, :, :, 0] > 0, np.outer(
         np.arange(28) < 8, np.arange(28) < 8
     ))  # fmt: skip
-    (tmp_path / omniglot.FILES[1]).write_bytes(b"nothing")
+    (tmp_path / omniglot.SMALL[1]).write_bytes(b"nothing")
     with pytest.raises(ValueError, match="small2.zip.*expected drawings"):
         data.load("omniglot", tmp_path)
-    (tmp_path / omniglot.FILES[1]).unlink()
+    (tmp_path / omniglot.SMALL[1]).unlink()
     with pytest.raises(FileNotFoundError, match="small2.zip not found"):
         data.load("omniglot", tmp_path)
 

@@ -13,27 +13,32 @@ import numpy as np
 
 from quantnet_jax.data.dataset import Dataset, check
 
-FILES = ("images_background_small1.zip", "images_background_small2.zip")
+SMALL = ("images_background_small1.zip", "images_background_small2.zip")
+WHOLE = ("images_background.zip", "images_evaluation.zip")
 SIZE = 28
 INK = 0.3
 """Share of the drawing under a pixel, from which on the pixel is ink."""
 
 
 def read_omniglot(folder: str | Path) -> Dataset:
-    """The drawings of the two small background sets, as silhouettes of 28 x 28.
+    """Drawings of two archives, as silhouettes of 28 x 28.
 
-    Train: the alphabets of the first file; test: those of the second that the first
+    The archives are images_background.zip and images_evaluation.zip (1,623 characters)
+    where they are, else images_background_small1.zip and images_background_small2.zip
+    (242). Train: the alphabets of the first; test: those of the second that the first
     does not have. So no test character is a training one; labels count both. Pixels
     are 0 and 255 (ink).
 
     Args:
-      folder: holds images_background_small1.zip and images_background_small2.zip.
+      folder: holds both archives.
 
     Raises:
       FileNotFoundError: a file is missing.
       ValueError: a file is damaged, or holds no drawings.
     """
-    parts = [_drawings(Path(folder) / name) for name in FILES]
+    whole = any((Path(folder) / name).is_file() for name in WHOLE)
+    names = WHOLE if whole else SMALL
+    parts = [_drawings(Path(folder) / name) for name in names]
     seen = {name.split("/")[0] for name in parts[0]}
     parts[1] = {k: v for k, v in parts[1].items() if k.split("/")[0] not in seen}
     classes = (*sorted(parts[0]), *sorted(parts[1]))

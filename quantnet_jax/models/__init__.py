@@ -14,6 +14,7 @@ from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check
 from quantnet_jax.core.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.autoencoder import Autoencoder
+from quantnet_jax.models.conv4 import Conv4
 from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
 from quantnet_jax.models.mobilenet import MobileNet
 from quantnet_jax.models.nonlinearities import ACTS
@@ -49,6 +50,7 @@ OPTIONS: dict[str, Limit] = {
 __all__ = [
     "ACTS",
     "Autoencoder",
+    "Conv4",
     "KERNELS",
     "MobileNet",
     "OPTIONS",
@@ -67,6 +69,7 @@ __all__ = [
 _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "small": (Small, Small),
     "autoencoder": (Autoencoder, Autoencoder),
+    "conv4": (Conv4, Conv4),
     "edsr": (SuperResolution, edsr),
     "mobilenet": (MobileNet, MobileNet),
     "sparse2d": (Sparse, partial(Sparse, dims=2)),
