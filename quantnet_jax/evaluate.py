@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
             check_place(args.out)
         with command.phase(f"reading {args.workdir} and its data"):
             restored = restore(args.workdir, args.step, args.data)
-        count = f"{restored[0].feed.test_size:,} examples"
+        count = f"{restored[0].test_size:,} examples"
         with command.phase(f"compiling, then evaluating on {count}"):
             result = scored(*restored)
         print(f"{args.workdir}, step {result['step']}")

@@ -106,6 +106,11 @@ def export_state(
     Raises:
       ValueError, ImportError: as `deploy.export_tree`.
     """
+    if exp.task.inner_rate is not None:
+        raise ValueError(
+            f"task.name={exp.config.task.name!r}: its network adapts to each example, "
+            "and has no weights that ship; save those of an example by `qn.save`"
+        )
     origin = {"method": exp.config.quantizer.name, "data": exp.config.data.name}
     made = deploy.export_tree(
         exp.deployed(state, bn),
@@ -192,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         check_place(args.out or args.workdir)
         with command.phase(f"reading {args.workdir} and its data"):
             restored = evaluate.restore(args.workdir, args.step)
-        count = f"{restored[0].feed.test_size:,} examples"
+        count = f"{restored[0].test_size:,} examples"
         with command.phase(f"compiling, then verifying the export on {count}"):
             result = export_restored(
                 *restored, args.workdir, args.out, args.float, args.onnx, args.bn

@@ -92,9 +92,7 @@ def finish(
     # The numbers of the run are saved, and shown before a failed verification ends it.
     if config.export and exp.runner.process_count == 1:
         try:
-            with hosts.phase(
-                f"verifying the export on {exp.feed.test_size:,} examples"
-            ):
+            with hosts.phase(f"verifying the export on {exp.test_size:,} examples"):
                 made = export.export_state(exp, outcome.state, workdir / "export")
             outputs = made["outputs"]["hard"]
             result |= {k: made[k] for k in ("packed", "exported")}

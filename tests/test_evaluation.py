@@ -141,10 +141,13 @@ def test_the_host_reads_once(streamed, monkeypatch):
 
     def tally(data, batch, outputs):
         of_trees = {name: {"m": value} for name, value in outputs.items()}
-        return {"examples": jnp.float32(2), "trees": of_trees, "compare": {}}
+        sums = {"examples": jnp.float32(2), "trees": of_trees, "compare": {}}
+        return sums | {"squares": of_trees["hard"]["m"] ** 2}
 
     trees = {"soft": jnp.float32(2), "hard": jnp.float32(1)}
-    scores = gap.score(tally, forward, trees, None, batches(), Metric("m"))
+    outputs = lambda batch: {k: forward(x, None, batch) for k, x in trees.items()}
+    scores = gap.score(tally, outputs, None, batches(), Metric("m"))
+    scores.pop("interval")  # of made-up sums
     assert scores == {"soft": 9.5, "hard": 4.75, "gap": 4.75, "examples": 40}
     assert events.count("batch") == 20 and events[-1] == "device_get"
     assert events.count("device_get") == 1

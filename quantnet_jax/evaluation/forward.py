@@ -59,7 +59,8 @@ def make_tally(task: Task, prepare: Callable) -> Callable:
 
     `outputs` are those of several weight trees, {'soft', 'hard', ...: outputs}. Sums
     are over real examples, float32 scalars: {'examples': count, 'trees': {name: {'loss'
-    and each metric}}, 'compare': of soft with hard}.
+    and each metric}}, 'compare': of soft with hard, 'squares': of the primary metric of
+    'hard'}.
     """
 
     def tally(data, batch, outputs: Mapping[str, PyTree], axis_name):
@@ -76,6 +77,8 @@ def make_tally(task: Task, prepare: Callable) -> Callable:
             },
             "compare": task.compare(outputs["soft"], outputs["hard"]),
         }
+        primary = values["trees"]["hard"][task.primary.name]
+        values["squares"] = primary * primary
         sums = jax.tree.map(lambda x: jnp.sum(x * mask), values)
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 

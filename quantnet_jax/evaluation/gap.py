@@ -107,8 +107,7 @@ def of_latent(w: jax.Array, qt: QTensor) -> dict[str, jax.Array]:
 
 def score(
     tally: Callable,
-    forward: Callable,
-    trees: dict[str, PyTree],
+    outputs_of: Callable[[PyTree], dict[str, PyTree]],
     data: PyTree,
     batches: Iterable[PyTree],
     primary: Metric,
@@ -116,8 +115,9 @@ def score(
     """Evaluates weight trees on every example once, through one compiled function.
 
     Args:
-      tally, forward: compiled functions of `quantnet_jax.evaluation.forward`.
-      trees: 'soft', 'hard' and perhaps 'hard_bn' (recalibrated BatchNorm), folded.
+      tally: compiled function of `quantnet_jax.evaluation.forward`.
+      outputs_of: `batch -> outputs` of each tree, by one compiled function: of 'soft',
+        'hard' and perhaps 'hard_bn' (recalibrated BatchNorm).
       data: on the devices, or None.
       batches: sharded, with masks.
       primary: the metric of the task.
@@ -125,13 +125,13 @@ def score(
     Returns:
       'soft', 'hard', 'hard_bn' (means of the primary metric), 'gap' and 'gap_bn' (by
       how much 'hard' and 'hard_bn' are worse than 'soft'), 'loss_soft', 'loss_hard',
-      other metrics likewise, what the task compares soft and hard by, and 'examples'
-      (count).
+      other metrics likewise, what the task compares soft and hard by, 'examples'
+      (count), and 'interval': half the width of the 95 % interval of 'hard', 1.96
+      standard errors over the examples.
     """
     waiting: list[dict[str, Any]] = []
     for batch in batches:
-        outputs = {name: forward(tree, data, batch) for name, tree in trees.items()}
-        waiting.append(tally(data, batch, outputs))
+        waiting.append(tally(data, batch, outputs_of(batch)))
         # The host runs ahead of the devices, but not so far that they hold all images.
         if "index" not in batch and len(waiting) > AHEAD:
             jax.block_until_ready(waiting[-1 - AHEAD])
@@ -150,6 +150,9 @@ def score(
         if name in of_tree:
             result[gap] = sign * (of_tree["soft"] - of_tree[name]) / examples
     result["examples"] = int(examples)
+    spread = sums["squares"] - of_tree["hard"] ** 2 / examples
+    error = math.sqrt(max(0.0, spread) / max(1.0, examples - 1)) / math.sqrt(examples)
+    result["interval"] = 1.96 * error
     return result
 
 
@@ -189,10 +192,11 @@ def evaluate_tree(
     forward = make_forward(lambda v, x, train: apply(v["params"], x), prepare)
     tally = make_tally(task, prepare)
     hard = tree.dequantize_tree(hard)
+    trees = {"soft": hard if soft is None else soft, "hard": hard}
+    compiled = jax.jit(functools.partial(forward, axis_name=None))
     return score(
         jax.jit(functools.partial(tally, axis_name=None)),
-        jax.jit(functools.partial(forward, axis_name=None)),
-        {"soft": hard if soft is None else soft, "hard": hard},
+        lambda batch: {name: compiled(w, data, batch) for name, w in trees.items()},
         data,
         batches,
         task.primary,

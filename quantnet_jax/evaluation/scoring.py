@@ -43,6 +43,7 @@ def make_scoring(
     prepare: dict[str, Callable],
     batches: dict[str, Callable],
     recalibration_batches: int,
+    adapted: Callable | None = None,
 ) -> Scoring:
     """Compiles them; nothing runs yet.
 
@@ -55,6 +56,10 @@ def make_scoring(
       prepare: 'train' and 'test', `(data, batch) -> examples`.
       batches: 'train' and 'test', `() -> iterator` over batches of this process.
       recalibration_batches: of the BatchNorm recalibration, 0 for none.
+      adapted: `(state, data, batch, axis_name) -> {'soft', 'hard'}`: outputs of a
+        network that adapts to each example. The scores then hold those on training
+        classes too, 'soft_train', 'hard_train' and 'generalization_gap', by how much
+        'hard' is worse than 'hard_train'.
     """
     # What is scored is what ships: normalizations folded, weights hard or soft.
     forward = runner.compile(
@@ -82,16 +87,37 @@ def make_scoring(
             of_batch, hard, stats, data["train"], some
         )
 
-    def evaluate(state, previous=None):
-        realized, stats = realize(state), state.batch_stats
-        # Under way while the images are scored: the host waits once for all of it.
-        for x in jax.tree.leaves((realized.layers, realized.codes)):
-            x.copy_to_host_async()
+    of_adapted = None
+    if adapted is not None:
+        of_adapted = runner.compile(adapted, replicated=2, out=runners.SHARDED)
+
+    def score(part, outputs_of):
+        sharded = map(runner.shard, batches["test"]())
+        return gap.score(tally, outputs_of, data[part], sharded, task.primary)
+
+    def scores_of(state, realized):
+        if (of := of_adapted) is not None:
+            at = lambda part: lambda batch: of(state, data[part], batch)
+            found, seen = (score(part, at(part)) for part in ("test", "train"))
+            found |= {f"{name}_train": seen[name] for name in ("soft", "hard")}
+            sign = 1 if task.primary.higher_is_better else -1
+            over = sign * (found["hard_train"] - found["hard"])
+            return found | {"generalization_gap": over}
+        stats = state.batch_stats
         trees = {"soft": fold(realized.soft, stats), "hard": fold(realized.hard, stats)}
         if recalibration_batches and jax.tree.leaves(stats):
             trees["hard_bn"] = fold(realized.hard, recalibrated(realized.hard, stats))
-        sharded = map(runner.shard, batches["test"]())
-        scores = gap.score(tally, forward, trees, data["test"], sharded, task.primary)
+        of_batch = lambda batch: {
+            name: forward(tree, data["test"], batch) for name, tree in trees.items()
+        }
+        return score("test", of_batch)
+
+    def evaluate(state, previous=None):
+        realized = realize(state)
+        # Under way while the images are scored: the host waits once for all of it.
+        for x in jax.tree.leaves((realized.layers, realized.codes)):
+            x.copy_to_host_async()
+        scores = scores_of(state, realized)
         layers = gap.layer_report(realized, previous)
         return scores, layers, jax.device_get(realized.codes)
 

@@ -16,6 +16,7 @@ from quantnet_jax.core.limits import (
 from quantnet_jax.core.names import nearest, show
 from quantnet_jax.tasks.base import Drawing, Metric, Source, Task
 from quantnet_jax.tasks.classification import classification, describe_classes
+from quantnet_jax.tasks.few_shot import few_shot
 from quantnet_jax.tasks.reconstruction import reconstruction
 from quantnet_jax.tasks.retrieval import retrieval
 from quantnet_jax.tasks.super_resolution import ENLARGEMENT, super_resolution
@@ -31,6 +32,7 @@ __all__ = [
     "Task",
     "check_terms",
     "classification",
+    "few_shot",
     "find",
     "describe_range",
     "reconstruction",
@@ -40,6 +42,7 @@ __all__ = [
 
 TASKS: dict[str, Callable[..., Task]] = {
     "classification": classification,
+    "few_shot": few_shot,
     "reconstruction": reconstruction,
     "retrieval": retrieval,
     "super_resolution": super_resolution,

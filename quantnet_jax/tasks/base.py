@@ -54,6 +54,12 @@ class Task(NamedTuple):
         'counts'}, a square of numbers; 'samples' are {'index' of the example, 'title',
         'text', 'good'}, perhaps with 'images', {caption: uint8 (H, W, C)}, in place of
         the example's.
+      inner_rate: None, or the learning rate of the steps by which the network is
+        adapted to each example before it is scored. Examples then have 'support',
+        arrays (B, M, ...) of M inputs with their targets, and 'order', int (B, steps,
+        batch size), the inputs of each step; 'input' has an axis more, (B, n, ...), as
+        have the outputs, while in a step of the adaptation they are those of M inputs.
+      test_size: examples of an evaluation; None: the test examples of the dataset.
     """
 
     primary: Metric
@@ -65,6 +71,8 @@ class Task(NamedTuple):
     model_options: Mapping[str, Any] = NOTHING
     info: Mapping[str, Any] = NOTHING
     panels: Callable[..., Mapping[str, Any]] = lambda outputs, examples: {}
+    inner_rate: float | None = None
+    test_size: int | None = None
 
 
 class Drawing(NamedTuple):
@@ -91,6 +99,8 @@ class Source(NamedTuple):
       shape: (H, W, C) of an image.
       mean, std: of each channel, of pixels scaled to [0, 1].
       info: JSON data of the dataset, such as {'classes': names}.
+      counts: {'train', 'test'}: how many images they have of each class, where the
+        dataset is held in memory.
     """
 
     prepare: Callable[..., dict[str, Any]]
@@ -98,6 +108,7 @@ class Source(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     info: Mapping[str, Any]
+    counts: Mapping[str, Any] | None = None
 
 
 def inputs_of(source: Source) -> Callable[..., dict[str, Any]]:

@@ -101,6 +101,34 @@ def check_data(config, feed) -> tuple[float, int]:
     return epoch_steps, total
 
 
+def check_adaptation(config, adapts: bool, delayed: bool) -> None:
+    """Refuses what a network that adapts to each example cannot be combined with.
+
+    Args:
+      config: the configuration.
+      adapts: whether its task needs that.
+      delayed: whether the quantizer learns through the weights' update (`gradient`).
+    """
+    task, mode = f"task.name={config.task.name!r}", config.meta.mode
+    if adapts != (mode == "reptile"):
+        expected = "'reptile'" if adapts else "'joint' or 'bilevel'"
+        raise ValueError(f"meta.mode={mode!r}, expected {expected} for {task}")
+    if not adapts:
+        return
+    if delayed:
+        raise ValueError(
+            f"quantizer.name={config.quantizer.name!r} learns through the update of "
+            f"the weights, which {task} makes in another way; expected another one"
+        )
+    others = {"export": False, "teacher": "", "fsdp": 1}
+    for key, value in others.items():
+        if config[key] != value:
+            raise ValueError(
+                f"{key}={config[key]!r}, expected {value!r} for {task}, whose network "
+                "adapts to each example"
+            )
+
+
 def held_out(config, devices: int, delayed: bool) -> int:
     """Of which so many examples 'bilevel' holds out one; refuses what cannot be.
 
@@ -109,7 +137,7 @@ def held_out(config, devices: int, delayed: bool) -> int:
       devices: of the run.
       delayed: whether the quantizer learns through the weights' update (`gradient`).
     """
-    if config.meta.mode == "joint":
+    if config.meta.mode != "bilevel":
         return 0
     if delayed:
         raise ValueError(

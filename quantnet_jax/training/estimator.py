@@ -8,7 +8,7 @@ import optax
 from quantnet_jax.config import Config
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.distributed import hosts
-from quantnet_jax.training import build_check, gradients
+from quantnet_jax.training import build_check, gradients, reptile
 from quantnet_jax.training.gradients import Gradients
 
 
@@ -20,6 +20,7 @@ def choose(
     quantizer: Quantizer,
     tx: optax.GradientTransformation,
     devices: int,
+    adapt: Callable | None = None,
 ) -> Gradients:
     """The estimator of `c.meta.mode`, or the one that the quantizer needs.
 
@@ -31,13 +32,17 @@ def choose(
       quantizer: over the tree of the model's parameters.
       tx: the optimizer.
       devices: of the run.
+      adapt: of `reptile.make_adapt`, None where the task needs no adaptation.
 
     Raises:
       ValueError: one line that names the key.
     """
     needs_delay = quantizer.gradient is not None
+    build_check.check_adaptation(c, adapt is not None, needs_delay)
     gradients.check_accumulation(c.accumulation_steps, c.meta.mode, needs_delay)
     every = build_check.held_out(c, devices, needs_delay)
+    if adapt is not None:
+        return reptile.reptile(adapt, prepare)
     if needs_delay:
         return gradients.delayed(loss, prepare, rate, quantizer, tx)
     if c.meta.mode == "bilevel":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax import config as config_lib
+from quantnet_jax import data as qdata
 from quantnet_jax import models
 from quantnet_jax.config import Config
 from quantnet_jax.core import tree
@@ -27,6 +28,7 @@ from quantnet_jax.training import (
     estimator,
     gradients,
     parts,
+    reptile,
     steps,
 )
 from quantnet_jax.training.feed import Feed, dispatches, make_feed
@@ -72,12 +74,29 @@ class Experiment:
     def task(self) -> Task:
         """What a batch is, its loss and its metrics."""
         feed = self.feed
-        source = Source(feed.prepare, feed.shape, feed.mean, feed.std, feed.info)
+        held, counts = {"train": feed.train_data, "test": feed.test_data}, None
+        if feed.train_data is not None:
+            counts = {k: np.bincount(x["label"]).tolist() for k, x in held.items()}
+        about = (feed.shape, feed.mean, feed.std, feed.info, counts)
+        source = Source(feed.prepare, *about)
         return parts.make_task(self.config, source)
 
     @cached_property
     def _sizes(self) -> tuple[float, int]:
         return build_check.check_data(self.config, self.feed)
+
+    @property
+    def test_size(self) -> int:
+        """Examples of an evaluation."""
+        return self.task.test_size or self.feed.test_size
+
+    def test_batches(self) -> Iterator:
+        """This process' batches of an evaluation, each example once."""
+        size, r = self.task.test_size, self.runner
+        if size is None:
+            return self.feed.test()
+        process = {"process_index": r.process_index, "process_count": r.process_count}
+        return qdata.eval_batches(size, self.config.eval_batch_size, **process)
 
     # Steps of one epoch, a fraction in general, and of the whole run.
     epoch_steps = property(lambda self: self._sizes[0])
@@ -112,7 +131,9 @@ class Experiment:
     def model(self):
         """The linen network."""
         options = self.task.model_options
-        axis_name = self.runner.axis_name
+        # A network that adapts to each example normalizes by that example alone.
+        adapts = self.task.inner_rate is not None
+        axis_name = None if adapts else self.runner.axis_name
         return parts.make_model(self.config, options, axis_name, self.steps)
 
     @cached_property
@@ -191,18 +212,34 @@ class Experiment:
         c, prepare = self.config, self.prepare["train"]
         if self.teacher is not None:
             prepare = distillation.with_teacher(prepare, self.teacher.outputs)
-        loss = steps.make_loss(
-            make_apply(self.model, self.runner),
+        return estimator.choose(
+            *(c, self._loss, prepare, self.learning_rate, self.quantizer, self.tx),
+            self.runner.devices,
+            self._adapt,
+        )
+
+    @cached_property
+    def _apply(self) -> Callable:
+        apply = make_apply(self.model, self.runner)
+        loops = self.task.inner_rate is not None and hosts.backend() == "cpu"
+        return reptile.in_loops(apply) if loops else apply
+
+    @cached_property
+    def _loss(self) -> Callable:
+        c = self.config
+        return steps.make_loss(
+            self._apply,
             self.quantizer,
             self.task,
             seed=c.seed,
             terms=parts.make_terms(c),
             inputs=any(row["name"] in NEED_INPUTS for row in c.terms),
         )
-        return estimator.choose(
-            *(c, loss, prepare, self.learning_rate, self.quantizer, self.tx),
-            self.runner.devices,
-        )
+
+    @cached_property
+    def _adapt(self) -> Callable | None:
+        rate = self.task.inner_rate
+        return None if rate is None else reptile.make_adapt(self._loss, rate)
 
     @cached_property
     def steps_per_call(self) -> int:
@@ -257,8 +294,12 @@ class Experiment:
             self.task,
             self.data,
             self.prepare,
-            {"train": lambda: self.feed.train(0), "test": self.feed.test},
+            {"train": lambda: self.feed.train(0), "test": self.test_batches},
             self.config.recalibration_batches,
+            self._adapt
+            and reptile.make_outputs(
+                self._adapt, self._apply, self.quantizer, self.prepare["test"]
+            ),
         )
 
     def evaluate(self, state: TrainState, codes: dict | None = None):

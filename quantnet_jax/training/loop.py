@@ -143,7 +143,7 @@ def run(
                 row = log.record(step, **row)
                 shown = {k: row[k] for k in ("loss", "penalty")}
             if evaluations(step):
-                with hosts.phase(f"evaluating on {exp.feed.test_size:,} examples"):
+                with hosts.phase(f"evaluating on {exp.test_size:,} examples"):
                     scores, layers, codes = exp.evaluate(state, codes)
                 flips = {"flips": gap.flip_rate(layers)}
                 record = {"epoch": step / exp.epoch_steps, **scores, **flips}
