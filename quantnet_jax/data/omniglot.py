@@ -36,9 +36,7 @@ def read_omniglot(folder: str | Path) -> Dataset:
       FileNotFoundError: a file is missing.
       ValueError: a file is damaged, or holds no drawings.
     """
-    whole = any((Path(folder) / name).is_file() for name in WHOLE)
-    names = WHOLE if whole else SMALL
-    parts = [_drawings(Path(folder) / name) for name in names]
+    parts = _archives(folder)
     seen = {name.split("/")[0] for name in parts[0]}
     parts[1] = {k: v for k, v in parts[1].items() if k.split("/")[0] not in seen}
     classes = (*sorted(parts[0]), *sorted(parts[1]))
@@ -62,7 +60,7 @@ def read_drawers(folder: str | Path) -> Dataset:
     As `read_omniglot`, but of every character the last five drawings are for test, the
     others for training: a drawing's number is its drawer's.
     """
-    parts = [_drawings(Path(folder) / name) for name in FILES]
+    parts = _archives(folder)
     found = parts[1] | parts[0]  # alphabets of both have the same drawings
     classes = sorted(found)
     arrays = []
@@ -71,6 +69,12 @@ def read_drawers(folder: str | Path) -> Dataset:
         label = np.repeat(np.arange(len(classes)), [*map(len, drawings)])
         arrays += [np.concatenate(drawings), label.astype(np.int32)]
     return check(Dataset(*arrays, classes=tuple(classes), name="omniglot_drawers"))
+
+
+def _archives(folder: str | Path) -> list[dict[str, np.ndarray]]:
+    """`_drawings` of both archives, the full ones where there is one of them."""
+    whole = any((Path(folder) / name).is_file() for name in WHOLE)
+    return [_drawings(Path(folder) / name) for name in (WHOLE if whole else SMALL)]
 
 
 def _drawings(path: Path) -> dict[str, np.ndarray]:
