@@ -1,20 +1,24 @@
 """Pruning: masks against NumPy, sparse quantizers against their definition, runs."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny import outcome, tiny_config
 from util import normal
 
 import quantnet_jax as qn
-from quantnet_jax import quantizers
+from quantnet_jax import config, quantizers
 from quantnet_jax.core import pruning, tree
 from quantnet_jax.core.packing import pack
 from quantnet_jax.core.qtensor import dequantize, validate
 from quantnet_jax.core.schedules import from_spec
 from quantnet_jax.deploy import sparse as sparse_file
 from quantnet_jax.deploy.summary import summarize
+from quantnet_jax.training import parts
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.77])
@@ -98,6 +102,21 @@ def test_a_run_with_the_key_alone():
     assert not any((w == 0).any() for p, w in weights.items() if "stem/k" in p)
 
 
+def test_the_schedule_of_a_saved_configuration():
+    c = tiny_config(quantizer__name="identity")
+    c.sparsity = pruning.dense_sparse_dense(0.5)
+    saved = ConfigDict(json.loads(c.to_json()))
+    config.check(saved)
+    w = jnp.asarray(normal(0, (4, 6)))
+    for step, zeros in ((29, 12), (89, 0)):  # rates of the steps after them
+        found = []
+        for given in (c, saved):
+            (rule,) = parts.make_rules(given, 100)
+            found.append(rule.quantizer.project((), w, step=jnp.int32(step))[1])
+        np.testing.assert_array_equal(*found)
+        assert np.sum(np.asarray(found[1]) == 0) == zeros
+
+
 @pytest.mark.parametrize(
     "value, message",
     [
@@ -107,8 +126,6 @@ def test_a_run_with_the_key_alone():
     ],
 )
 def test_a_wrong_rate_is_refused(value, message):
-    from quantnet_jax import config
-
     c = tiny_config(quantizer__name="binary_ste")
     c.sparsity = value
     with pytest.raises(ValueError, match=message):

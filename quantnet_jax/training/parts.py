@@ -103,6 +103,8 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     if claimed := "|".join(kernels(row["pattern"]) for row in config.rules):
         default["pattern"] = f"(?!(?:{claimed})$)(?:{default['pattern']})"
     made, sparsity = [], config.sparsity
+    if isinstance(sparsity, ConfigDict):  # of a file
+        sparsity = sparsity.to_dict()
     if isinstance(sparsity, Mapping):
         sparsity = schedules.from_spec(sparsity, total_steps)
     for row in (default, *config.rules):
