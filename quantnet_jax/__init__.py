@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
-from quantnet_jax.core import combine, ops, packing, schedules
+from quantnet_jax.core import combine, ops, packing, pruning, schedules
 from quantnet_jax.core.axes import Axes, axes
 from quantnet_jax.core.combine import (
     add_penalty,
@@ -165,6 +165,7 @@ __all__ = [
     "per_channel",
     "posttrain",
     "proxquant",
+    "pruning",
     "quantization_networks",
     "quantizers",
     "quantnet",

@@ -86,7 +86,7 @@ def base() -> Config:
         c.activation[name] = _options(member.factory, activations.options(name))
     c.layers = "inner"  # 'all', 'inner', 'no_shortcut', or a regular expression
     # Part of each quantized tensor that is pruned by magnitude, a number or a schedule,
-    # see `quantnet_jax.core.pruning`; a float one with quantizer.name = "identity".
+    # see docs/few_shot.md; a float one with quantizer.name = "identity".
     c.sparsity = config_dict.FieldReference(0.0, field_type=object)
     c.share = "kernel"  # of the sub-network: 'layer', 'shape', 'kernel', 'model'
     # More rules, for mixed precision: ({"pattern": ..., "quantizer": name, perhaps
