@@ -44,7 +44,7 @@ def about(folder: pathlib.Path) -> str:
 
 def speed(folder: pathlib.Path) -> str:
     """Times and bytes of sparse convolutions against the dense one."""
-    found = last("sparse", folder, benchmark="sparse")
+    found = last("sparse_speed", folder)
     if not found:
         return "Not run."
     lines = []

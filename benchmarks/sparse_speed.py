@@ -1,6 +1,6 @@
 """Times sparse convolutions over dense ones, on one thread, and counts their memory.
 
-    python -m benchmarks.sparse
+    python -m benchmarks.sparse_speed
 
 A 3x3 (or 3x3x3) convolution of C channels of one grid: dense; sparse with the list and
 the gather map at hand, as all layers of a resolution but the first have them; sparse
@@ -30,12 +30,12 @@ GROUPS = 4
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("sparse", __doc__, repeats=50, load=1.5)
+    parser = timing.parser("sparse_speed", __doc__, repeats=50, load=1.5)
     parser.add_argument(
         "--cases", nargs="+", default=CASES, help="SIDES x CHANNELS : share of sites"
     )
     args = parser.parse_args(argv)
-    return timing.main("sparse", args, argv, measure)
+    return timing.main("sparse_speed", args, argv, measure)
 
 
 def measure(args) -> dict:
