@@ -266,9 +266,10 @@ def _check_rules(config: dict) -> None:
 
 def _check_sites_rules(config: dict, sites: tuple[str, ...]) -> None:
     """Of a section without a name nothing is used."""
-    rows: Any = config.get("rules", ())
-    check("activation.rules", rows, Sequence())
-    for number, row in enumerate(rows if config["name"] else ()):
+    given = config.get("rules", ())
+    check("activation.rules", given, Sequence())
+    rows: tuple[Any, ...] = given if config["name"] else ()
+    for number, row in enumerate(rows):
         key = f"activation.rules[{number}]"
         if not isinstance(row, Mapping) or "site" not in row:
             raise ValueError(
