@@ -58,7 +58,8 @@ def speed(folder: pathlib.Path) -> str:
         lines.append((shape.replace("x", " x "), part, dense, *faster, *less))
     head = ("grid and channels", "active", "dense, ms", *(f"{x}, x" for x in FORMS))
     more = ("memory, x", "with lists, x")
-    where = f"{found['device']}, one thread, {found['repeats']} rounds."
+    load = f"load average {found['load']['before'][0]:.1f} before"
+    where = f"{found['device']}, one thread, {found['repeats']} rounds, {load}."
     return f"{markdown((*head, *more), lines, 'xrrrrrrr')}\n\n{where}"
 
 
