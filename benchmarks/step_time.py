@@ -92,6 +92,7 @@ def torch(args) -> tuple[dict, Callable[[], float]]:
     assert process.stdin and process.stdout
     sent, answers = process.stdin, process.stdout
     if not (about := answers.readline()):
+        process.communicate()
         raise ValueError(f"--torch={args.torch} cannot run {TORCH.name}")
 
     def step() -> float:

@@ -122,7 +122,7 @@ def test_a_loop_and_a_scan_of_layers_have_the_same_hard_logits():
     _, wanted = hard_logits(loop, params, images, of_loop, out="auto")
     np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
     _, one_scale_for_all = hard_logits(scan, stacked, images)
-    assert np.abs(one_scale_for_all - wanted).max() > 0.1
+    assert np.abs(one_scale_for_all - wanted).max() > 1e-2  # not rounding
 
 
 # nnx
