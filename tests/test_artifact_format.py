@@ -94,11 +94,16 @@ def test_values_of_an_own_tree(decoder, tmp_path):
     levels = jnp.sort(jnp.asarray(normal(1, (3, 1, 5))), -1)
     codes = jnp.asarray(np.random.default_rng(0).integers(0, 5, (3, 5)), jnp.uint8)
     tree["c"] = qn.QTensor(codes, levels, jnp.ones((1, 5)))
+    sparse = qn.pruning.sparse(qn.dorefa(bits=2), 0.5)
+    pruned = jnp.where(jnp.arange(315) % 3 == 0, jnp.asarray(normal(2, 315)), 0.0)
+    tree["s"] = sparse.hard((), pruned.reshape(3, 3, 5, 7))
     tree["n"] = np.arange(3, dtype=np.int32)
     qn.save(tmp_path / "tree.safetensors", tree)
     spec, found = decoder["read"](tmp_path / "tree.safetensors")
     assert spec["format"] == FORMAT and not spec["plain"]
-    for name, leaf in {"a": tree["a"], "b/0": tree["b"][0], "c": tree["c"]}.items():
+    assert spec["quantized"]["s"]["zero"] == 2  # of five levels
+    leaves = {"a": tree["a"], "b/0": tree["b"][0], "c": tree["c"], "s": tree["s"]}
+    for name, leaf in leaves.items():
         values, scale = found[name]
         np.testing.assert_array_equal(values * scale, qn.dequantize(leaf))
     np.testing.assert_array_equal(found["n"][0], tree["n"])

@@ -125,6 +125,8 @@ def summarize(
 ) -> Summary:
     """Sizes and products of any network; nothing is computed, shapes suffice.
 
+    Of shapes alone, sparse tensors count as dense ones: at most so many bytes.
+
     Args:
       apply: the network, `(params, *inputs) -> anything`, a traceable function that
         takes an array in the place of each quantized leaf.
