@@ -8,7 +8,7 @@ Command:   python train.py --config=configs/omniglot_sparse.py:search \
            searches the offsets, the second trains with those that it found.
            The comparison: python -m quantnet_jax.experiments run sparse --folder=FOLDER
 Hardware:  one CPU core.
-Wall time: about two minutes each.
+Wall time: minutes each.
 Expected:  see docs/sparse.md, study 'sparse'.
 
 All 242 characters, 15 of 20 drawers in training: about 80 of 784 sites are active.

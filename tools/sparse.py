@@ -22,18 +22,27 @@ def accuracies(folder: pathlib.Path) -> str:
         error = [100 * x for x in errors.get(row, {}).get("errors", ())]
         plain = row.split(",")[0] if "," in row else ""
         base = [100 * x for x in errors.get(plain, {}).get("errors", ())]
+        seeds = f" ({len(error)} seeds)" if 0 < len(error) < len(runs) else ""
         lines.append(
             (
                 row,
-                tables.mean_std(score[row]) if score[row] else "not run",
+                _scored(score[row], len(study.seeds)),
                 tables.difference(score[row], score.get(plain, [])),
-                tables.mean_std(error) if error else "",
+                tables.mean_std(error) + seeds if error else "",
                 tables.difference(error, base),
                 f"{sum(r['wall'] for r in runs) / 60 / len(runs):.1f}" if runs else "",
             )
         )
     head = ("row", "accuracy", "over no shift", "error", "over no shift", "minutes")
     return markdown(head, lines, "xrrrrr")
+
+
+def _scored(values: list[float], seeds: int) -> str:
+    """Mean and deviation, and of how many seeds where some are missing."""
+    if not values:
+        return "not run"
+    fewer = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
+    return tables.mean_std(values) + fewer
 
 
 def about(folder: pathlib.Path) -> str:
