@@ -8,6 +8,8 @@ from quantnet_jax.experiments.tables import markdown
 
 NAME = "super_resolution"
 SETS = ("set5", "set14")
+BASE = "float, trained on"
+"""The float network of as many steps as the others have in total."""
 Record = dict[str, Any]
 
 
@@ -24,7 +26,7 @@ def widths(folder: pathlib.Path) -> str:
     if done:
         plain = [f"{done[0][f'bicubic_{x}_hard']:.2f}" for x in SETS]
         lines.append(["bicubic", *plain, "", "", "", "", ""])
-    base = {x: _mean(found[grid.FLOAT], f"psnr_{x}_hard") for x in SETS}
+    base = {x: _mean(found[BASE], f"psnr_{x}_hard") for x in SETS}
     for row, runs in found.items():
         good = [r for r in runs if not r.get("diverged")]
         if not good:
@@ -34,10 +36,10 @@ def widths(folder: pathlib.Path) -> str:
         scores = [tables.mean_std([r[f"psnr_{x}_hard"] for r in good]) for x in SETS]
         lost = [_mean(good, f"psnr_{x}_hard") - base[x] for x in SETS]
         alike = [f"{_mean(good, f'ssim_{x}_hard'):.4f}" for x in SETS]
-        shown = [f"{x:+.2f}" if row != grid.FLOAT else "" for x in lost]
+        shown = [f"{x:+.2f}" if row != BASE else "" for x in lost]
         minutes = f"{_mean(good, 'wall') / 60:.1f}"
         lines.append([row, *scores, *shown, *alike, minutes])
-    head = ("row", "Set5 (dB)", "Set14 (dB)", "- float, Set5", "- float, Set14")
+    head = ("row", "Set5 (dB)", "Set14 (dB)", f"- {BASE}: Set5", "Set14")
     return markdown((*head, "SSIM Set5", "SSIM Set14", "minutes"), lines, "xrrrrrrr")
 
 
