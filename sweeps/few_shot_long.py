@@ -1,0 +1,14 @@
+"""As few_shot, width 32, ten times as long: 6,000 iterations."""
+
+from quantnet_jax.experiments.grid import Row
+from sweeps import common, few_shot
+
+STUDY = few_shot.STUDY._replace(
+    title="Omniglot, 5 ways, 5 shots, held-out alphabets, Conv-4 of width 32, 6,000 "
+    "iterations of 5 tasks",
+    rows={
+        **few_shot.rows(32),
+        "quantnet, 32": Row("quantnet", {"layers": "inner", "model.width": 32}),
+    },
+    initializations=common.scratch(10 * few_shot.STUDY.initializations[0].epochs),
+)
