@@ -23,10 +23,10 @@ from quantnet_jax.training import experiment, reptile
 from quantnet_jax.training.state import TrainState
 
 LABEL = np.repeat(np.arange(6), 4).astype(np.int32)
-COUNTS = {"train": [4] * 6, "test": [4] * 6}
+HELD = {"train": {"label": LABEL}, "test": {"label": LABEL}}
 
 
-def source(shape=(2, 2, 1), counts=COUNTS):
+def source(shape=(2, 2, 1), held=HELD):
     """Images whose first pixel is their row, the others 0."""
 
     def prepare(data, batch, *, seed, train):
@@ -35,7 +35,7 @@ def source(shape=(2, 2, 1), counts=COUNTS):
         return {"image": image, "mask": batch["mask"]}
 
     info = {"classes": list("abcdef")}
-    return Source(prepare, shape, (0.0,), (1.0,), info, counts)
+    return Source(prepare, shape, (0.0,), (1.0,), info, held)
 
 
 OPTIONS = {"ways": 3, "shots": 1, "queries": 2, "train_shots": 2, "steps": 3}
@@ -98,7 +98,7 @@ def test_what_gives_no_episodes(changed, message):
 
 
 def test_episodes_of_a_streamed_dataset():
-    task = few_shot(source(counts=None), **OPTIONS)
+    task = few_shot(source(held=None), **OPTIONS)
     with pytest.raises(ValueError, match="need a dataset that is held in memory"):
         task.prepare(None, {}, seed=0, train=True)
 

@@ -57,8 +57,8 @@ def make_scoring(
       batches: 'train' and 'test', `() -> iterator` over batches of this process.
       recalibration_batches: of the BatchNorm recalibration, 0 for none.
       adapted: `(state, data, batch, axis_name) -> {'soft', 'hard'}`: outputs of a
-        network that adapts to each example. The scores then hold those on training
-        classes too, 'soft_train', 'hard_train' and 'generalization_gap', by how much
+        network that adapts to each example. The scores then hold those of training
+        data too, 'soft_train', 'hard_train' and 'generalization_gap', by how much
         'hard' is worse than 'hard_train'.
     """
     # What is scored is what ships: normalizations folded, weights hard or soft.

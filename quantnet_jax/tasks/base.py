@@ -99,8 +99,8 @@ class Source(NamedTuple):
       shape: (H, W, C) of an image.
       mean, std: of each channel, of pixels scaled to [0, 1].
       info: JSON data of the dataset, such as {'classes': names}.
-      counts: {'train', 'test'}: how many images they have of each class, where the
-        dataset is held in memory.
+      held: {'train', 'test'}: arrays of the dataset, 'label' among them, where it is
+        held in memory.
     """
 
     prepare: Callable[..., dict[str, Any]]
@@ -108,7 +108,7 @@ class Source(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     info: Mapping[str, Any]
-    counts: Mapping[str, Any] | None = None
+    held: Mapping[str, Any] | None = None
 
 
 def inputs_of(source: Source) -> Callable[..., dict[str, Any]]:

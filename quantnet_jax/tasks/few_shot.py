@@ -4,6 +4,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from quantnet_jax.core.limits import Number
 from quantnet_jax.tasks.base import Metric, Source, Task
@@ -186,8 +187,9 @@ def turned(images: jax.Array, turn: jax.Array) -> jax.Array:
 def _check(source: Source, ways: int, train: int, test: int, rotations: bool) -> None:
     """Refuses a dataset that has not enough classes, or not enough images of them."""
     needs = {"train": train, "test": test}
-    for part, counts in (source.counts or {}).items():
-        if (found := sum(n >= needs[part] for n in counts)) < ways:
+    for part, held in (source.held or {}).items():
+        counts = np.bincount(np.asarray(held["label"]))
+        if (found := int(np.sum(counts >= needs[part]))) < ways:
             raise ValueError(
                 f"ways={ways}, but the {part} images have {found} classes of at least "
                 f"{needs[part]} images, shots and queries; expected fewer of them"

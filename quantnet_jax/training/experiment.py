@@ -74,10 +74,9 @@ class Experiment:
     def task(self) -> Task:
         """What a batch is, its loss and its metrics."""
         feed = self.feed
-        held, counts = {"train": feed.train_data, "test": feed.test_data}, None
-        if feed.train_data is not None:
-            counts = {k: np.bincount(x["label"]).tolist() for k, x in held.items()}
-        about = (feed.shape, feed.mean, feed.std, feed.info, counts)
+        held = {"train": feed.train_data, "test": feed.test_data}
+        held = None if feed.train_data is None else held
+        about = (feed.shape, feed.mean, feed.std, feed.info, held)
         source = Source(feed.prepare, *about)
         return parts.make_task(self.config, source)
 
