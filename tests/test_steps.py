@@ -385,6 +385,7 @@ def test_padding_has_no_influence_on_the_tally(kind):
                 },
             },
             "compare": {"kl": float((np.exp(log_p) * (log_p - log_q))[:5].sum())},
+            "squares": float((hard[:5].argmax(-1) == label).sum()),  # of 0 and 1
         },
         rtol=1e-5,
         atol=1e-6,

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.layers import BatchNorm, Conv, Dense, Sites, as_images
+from quantnet_jax.models.layers import BatchNorm, Conv, Pooled, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
 
 
-class Conv4(Sites, nn.Module):
+class Conv4(Pooled, nn.Module):
     """Four 3x3 convolutions of stride 2 with BatchNorm, and a dense head on all pixels.
 
     'stem', 'conv2', 'conv3', 'conv4' and 'head'. With width 64, 5 outputs and images of
@@ -29,6 +29,7 @@ class Conv4(Sites, nn.Module):
       axis_name: as in `ResNet`.
       momentum: as in `ResNet`.
       folded: as in `ResNet`.
+      features: as in `ResNet`; here the inputs of the head, which nothing pools.
 
     Reference: Vinyals et al., arXiv 1606.04080; strides in the place of pooling as in
     Finn et al., arXiv 1703.03400, for Omniglot.
@@ -45,9 +46,10 @@ class Conv4(Sites, nn.Module):
     axis_name: str | None = None
     momentum: float = 0.9
     folded: bool = False
+    features: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> Any:
         """Class scores of a batch of images, float32 (N, outputs)."""
         x = as_images(x, self.dtype)
         for number in range(1, 5):
@@ -65,6 +67,4 @@ class Conv4(Sites, nn.Module):
             norm = f"bn{number}" if inner else "stem_bn"
             bn = BatchNorm(self.axis_name, self.momentum, folded=self.folded, name=norm)
             x = self.act()(bn(x, train))
-        flat = x.astype(jnp.float32).reshape(x.shape[0], -1)
-        logits = Dense(self.outputs, self.folded, name="head")(flat)
-        return self.quantized(OUTPUT, logits, name="output")
+        return self.scores_of(x.astype(jnp.float32).reshape(x.shape[0], -1))

@@ -9,7 +9,6 @@ import numpy as np
 from jax import lax
 
 from quantnet_jax.core.limits import Number, check
-from quantnet_jax.data import bicubic
 from quantnet_jax.tasks.base import Drawing, Metric, Source, Task
 
 ALIKE = 50.0
@@ -141,6 +140,8 @@ SHOWN, SIDE = 4, 96
 
 def _samples(outputs, examples, info, mean, std) -> list[dict[str, Any]]:
     """The middle of some images: as they go in, enlarged, as they were."""
+    from quantnet_jax.data import bicubic  # here: who predicts needs no data
+
     scale, found = info["scale"], []
     for i, label in enumerate(examples["label"][:SHOWN]):
         top, left, height, width = info["areas"][label]
@@ -203,6 +204,8 @@ def luma(pixels: jax.Array, examples: dict[str, jax.Array]) -> jax.Array:
 
 def enlarge(pixels: jax.Array, scale: int) -> jax.Array:
     """Bytes (N, H, W, C) by bicubic interpolation `scale` times as large, in bytes."""
+    from quantnet_jax.data import bicubic
+
     for axis in (1, 2):
         size = pixels.shape[axis]
         weights = jnp.asarray(bicubic.matrix(size, scale * size), jnp.float32)

@@ -198,7 +198,7 @@ def test_unknown_keys_are_refused():
             ):
                 faults[new] = wrong
     for section in sorted({*sections, *(f"quantizer.{x}" for x in quantizers.MEMBERS)}):
-        new = f"{section}.batch_size"  # of another place
+        new = f"{section}.eval_batch_size"  # of another place
         if wrong := fault(lambda n=new: config_lib.check(config_of({n: 1})), new):
             faults[new] = wrong
     assert not faults
