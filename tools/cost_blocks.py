@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+from quantnet_jax.experiments import results
 from quantnet_jax.experiments.tables import markdown
 from tools.blocks import Record, last
 
@@ -80,7 +81,22 @@ def programs(folder: pathlib.Path) -> str:
 
 def step_time(folder: pathlib.Path) -> str:
     """Seconds of a step of each method, interleaved."""
-    found = last("step_time", folder, model="resnet20")
+    found = results.read("step_time", folder)
+    ours = [r for r in found if r.get("model") == "resnet20" and "torch" not in r]
+    return _steps(ours[-1])
+
+
+def step_time_torch(folder: pathlib.Path) -> str:
+    """The same with PyTorch's float step among them."""
+    found = [r for r in results.read("step_time", folder) if "torch" in r]
+    if not found:
+        return "Not run."
+    about = found[-1]["torch"]
+    of = f"PyTorch {about['torch']}, {about['threads']} threads, channels last."
+    return f"{_steps(found[-1])} {of}"
+
+
+def _steps(found: dict) -> str:
     rows = [
         (name, f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}")
         for name, x in found["methods"].items()
@@ -155,6 +171,7 @@ BLOCKS = {
     "cost": cost,
     "programs": programs,
     "step time": step_time,
+    "step time, PyTorch": step_time_torch,
     "accelerator": accelerator,
     "bounds": bounds,
 }
