@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from typing import IO, Any
@@ -54,7 +55,8 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     with writing(folder):
         if in_bucket(folder):
             as_path(folder).mkdir(parents=True, exist_ok=True)
-            probe = as_path(folder) / ".probe"
+            # Of this process alone: others of the run take theirs away meanwhile.
+            probe = as_path(folder) / f".probe-{uuid.uuid4().hex}"
             probe.write_bytes(b"1")
             probe.unlink()
             return
