@@ -153,10 +153,13 @@ def partition(
     if rows:
         groups |= {str(number): tx for number, (_, tx) in enumerate(rows)}
         groups_of = functools.partial(_groups, [pattern for pattern, _ in rows])
-    tx = optax.partition(groups, groups_of)
+    return unstrict(optax.partition(groups, groups_of))
+
+
+def unstrict(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Traces under strict promotion too, as the bias correction of Adam does not."""
 
     def update(updates, state, params=None):
-        # Adam's bias correction does not trace under strict promotion.
         with jax.numpy_dtype_promotion("standard"):
             return tx.update(updates, state, params)
 

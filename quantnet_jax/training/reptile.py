@@ -11,17 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from quantnet_jax.core import cpu_conv, tree
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import Conv, replace_convolutions
 from quantnet_jax.training.gradients import Gradients, pmean
+from quantnet_jax.training.optim import unstrict
 from quantnet_jax.training.state import TrainState
 
 PyTree = Any
-DECAY = 0.999
-EPSILON = 1e-8
-"""Of the inner Adam."""
 
 
 def make_adapt(loss: Callable, rate: float) -> Callable:
@@ -39,9 +38,11 @@ def make_adapt(loss: Callable, rate: float) -> Callable:
     B in front; the metrics are those of the last step.
     """
 
+    adam = unstrict(optax.adam(rate, b1=0.0))
+
     def step_of(support, data, now):
         def step(carry, rows):
-            (params, stats, second), count = carry
+            params, stats, moments = carry
             images = jax.tree.map(lambda x: x[rows], support)
             images["mask"] = jnp.ones(rows.shape, jnp.float32)
 
@@ -49,30 +50,18 @@ def make_adapt(loss: Callable, rate: float) -> Callable:
                 return loss(params["model"], params["quant"], stats, data, images, now)
 
             grads, (stats, metrics) = jax.grad(of_params, has_aux=True)(params)
-            count = count + 1.0
-            second = jax.tree.map(
-                lambda v, g: DECAY * v + (1.0 - DECAY) * g * g, second, grads
-            )
-            params = jax.tree.map(
-                lambda w, g, v: (
-                    w - rate * g / (jnp.sqrt(v / (1.0 - DECAY**count)) + EPSILON)
-                ),
-                params,
-                grads,
-                second,
-            )
-            return ((params, stats, second), count), metrics
+            updates, moments = adam.update(grads, moments, params)
+            return (optax.apply_updates(params, updates), stats, moments), metrics
 
         return step
 
     def adapt(state: TrainState, data, examples):
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        first = (state.params, state.batch_stats, zeros), jnp.zeros((), jnp.float32)
+        first = state.params, state.batch_stats, adam.init(state.params)
 
         def one(support, order):
             step = step_of(support, data, state.step)
-            (moved, _), metrics = jax.lax.scan(step, first, order)
-            return moved[0], moved[1], jax.tree.map(lambda x: x[-1], metrics)
+            (params, stats, _), metrics = jax.lax.scan(step, first, order)
+            return params, stats, jax.tree.map(lambda x: x[-1], metrics)
 
         return jax.vmap(one)(examples["support"], examples["order"])
 
