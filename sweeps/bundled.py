@@ -7,7 +7,7 @@ from sweeps import common
 STUDY = Study(
     "10,000 + 2,000 images of Fashion-MNIST, ResNet-8 of width 16, batch 64",
     common.INNER,
-    common.configure,
+    common.earlier,
     default.get_config,
     {x: Row(x) for x in ("identity", "binary_ste", "tanh_sign", "quantnet")},
     common.scratch(20.0),

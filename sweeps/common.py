@@ -1,6 +1,7 @@
 """What the studies share: initializations, and the one place that knows config keys."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,12 +17,17 @@ CPU_FLAGS = "--xla_backend_optimization_level=1"
 
 
 EARLIER = {"schedule": "exponential", "start": 0.3, "end": 10.0, "until": 0.9}
-"""The sharpness of the recipe when the first studies were run: what a row of any study
-begins from. Rows with the recipe of today say it, see `rows.schedule`."""
+"""The sharpness of the recipe when the first studies were run, see `earlier`."""
 
 
 def configure(
-    study: Study, run: Run, *, folder: str = "", init_from: str = "", dtype: str = ""
+    study: Study,
+    run: Run,
+    *,
+    folder: str = "",
+    init_from: str = "",
+    dtype: str = "",
+    sharpness: Mapping[str, Any] = members.SHARPNESS,
 ) -> Any:
     """The configuration of one run whose initialization is decided.
 
@@ -30,6 +36,7 @@ def configure(
       folder: of the dataset's files.
       init_from: workdir of the float network, which is the teacher too.
       dtype: of the network, '' for that of the base.
+      sharpness: of members whose recipe has that of QuantNet.
     """
     start, row, c = run.initialization, study.rows[run.row], study.base()
     assert start is not None and run.learning_rate is not None
@@ -46,7 +53,7 @@ def configure(
     c.quantizer.name = row.method
     section = quantizers.options(row.method)
     if section.get("sharpness") == members.SHARPNESS:
-        section["sharpness"] = dict(EARLIER)
+        section["sharpness"] = dict(sharpness)
     if "sharpness" in section:
         section["sharpness"]["start"] *= start.sharpness
     c.quantizer[row.method] = ConfigDict(section)
@@ -55,6 +62,11 @@ def configure(
     if any(term["name"] in NEED_TEACHER for term in c.terms):
         c.teacher = init_from
     return c
+
+
+earlier = functools.partial(configure, sharpness=EARLIER)
+"""`configure` of the studies that were run before the recipe of today; rows of these
+with that one say it, see `rows.schedule`."""
 
 
 def scratch(epochs: float) -> tuple[Initialization, ...]:
@@ -96,7 +108,7 @@ def small(title: str, rows: dict[str, Row], total: float = 20.0, **options: Any)
         "jobs": 2,
         "xla_flags": CPU_FLAGS,
     }
-    return Study(title, INNER, configure, rows=rows, **given | options)
+    return Study(title, INNER, earlier, rows=rows, **given | options)
 
 
 def resnet20(
@@ -109,7 +121,7 @@ def resnet20(
         "learning_rates": (0.03, 0.1, 0.3),
         "eval_every": 10.0,
     }
-    return Study(title, INNER, configure, rows=rows, **given | options)
+    return Study(title, INNER, earlier, rows=rows, **given | options)
 
 
 def metaquant(title: str, base: Callable, published: dict[str, float]) -> Study:
@@ -119,7 +131,7 @@ def metaquant(title: str, base: Callable, published: dict[str, float]) -> Study:
     return Study(
         title,
         "all layers",
-        configure,
+        earlier,
         single(base),
         rows.all_layers(),
         (Initialization("warm", 200.0, 100.0),),
@@ -129,15 +141,6 @@ def metaquant(title: str, base: Callable, published: dict[str, float]) -> Study:
         last=10,
         published=published,
     )
-
-
-def today(row: Row) -> Row:
-    """A row with the sharpness of today's recipe, where its member has one."""
-    key = f"quantizer.{row.method}.sharpness."
-    if quantizers.options(row.method).get("sharpness") != members.SHARPNESS:
-        return row
-    recipe = {key + option: value for option, value in members.SHARPNESS.items()}
-    return row._replace(changes=recipe | dict(row.changes))
 
 
 def quick(
@@ -152,7 +155,7 @@ def quick(
     Args:
       title: of what is compared.
       rows: all but the float one, the first and those with an initialization of
-        their own are `like` the first; with the recipes of today.
+        their own are `like` the first.
       epochs: of a run.
       changes: of the base, ResNet-8 of width 8, by dotted key.
       **options: of `Study`.
@@ -180,6 +183,6 @@ def quick(
     first = next(row for row in rows if row != FLOAT)
     for name, row in rows.items():
         alone = name in (first, FLOAT) or row.initialization
-        rows[name] = today(row if alone else row._replace(like=first))
+        rows[name] = row if alone else row._replace(like=first)
     title = f"{title}; learning rate 0.1 for all rows, not searched"
     return Study(title, INNER, configure, rows=rows, **given | options)

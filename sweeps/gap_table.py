@@ -16,7 +16,7 @@ def base():
 STUDY = Study(
     "10,000 + 2,000 images of Fashion-MNIST, ResNet-8 of width 8, batch 64",
     common.INNER,
-    common.configure,
+    common.earlier,
     base,
     rows.everything(),
     common.scratch(7.0),

@@ -3,7 +3,6 @@
 from configs import omniglot_sparse
 from quantnet_jax.experiments.grid import FLOAT, Row, Study
 from sweeps import common
-from sweeps.rows import schedule
 
 CLASSES = 60
 """The first of the 242 characters, so that a run takes a minute."""
@@ -32,17 +31,14 @@ def search(beta: float) -> dict:
     return changes | {"terms": c.terms, "optimizers": c.optimizers}
 
 
-QUANTNET = schedule("quantnet", 0.03, 20.0)._replace(like="binary")
 ROWS = {
     "binary": Row("binary_ste"),
     "search": Row("binary_ste", search(1.0), like="binary"),
     "binary, searched": Row("binary_ste", FOUND, like="binary", start="search"),
     FLOAT: Row("identity", FLOATS, like="binary"),
     "binary, random": Row("binary_ste", RANDOM, like="binary"),
-    "quantnet": QUANTNET,
-    "quantnet, searched": QUANTNET._replace(
-        changes={**QUANTNET.changes, **FOUND}, start="search"
-    ),
+    "quantnet": Row("quantnet", like="binary"),
+    "quantnet, searched": Row("quantnet", FOUND, like="binary", start="search"),
 }
 STUDY = Study(
     f"Omniglot's strokes, {CLASSES} characters, drawers held out; sparse2d of width 16",

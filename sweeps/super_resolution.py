@@ -71,7 +71,7 @@ def rows() -> dict[str, Row]:
 STUDY = Study(
     "Set5 and Set14 twice as large, EDSR of 4 blocks and 16 channels, 200 BSDS images",
     "all layers, first and last too",
-    common.configure,
+    common.earlier,
     base,
     rows(),
     (Initialization("warm", 120.0, 40.0),),

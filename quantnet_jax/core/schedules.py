@@ -104,6 +104,16 @@ def from_spec(spec: Mapping[str, Any], total_steps: int) -> ScalarOrSchedule:
     return KINDS[kind](spec["start"], spec["end"], spec["until"] * total_steps)
 
 
+def resolve(value: Any, total_steps: int) -> Any:
+    """`from_spec` of a mapping; anything else as it is.
+
+    Args:
+      value: of an option that may be a schedule.
+      total_steps: optimizer steps of the whole run.
+    """
+    return from_spec(value, total_steps) if isinstance(value, Mapping) else value
+
+
 def _of_optax(name: str, spec: Mapping[str, Any], total_steps: int) -> Schedule:
     steps = lambda fraction: max(1, round(fraction * total_steps))
     options = {k: v for k, v in spec.items() if k != "schedule"}

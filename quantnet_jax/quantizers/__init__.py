@@ -108,12 +108,7 @@ def make(
     given = given | dict(options)
     plain = {k: v for k, v in given.items() if not passes(v)}
     check_options(f"{name}.", member.factory, plain)
-    made = {
-        key: schedules.from_spec(value, total_steps)
-        if isinstance(value, Mapping)
-        else value
-        for key, value in given.items()
-    }
+    made = {k: schedules.resolve(v, total_steps) for k, v in given.items()}
     return member.factory(**made)
 
 

@@ -102,11 +102,8 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     }
     if claimed := "|".join(kernels(row["pattern"]) for row in config.rules):
         default["pattern"] = f"(?!(?:{claimed})$)(?:{default['pattern']})"
-    made, sparsity = [], config.sparsity
-    if isinstance(sparsity, ConfigDict):  # of a file
-        sparsity = sparsity.to_dict()
-    if isinstance(sparsity, Mapping):
-        sparsity = schedules.from_spec(sparsity, total_steps)
+    made = []
+    sparsity = schedules.resolve(config.to_dict()["sparsity"], total_steps)
     for row in (default, *config.rules):
         options = dict(row)
         name, pattern = options.pop("quantizer"), options.pop("pattern")
@@ -126,11 +123,9 @@ def sharpness(config: Config, total_steps: int, step: int) -> dict[str, float]:
     """{'sharpness': that of the default quantizer after a step}; {} if it has none."""
     name = config.quantizer.name
     options = config.quantizer.get(name, ConfigDict()).to_dict()
-    value: Any = options.get("sharpness")
+    value = schedules.resolve(options.get("sharpness"), total_steps)
     if value is None:
         return {}
-    if isinstance(value, Mapping):
-        value = schedules.from_spec(value, total_steps)
     now: Any = value(jnp.float32(step)) if callable(value) else value
     return {"sharpness": float(now)}
 
