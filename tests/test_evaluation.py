@@ -147,7 +147,7 @@ def test_the_host_reads_once(streamed, monkeypatch):
     trees = {"soft": jnp.float32(2), "hard": jnp.float32(1)}
     outputs = lambda batch: {k: forward(x, None, batch) for k, x in trees.items()}
     scores = gap.score(tally, outputs, None, batches(), Metric("m"))
-    scores.pop("interval")  # of made-up sums
+    scores.pop("interval")  # of synthetic sums
     assert scores == {"soft": 9.5, "hard": 4.75, "gap": 4.75, "examples": 40}
     assert events.count("batch") == 20 and events[-1] == "device_get"
     assert events.count("device_get") == 1

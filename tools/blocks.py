@@ -33,18 +33,23 @@ def step_times(folder: pathlib.Path, study: str) -> dict[str, Record]:
     return last("step_time", folder, study=study).get("methods", {})
 
 
+def scores(name: str, folder: pathlib.Path) -> dict[str, list[float]]:
+    """{row: hard + BN of its final runs} of a study."""
+    study = grid.load(name)
+    records = results.of_study(name, study, folder)
+    found = {r: tables.finals(study, records, r) for r in study.rows}
+    return {r: tables.values(study, x, "hard_bn") for r, x in found.items()}
+
+
 def summary(folder: pathlib.Path) -> str:
     """QuantNet against the best tuned straight-through member, and against float."""
     rows = []
     for name in SUMMARY:
-        study = grid.load(name)
-        records = results.of_study(name, study, folder)
-        found = {r: tables.finals(study, records, r) for r in study.rows}
-        scores = {r: tables.values(study, x, "hard_bn") for r, x in found.items()}
-        stes = [r for r in scores if r in tables.PLAIN_STE and scores[r]]
-        best = max(stes, key=lambda r: statistics.mean(scores[r]))
+        study, found = grid.load(name), scores(name, folder)
+        stes = [r for r in found if r in tables.PLAIN_STE and found[r]]
+        best = max(stes, key=lambda r: statistics.mean(found[r]))
         (epochs,) = {x.float_epochs + x.epochs for x in study.initializations}
-        ahead = [tables.difference(scores["quantnet"], scores[r])
+        ahead = [tables.difference(found["quantnet"], found[r])
                  for r in (grid.FLOAT, "tanh_sign", best)]  # fmt: skip
         rows.append((f"`{name}`", f"{epochs:g}", str(len(study.seeds)), *ahead, best))
     head = ("study", "epochs", "seeds", "QuantNet - float", "- tanh_sign")
@@ -53,15 +58,11 @@ def summary(folder: pathlib.Path) -> str:
 
 def effects(folder: pathlib.Path) -> str:
     """What some rows of the ablation change, in points of hard + BN."""
-    study = grid.load("small_ablation")
-    records = results.of_study("small_ablation", study, folder)
-    score = lambda row: tables.values(
-        study, tables.finals(study, records, row), "hard_bn"
-    )
-    default = score("quantnet")
+    found = scores("small_ablation", folder)
+    default = found["quantnet"]
     rows = [
-        (row.replace("|", "\\|"), tables.mean_std(score(row)),
-         tables.difference(score(row), default))
+        (row.replace("|", "\\|"), tables.mean_std(found[row]),
+         tables.difference(found[row], default))
         for row in EFFECTS
     ]  # fmt: skip
     rows.insert(0, ("default", tables.mean_std(default), ""))

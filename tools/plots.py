@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 from quantnet_jax.analysis import initialization
 from quantnet_jax.experiments import grid, results, tables
-from tools import posttrain_blocks
+from tools import blocks, posttrain_blocks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "plots"
 
 
 class Plot(NamedTuple):
-    """One picture: what it shows as JSON data, and how that is drawn on axes."""
+    """One plot: what it shows as JSON data, and how that is drawn on axes."""
 
     data: Callable[[pathlib.Path], Any]
     draw: Callable[[Any, Any], None]
@@ -42,11 +42,8 @@ def rows_of(name: str) -> Plot:
     """Accuracy with hard weights of every row of a study, best one on top."""
 
     def data(folder):
-        study = grid.load(name)
-        records = results.of_study(name, study, folder)
-        found = {r: tables.finals(study, records, r) for r in study.rows}
-        scores = {r: tables.values(study, x, "hard_bn") for r, x in found.items()}
-        return {r: mean_error(x) for r, x in scores.items() if x}
+        found = blocks.scores(name, folder)
+        return {row: mean_error(x) for row, x in found.items() if x}
 
     def draw(axes, data):
         order = sorted(data, key=lambda row: data[row][0])

@@ -45,12 +45,6 @@ def _scored(values: list[float], seeds: int) -> str:
     return tables.mean_std(values) + fewer
 
 
-def about(folder: pathlib.Path) -> str:
-    """What the numbers are: lengths, seeds, device, command."""
-    study = grid.load(NAME)
-    return tables.about(NAME, study, results.of_study(NAME, study, folder))
-
-
 def speed(folder: pathlib.Path) -> str:
     """Times and bytes of sparse convolutions against the dense one."""
     found = last("sparse_speed", folder)
@@ -72,4 +66,4 @@ def speed(folder: pathlib.Path) -> str:
     return f"{markdown((*head, *more), lines, 'xrrrrrrr')}\n\n{where}"
 
 
-BLOCKS = {"sparse": accuracies, "sparse: runs": about, "sparse: speed": speed}
+BLOCKS = {"sparse": accuracies, "sparse: speed": speed}

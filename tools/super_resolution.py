@@ -56,14 +56,6 @@ def bsd100(folder: pathlib.Path) -> str:
     return f"{markdown(head, lines, 'xrr')}\n\nCommand: `{found[-1]['command']}`."
 
 
-def about(folder: pathlib.Path) -> str:
-    """What the numbers are: lengths, seeds, device, command."""
-    study = grid.load(NAME)
-    return tables.about(NAME, study, results.of_study(NAME, study, folder)).replace(
-        "accuracy in percent on test images", "hard PSNR of Y on the whole test images"
-    )
-
-
 def _mean(runs: list[Record], key: str) -> float:
     return sum(r[key] for r in runs) / len(runs) if runs else float("nan")
 
@@ -71,5 +63,4 @@ def _mean(runs: list[Record], key: str) -> float:
 BLOCKS = {
     "super resolution": widths,
     "super resolution: BSD100": bsd100,
-    "super resolution: runs": about,
 }

@@ -6,7 +6,7 @@
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of
 `blocks.py`, `cost_blocks.py`, `posttrain_blocks.py`, `members.py`, `sparse.py` or
 `super_resolution.py`; or `study STUDY` for all of a study, `rows STUDY` for its table
-alone.
+alone, `about STUDY` for what its numbers are.
 """
 
 import argparse
@@ -49,15 +49,17 @@ def filled(text: str, folder: pathlib.Path = ROOT / results.FOLDER) -> str:
 def table(name: str, folder: pathlib.Path) -> str:
     """The Markdown of a table."""
     kind, _, study = name.partition(" ")
-    if kind in ("study", "rows") and study in grid.names():
+    if kind in ("study", "rows", "about") and study in grid.names():
         found = grid.load(study)
         records = results.of_study(study, found, folder)
         if kind == "rows":
             return tables.table(found, records)
+        if kind == "about":
+            return tables.about(study, found, records)
         times = blocks.step_times(folder, study)
         return tables.section(study, found, records, times)
     if name not in BLOCKS:
-        known = ", ".join([*BLOCKS, "study STUDY", "rows STUDY"])
+        known = ", ".join([*BLOCKS, "study STUDY", "rows STUDY", "about STUDY"])
         raise ValueError(f"no table {name!r}, expected one of {known}")
     return BLOCKS[name](folder)
 

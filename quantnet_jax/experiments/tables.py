@@ -2,15 +2,20 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from quantnet_jax.experiments import grid
 from quantnet_jax.experiments.grid import FLOAT, Record, Records, Study
+from quantnet_jax.logging.scores import unit_of
 
 PLAIN_STE = ("clipped_ste", "binary_ste", "xnor", "binaryconnect", "dorefa")
 """Signs whose backward pass is the identity, clipped or not: 'tuned STE' is the best of
 them."""
+
+
+UNITS = {"%": "percent"}
+"""Of a metric, in words."""
 
 
 def markdown(
@@ -46,13 +51,23 @@ def finals(study: Study, records: Records, row: str) -> list[Record]:
     return [r for run in runs if (r := grid.record_of(records, run))]
 
 
+def metric(record: Record) -> Mapping[str, Any]:
+    """What a run was scored by; the first ones did not say so."""
+    return record.get("metric") or {"name": "accuracy", "unit": "%"}
+
+
 def values(study: Study, found: Iterable[Record], key: str) -> list[float]:
-    """Percentages of the runs that did not diverge: at the end, or of the last ones."""
-    good = [r for r in found if not r.get("diverged")]
-    if study.last == 1:
-        return [100 * r[key] for r in good]
-    tails = [r["curve"][-study.last :] for r in good]
-    return [100 * statistics.mean(x[key] for x in tail) for tail in tails]
+    """Scores of the runs that did not diverge: at the end, or of the last ones.
+
+    Fractions in percent, others in the unit of their metric.
+    """
+    scores = []
+    for r in found:
+        if not r.get("diverged"):
+            tail = [r] if study.last == 1 else r["curve"][-study.last :]
+            mean = statistics.mean(x[key] for x in tail)
+            scores.append(unit_of(metric(r)).factor * mean)
+    return scores
 
 
 # Columns ------------------------------------------------------------------------------
@@ -237,11 +252,13 @@ def about(name: str, study: Study, records: Records) -> str:
     if study.last > 1:
         last = f"mean of the last {study.last} epochs"
     seeds = ", ".join(map(str, study.seeds))
+    scored = metric(found[0] if found else {})
+    unit = scored["unit"].strip()
     return "\n".join(
         [
             f"{study.title}.\n",
             f"Quantized: {study.layers}. Epochs: {epochs} (of the runs here: {run}). "
-            f"Seeds {seeds}; accuracy in percent on "
+            f"Seeds {seeds}; {scored['name']} in {UNITS.get(unit, unit)} on "
             f"{'validation' if study.validate else 'test'} images, {last}.",
             f"Device: {'; '.join(sorted(devices)) or 'none'}. "
             f"Command: `python -m quantnet_jax.experiments run {name}`.",
@@ -294,7 +311,8 @@ def search(study: Study, records: Records) -> str:
             assert run.initialization is not None
             record, shown = grid.record_of(records, run), "not run"
             if record:
-                shown = f"{100 * grid.score(record):.2f}"
+                factor = unit_of(metric(record)).factor
+                shown = f"{factor * grid.score(record):.2f}"
                 shown = "diverged" if record.get("diverged") else shown
             cells = by_start.setdefault(run.initialization.name, [])
             cells.append(f"{run.learning_rate:g}: {shown}")
