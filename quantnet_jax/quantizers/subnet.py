@@ -126,13 +126,15 @@ def subnet(
     def apply(rparams, w):
         _check_rank(w)
         of_w = _unit_of(w, unit)
+        size, *_ = _sizes(of_w, width, window, w.shape)
         forward = _convolve if of_w == "conv" else _contract
-        u = _to_units(w, of_w)
+        u = _to_plane(w) if of_w == "conv" else _to_units(w, size)
         h = u
         for n, layer in enumerate(rparams):
             h = forward(layer, h)
             h = phi(h) if n < depth else h
-        return _from_units(h + u if skip else h, of_w, w.shape)
+        c = h + u if skip else h
+        return c.reshape(w.shape) if of_w == "conv" else _from_units(c, w.shape)
 
     return Reparam(init, apply)
 
@@ -154,32 +156,29 @@ def _sizes(unit: str, width: int, window: int, shape: tuple[int, ...]):
     return size, width, 1
 
 
-def _to_units(w: jax.Array, unit: str) -> jax.Array:
-    """(units, unit size); for 'conv' (height, width, channels, filters)."""
+def _to_plane(w: jax.Array) -> jax.Array:
+    """(height, width, channels, filters)."""
     *spatial, channels, filters = w.shape
-    if unit == "conv":
-        height = spatial[0] if spatial else 1
-        return w.reshape(height, -1, channels, filters)
-    # Units as rows: a product with them needs no transpose, whatever is mapped over.
-    # One filter after another: devices that divide the filters have whole rows.
-    if unit == "weight":
-        return w.reshape(-1, filters).T.reshape(-1, 1)
-    if unit == "slice":
-        return w.reshape(-1, channels, filters).T.reshape(channels * filters, -1)
-    return w.reshape(-1, filters).T
+    return w.reshape(spatial[0] if spatial else 1, -1, channels, filters)
 
 
-def _from_units(c: jax.Array, unit: str, shape: tuple[int, ...]) -> jax.Array:
+def _to_units(w: jax.Array, size: int) -> jax.Array:
+    """(unit size, units): contracting the first axis moves no weight of a filter.
+
+    One filter after another: devices that divide the filters have whole units.
+    """
+    columns = jnp.swapaxes(w.reshape(size, -1, w.shape[-1]), 1, 2)
+    return columns.reshape(size, -1)
+
+
+def _from_units(c: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Inverse of `_to_units`."""
-    if unit == "conv":
-        return c.reshape(shape)
-    if unit == "slice":
-        return c.reshape(shape[-1], shape[-2], -1).T.reshape(shape)
-    return c.reshape(shape[-1], -1).T.reshape(shape)
+    return jnp.swapaxes(c.reshape(len(c), shape[-1], -1), 1, 2).reshape(shape)
 
 
 def _contract(layer: dict, h: jax.Array) -> jax.Array:
-    return jnp.matmul(h, layer["w"], precision=EXACT) + layer["b"][None]
+    """(n, units) -> (m, units) for weights (n, m)."""
+    return jnp.matmul(layer["w"].T, h, precision=EXACT) + layer["b"][:, None]
 
 
 def _convolve(layer: dict, h: jax.Array) -> jax.Array:
