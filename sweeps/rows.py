@@ -144,6 +144,17 @@ def more_bits() -> dict[str, Row]:
     return rows | {"twn": Row("twn"), "bitnet": Row("bitnet")}
 
 
+def trained_bits() -> dict[str, Row]:
+    """QuantNet and LSQ of 4, 3 and 2 bits, by settings that are not searched."""
+    found = {}
+    for bits in (4, 3, 2):
+        changes = {"quantizer.quantnet.bits": bits}
+        found[f"quantnet, {bits} bits"] = schedule("quantnet", 0.03, 20.0, **changes)
+    for bits in (4, 3, 2):
+        found[f"lsq, {bits} bits"] = Row("lsq", {"quantizer.lsq.bits": bits})
+    return found
+
+
 def ablation() -> dict[str, Row]:
     """QuantNet with one factor changed at a time, and its baselines with theirs.
 
