@@ -21,9 +21,9 @@ import numpy as np
 from benchmarks import timing
 from quantnet_jax import activations, data, models, posttrain
 from quantnet_jax.analysis import initialization as study
-from quantnet_jax.core import paths
-from quantnet_jax.core.tree import Rule, dequantize_tree
 from quantnet_jax.posttrain.sites import calibrate_sites
+from quantnet_jax.trees import paths
+from quantnet_jax.trees.tree import Rule, dequantize_tree
 
 MODELS = {
     "resnet8": {"name": "resnet8", "width": 8},

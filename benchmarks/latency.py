@@ -28,10 +28,10 @@ import numpy as np
 
 from benchmarks import timing
 from quantnet_jax import deploy, models
-from quantnet_jax.core.paths import joined
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.deploy.packed import is_packed
+from quantnet_jax.deploy.format.packed import is_packed
 from quantnet_jax.deploy.predictor import make_predictor
+from quantnet_jax.trees.paths import joined
 
 PAUSE = 0.005
 """Seconds before each turn, in which the threads of the last program fall asleep."""

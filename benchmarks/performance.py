@@ -26,10 +26,10 @@ from quantnet_jax import config as config_lib
 from quantnet_jax import models
 from quantnet_jax import run as train
 from quantnet_jax.analysis import cost
-from quantnet_jax.deploy import macs
 from quantnet_jax.distributed import hosts
 from quantnet_jax.logging import records
 from quantnet_jax.training import experiment
+from quantnet_jax.trees import macs
 
 METHODS = ("identity", "quantnet", "binary_ste")
 CHUNK = 50

@@ -20,9 +20,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from quantnet_jax.core import ops  # noqa: E402
+from quantnet_jax import ops  # noqa: E402
 from quantnet_jax.core.qtensor import QTensor  # noqa: E402
-from quantnet_jax.deploy import popcount  # noqa: E402
+from quantnet_jax.ops import popcount  # noqa: E402
 
 SHAPES = ("56x64", "28x128", "14x256", "7x512")
 PADDING = ((1, 1), (1, 1))

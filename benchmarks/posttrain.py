@@ -23,10 +23,10 @@ from typing import Any
 
 from benchmarks import timing
 from quantnet_jax import evaluate, posttrain
-from quantnet_jax.core.tree import Rule
 from quantnet_jax.experiments import results
 from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.posttrain import run as runs
+from quantnet_jax.trees.tree import Rule
 
 INNER = r"params/(?!(stem|head)/)(.+/)?kernel"
 POSITIONS = 0.25

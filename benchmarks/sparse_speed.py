@@ -20,7 +20,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
-from quantnet_jax.core import ops, sparse  # noqa: E402
+from quantnet_jax import ops  # noqa: E402
+from quantnet_jax.ops import sparse
 
 CASES = (
     *("64x64x32:0.05", "128x128x32:0.05", "256x256x32:0.05"),

@@ -66,8 +66,8 @@ sys.path.insert(0, str(ROOT))  # where the package is not installed
 
 import quantnet_jax as qn  # noqa: E402
 from quantnet_jax import data  # noqa: E402
-from quantnet_jax.core.tree import flatten  # noqa: E402
 from quantnet_jax.logging.provenance import provenance  # noqa: E402
+from quantnet_jax.trees.tree import flatten  # noqa: E402
 
 QUANTIZED = "body_.*/kernel"  # first and last layer and all biases stay float
 

@@ -20,8 +20,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
-from quantnet_jax.core import combine, ops, packing, pruning, schedules
-from quantnet_jax.core.axes import Axes, axes
+from quantnet_jax import ops
+from quantnet_jax.core import combine, packing, pruning, schedules
 from quantnet_jax.core.combine import (
     add_penalty,
     bit_planes,
@@ -32,7 +32,6 @@ from quantnet_jax.core.combine import (
     scale_by_mean_abs,
     straight_through,
 )
-from quantnet_jax.core.ops import conv2d, dense
 from quantnet_jax.core.qtensor import QTensor, dequantize, encode
 from quantnet_jax.core.quantizer import (
     PerTensor,
@@ -41,7 +40,7 @@ from quantnet_jax.core.quantizer import (
     factory,
     identity,
 )
-from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
+from quantnet_jax.ops import conv2d, dense
 from quantnet_jax.quantizers.ausn import ausn
 from quantnet_jax.quantizers.bitat import bitat
 from quantnet_jax.quantizers.bitnet import bitnet
@@ -69,6 +68,8 @@ from quantnet_jax.quantizers.ste import (
 )
 from quantnet_jax.quantizers.twn import twn
 from quantnet_jax.quantizers.uniform import dorefa, lsq, pact
+from quantnet_jax.trees.axes import Axes, axes
+from quantnet_jax.trees.tree import Rule, dequantize_tree, tree_quantizer
 
 if TYPE_CHECKING:
     from quantnet_jax import (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quantnet_jax.core import command
-from quantnet_jax.core.files import check_place
+from quantnet_jax.common import command
+from quantnet_jax.common.files import check_place
 from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
 from quantnet_jax.logging.progress import summary

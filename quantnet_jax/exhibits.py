@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from quantnet_jax import summary
-from quantnet_jax.core import paths
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.training.experiment import Experiment
 from quantnet_jax.training.state import TrainState, scored
+from quantnet_jax.trees import paths
 
 FILE = "exhibits.json"
 MOST = 10_000

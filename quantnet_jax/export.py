@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantnet_jax import __version__, deploy, evaluate, export_onnx
-from quantnet_jax.core import command
-from quantnet_jax.core.files import as_path, check_place
-from quantnet_jax.deploy.artifact import FLOATS
+from quantnet_jax.common import command
+from quantnet_jax.common.files import as_path, check_place
+from quantnet_jax.deploy.format.artifact import FLOATS
 from quantnet_jax.deploy.stablehlo import WINDOW
 from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance

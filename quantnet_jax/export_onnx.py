@@ -15,8 +15,8 @@ import numpy as np
 
 import quantnet_jax
 from quantnet_jax import deploy
-from quantnet_jax.core import command
-from quantnet_jax.core.files import check_place
+from quantnet_jax.common import command
+from quantnet_jax.common.files import check_place
 from quantnet_jax.deploy import onnx
 from quantnet_jax.deploy.onnx.check import TOLERANCE
 from quantnet_jax.zoo import PREFIX

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.quantizer import Quantizer, ScalarOrSchedule, as_schedule
-from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.evaluation.recalibration import average_statistics
+from quantnet_jax.trees.guard import unguarded
+from quantnet_jax.trees.tree import dequantize_tree
 
 if TYPE_CHECKING:
     import optax
@@ -114,7 +114,8 @@ def make_update(
     """
     import optax  # an extra, which whoever has a `tx` has
 
-    from quantnet_jax.training import gradients, optim
+    from quantnet_jax.training import optim
+    from quantnet_jax.training.estimators import gradients
     from quantnet_jax.training.state import TrainState
 
     if q.gradient is not None and learning_rate is None:

@@ -20,7 +20,7 @@ import numpy as np
 
 import quantnet_jax
 from quantnet_jax import deploy, tasks
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 
 MODES = {1: "L", 3: "RGB"}
 POPCOUNT = {"auto": "auto", "on": True, "off": False}

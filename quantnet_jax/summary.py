@@ -19,7 +19,7 @@ import jax
 
 import quantnet_jax
 from quantnet_jax import deploy, tasks
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.zoo import PREFIX
 
@@ -53,8 +53,8 @@ def from_parts(
 ) -> tuple[PyTree, deploy.NetworkSpec]:
     """As `from_config`, for a task that is made already."""
     from quantnet_jax import export
-    from quantnet_jax.core import tree
     from quantnet_jax.training import parts
+    from quantnet_jax.trees import tree
 
     parts.make_activation(config)  # refuses what does not fit the network
     origin = {"method": config.quantizer.name, "data": config.data.name}

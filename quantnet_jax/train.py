@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,8 +70,8 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     from quantnet_jax import config as config_lib
     from quantnet_jax import run
+    from quantnet_jax.common.files import as_path
     from quantnet_jax.config import flags
-    from quantnet_jax.core.files import as_path
     from quantnet_jax.distributed import hosts
     from quantnet_jax.distributed.preemption import RESUME_ME
 

@@ -106,7 +106,7 @@ def bucket():
     """Path of an empty bucket of an emulator of Google Cloud Storage."""
     for name in ("gcsfs", "gcp_storage_emulator"):
         pytest.importorskip(name)
-    from quantnet_jax.core.files import as_path
+    from quantnet_jax.common.files import as_path
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -11,11 +11,12 @@ import pytest
 from tiny import tiny_config
 from util import learned_tanh, make_step, normal, ready_task
 
-from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
-from quantnet_jax.training import experiment, gradients, optim
-from quantnet_jax.training.gradients import accumulate, check_accumulation
+from quantnet_jax.training import experiment, optim
+from quantnet_jax.training.estimators import gradients
+from quantnet_jax.training.estimators.gradients import accumulate, check_accumulation
 from quantnet_jax.training.state import create_state
+from quantnet_jax.trees import tree
 
 LOOPS = pytest.mark.parametrize("loop", [False, True], ids=["written", "loop"])
 

@@ -16,13 +16,13 @@ from quantnet_jax import config as config_lib
 from quantnet_jax import models, quantizers
 from quantnet_jax.activations import MEMBERS, create, options, sign_activation
 from quantnet_jax.activations.quantizer import SMALLEST
-from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.models.resnet import BiRealBlock, Bottleneck, ResNet
 from quantnet_jax.testing import ORDER, check_docstring, check_quantizer
 from quantnet_jax.training import experiment, parts
 from quantnet_jax.training.feed import make_feed
 from quantnet_jax.training.state import TrainState
+from quantnet_jax.trees import tree
 
 CASES = [
     (name, bits)

@@ -13,7 +13,7 @@ from util import normal
 
 import quantnet_jax as qn
 from quantnet_jax import deploy
-from quantnet_jax.deploy.artifact import FORMAT
+from quantnet_jax.deploy.format.artifact import FORMAT
 from quantnet_jax.models.layers import kernel_rule
 
 pytestmark = pytest.mark.optimized

@@ -10,7 +10,7 @@ from jax import lax
 from util import normal
 
 import quantnet_jax as qn
-from quantnet_jax.core.paths import flatten
+from quantnet_jax.trees.paths import flatten
 
 
 def conv(w, x, spec=("NHWC", "HWIO", "NHWC"), padding="SAME", **options):

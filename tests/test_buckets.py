@@ -22,7 +22,7 @@ import quantnet_jax as qn
 from quantnet_jax import evaluate, export, report
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import lease, manager, storage
-from quantnet_jax.core.files import as_path, write_atomic
+from quantnet_jax.common.files import as_path, write_atomic
 from quantnet_jax.data.files import read_members
 
 # Of the connections of gcsfs, when they are collected.
@@ -34,7 +34,7 @@ import os, signal, sys
 import pytest
 from test_train import replaced, settings
 from quantnet_jax import run as train
-from quantnet_jax.core.files import as_path
+from quantnet_jax.common.files import as_path
 
 def build(config, made=train.experiment.build):
     exp, taken = made(config), []

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 
 # ml_collections reads configurations by a method that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

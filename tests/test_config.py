@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from tiny import tiny_config
 
 from quantnet_jax import config as config_lib
+from quantnet_jax.common.limits import Number, Scheduled
 from quantnet_jax.config import checks as config_check
-from quantnet_jax.core.limits import Number, Scheduled
 
 
 def leaves(config, prefix=""):

@@ -14,18 +14,13 @@ from util import make_step
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import data, models, quantizers
-from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation.scoring import make_apply
 from quantnet_jax.tasks import Source, classification, terms
-from quantnet_jax.training import (
-    distillation,
-    experiment,
-    gradients,
-    optim,
-    parts,
-)
+from quantnet_jax.training import distillation, experiment, optim, parts
+from quantnet_jax.training.estimators import gradients
 from quantnet_jax.training.state import create_state
+from quantnet_jax.trees import tree
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(

@@ -1,4 +1,4 @@
-"""Tests of quantnet_jax.core.ops against loops in float64."""
+"""Tests of quantnet_jax.ops.products against loops in float64."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantnet_jax.core import ops
+from quantnet_jax import ops
 from quantnet_jax.core.qtensor import QTensor, dequantize
 
 

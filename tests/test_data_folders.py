@@ -10,7 +10,7 @@ from tiny import tiny_config, train
 
 from quantnet_jax import data
 from quantnet_jax.config import check
-from quantnet_jax.data import folders
+from quantnet_jax.data.sets import folders
 from quantnet_jax.training import experiment, feed
 
 COLORS = {"blue": (10, 20, 230), "red": (240, 30, 20), "white": (250, 250, 240)}

@@ -17,7 +17,7 @@ import pytest
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import data
-from quantnet_jax.data import formats, sources
+from quantnet_jax.data.sets import formats, sources
 from tools import make_bundled
 
 TINY_CIFAR10 = formats.CIFAR10._replace(records=(4, 6))

@@ -20,12 +20,12 @@ import quantnet_jax
 from quantnet_jax import activations, deploy, evaluate, export, models
 from quantnet_jax import run as train
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.core.tree import dequantize_tree
-from quantnet_jax.deploy.packed import Packed, float_tree, leaves
+from quantnet_jax.deploy.format.packed import Packed, float_tree, leaves
 from quantnet_jax.deploy.summary import summarize_network
 from quantnet_jax.logging.progress import summary
 from quantnet_jax.models.layers import BatchNorm
 from quantnet_jax.training import experiment
+from quantnet_jax.trees.tree import dequantize_tree
 
 pytestmark = pytest.mark.optimized
 

@@ -12,7 +12,7 @@ from artifacts import SPEC, make_params
 
 import quantnet_jax as qn
 from quantnet_jax import deploy, models
-from quantnet_jax.core.tree import dequantize_tree
+from quantnet_jax.trees.tree import dequantize_tree
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), np.uint8)
 

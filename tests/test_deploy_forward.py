@@ -16,12 +16,12 @@ from util import noisy
 
 import quantnet_jax
 from quantnet_jax import activations, deploy, export, models
-from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy import forward
-from quantnet_jax.deploy.packed import Packed, Words, is_packed, unpack_tree
+from quantnet_jax.deploy.format.packed import Packed, Words, is_packed, unpack_tree
 from quantnet_jax.deploy.predictor import make_predictor
 from quantnet_jax.models.layers import Conv, subsample_pad
 from quantnet_jax.training import experiment
+from quantnet_jax.trees.tree import dequantize_tree
 
 pytestmark = pytest.mark.optimized
 

@@ -17,9 +17,9 @@ from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save
 
 from quantnet_jax import deploy
-from quantnet_jax.deploy import artifact
-from quantnet_jax.deploy.artifact import digest
-from quantnet_jax.deploy.packed import DEEPEST, Words, is_packed
+from quantnet_jax.deploy.format import artifact
+from quantnet_jax.deploy.format.artifact import digest
+from quantnet_jax.deploy.format.packed import DEEPEST, Words, is_packed
 
 CORRUPTIONS = 2000
 

@@ -14,13 +14,14 @@ from util import learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax import evaluate, models
 from quantnet_jax.checkpoint import manager
-from quantnet_jax.core import tree
 from quantnet_jax.distributed import runners
 from quantnet_jax.logging import records
 from quantnet_jax.tasks import terms
-from quantnet_jax.training import distillation, experiment, gradients, optim, parts
+from quantnet_jax.training import distillation, experiment, optim, parts
+from quantnet_jax.training.estimators import gradients
 from quantnet_jax.training.feed import make_feed
 from quantnet_jax.training.state import create_state, scored
+from quantnet_jax.trees import tree
 
 
 def save_run(workdir, **overrides):

@@ -8,8 +8,8 @@ import pytest
 from tiny import tiny_config
 
 from quantnet_jax import data as qdata
-from quantnet_jax.core import tree
 from quantnet_jax.training import experiment
+from quantnet_jax.trees import tree
 
 
 def refusal(**overrides):

@@ -14,13 +14,16 @@ from util import normal, ready_task
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import data, run
-from quantnet_jax.core import cpu_conv, pruning, tree
-from quantnet_jax.data import omniglot
+from quantnet_jax.core import pruning
+from quantnet_jax.data.sets import omniglot
 from quantnet_jax.evaluation import gap
+from quantnet_jax.ops import cpu_conv
 from quantnet_jax.tasks.base import Source
 from quantnet_jax.tasks.few_shot import few_shot, order
-from quantnet_jax.training import experiment, reptile
+from quantnet_jax.training import experiment
+from quantnet_jax.training.estimators import reptile
 from quantnet_jax.training.state import TrainState
+from quantnet_jax.trees import tree
 
 LABEL = np.repeat(np.arange(6), 4).astype(np.int32)
 HELD = {"train": {"label": LABEL}, "test": {"label": LABEL}}

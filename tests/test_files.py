@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from quantnet_jax.core import files
-from quantnet_jax.core.files import write_atomic
-from quantnet_jax.core.text import duration, table
+from quantnet_jax.common import files
+from quantnet_jax.common.files import write_atomic
+from quantnet_jax.common.text import duration, table
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):

@@ -17,10 +17,10 @@ from tiny import tiny_config, train
 from quantnet_jax import quantizers
 from quantnet_jax.analysis.collectives import collectives
 from quantnet_jax.checkpoint.manager import Checkpoints
-from quantnet_jax.core import tree
 from quantnet_jax.core.quantizer import Quantizer, prepared
 from quantnet_jax.distributed import runners
 from quantnet_jax.training import experiment
+from quantnet_jax.trees import tree
 
 STEPS = 5
 

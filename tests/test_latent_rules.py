@@ -10,9 +10,10 @@ from util import make_step, normal, ready_task
 
 from quantnet_jax import quantizers
 from quantnet_jax.checkpoint import manager
-from quantnet_jax.core import tree
-from quantnet_jax.training import experiment, gradients, optim
+from quantnet_jax.training import experiment, optim
+from quantnet_jax.training.estimators import gradients
 from quantnet_jax.training.state import create_state
+from quantnet_jax.trees import tree
 
 RATE, META_RATE, MOMENTUM = 0.3, 0.2, 0.9
 

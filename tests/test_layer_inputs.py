@@ -8,9 +8,9 @@ from tiny import tiny_config
 from util import normal
 
 from quantnet_jax.activations.lq import lq_activation
-from quantnet_jax.core.paths import flatten
 from quantnet_jax.tasks.layer_inputs import LayerInput, correlation
 from quantnet_jax.training import experiment
+from quantnet_jax.trees.paths import flatten
 
 
 @pytest.mark.parametrize(

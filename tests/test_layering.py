@@ -14,27 +14,28 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Rooms from the ground up: an import may only go to an earlier one. "" is the package's
 # own files (evaluate.py, export.py, ...), which may import all of them.
 ORDER = (
-    *("core", "quantizers", "activations", "models", "data", "tasks", "distributed"),
-    *("config", "checkpoint", "logging", "evaluation", "training", "posttrain"),
-    *("analysis", "deploy", "zoo", "report", "experiments", "testing", ""),
+    *("common", "core", "ops", "trees", "quantizers", "activations", "models", "data"),
+    *("tasks", "distributed", "config", "checkpoint", "logging", "evaluation"),
+    *("training", "posttrain", "analysis", "deploy", "zoo", "report", "experiments"),
+    *("testing", ""),
 )
 # Rooms that see less than what is below them: what runs a deployed network needs no
 # training, data loads without networks, files are written without knowing a run.
 ONLY = {
     "data": set(),
-    "models": {"core", "activations"},
-    "distributed": {"core"},
-    "checkpoint": {"core"},
-    "deploy": {"core", "quantizers", "activations", "models"},
-    "zoo": {"core", "deploy"},
-    "report": {"core", "logging"},
+    "models": {"common", "core", "ops", "activations"},
+    "distributed": {"common", "core", "trees"},
+    "checkpoint": {"common", "trees"},
+    "deploy": {"common", "core", "ops", "trees", "quantizers", "activations", "models"},
+    "zoo": {"common", "deploy"},
+    "report": {"common", "logging"},
 }
 ROOMS = {room: ONLY.get(room, set(ORDER[:number])) for number, room in enumerate(ORDER)}
 
 # What a room may import from outside, the standard library and these aside.
 JAX = {"jax", "numpy"}
 OUTSIDE = {
-    "core": {"etils", "gcsfs"},
+    "common": {"etils", "gcsfs"},
     "activations": {"flax"},
     "models": {"flax"},
     "tasks": {"flax", "optax"},
@@ -53,13 +54,14 @@ OUTSIDE = {
     "": {"ml_collections", "absl", "PIL", "flax", "optax", "onnx", "onnxruntime"},
 }
 OUTSIDE = {room: JAX | others for room, others in OUTSIDE.items()}
+OUTSIDE["common"] -= {"jax"}
 
 # What only one file may use.
 ONLY_IN = {
     "orbax": "quantnet_jax/checkpoint/manager.py",
     "cykooz_resizer": "quantnet_jax/data/turbo.py",
-    "etils": "quantnet_jax/core/files.py",
-    "gcsfs": "quantnet_jax/core/files.py",
+    "etils": "quantnet_jax/common/files.py",
+    "gcsfs": "quantnet_jax/common/files.py",
 }
 
 # The words of JAX that say which devices or processes there are.
@@ -189,7 +191,7 @@ def offences(sources):
 
 
 def room_of(path):
-    """'core' for quantnet_jax/core/tree.py, '' for quantnet_jax/report.py.
+    """'core' for quantnet_jax/trees/tree.py, '' for quantnet_jax/report.py.
 
     The command of a room, its __main__.py, is one of the package's own files.
     """

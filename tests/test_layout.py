@@ -9,11 +9,11 @@ import pytest
 from util import normal
 
 from quantnet_jax import quantizers
-from quantnet_jax.core import layout
-from quantnet_jax.core.axes import Axes
 from quantnet_jax.core.packing import pack, unpack
 from quantnet_jax.core.qtensor import dequantize, validate
-from quantnet_jax.core.tree import Rule, dequantize_tree, tree_quantizer
+from quantnet_jax.trees import layout
+from quantnet_jax.trees.axes import Axes
+from quantnet_jax.trees.tree import Rule, dequantize_tree, tree_quantizer
 
 KERNELS = {
     "Dense": ((32, 64), -1, ()),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from quantnet_jax.deploy import macs
+from quantnet_jax.trees import macs
 
 
 def shape(*sizes):

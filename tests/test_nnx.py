@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import quantnet_jax as qn
-from quantnet_jax.core.paths import flatten
+from quantnet_jax.trees.paths import flatten
 
 
 class Block(nnx.Module):

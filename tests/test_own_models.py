@@ -16,7 +16,7 @@ import own_models
 import pytest
 
 import quantnet_jax as qn
-from quantnet_jax.core.paths import flatten
+from quantnet_jax.trees.paths import flatten
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "your_own_model.md"
 TABLE = re.compile(r"<!-- models -->\n(.*?)<!-- end of models -->", re.S)

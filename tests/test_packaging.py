@@ -12,8 +12,8 @@ import tomllib
 import pytest
 
 from quantnet_jax import zoo
-from quantnet_jax.core import command
-from quantnet_jax.data.sources import BUNDLED_FILE
+from quantnet_jax.common import command
+from quantnet_jax.data.sets.sources import BUNDLED_FILE
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from util import with_zeros
 
-from quantnet_jax.core import ops
+from quantnet_jax import ops
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.deploy import popcount
+from quantnet_jax.ops import popcount
 
 pytestmark = pytest.mark.optimized
 

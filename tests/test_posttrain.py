@@ -8,9 +8,9 @@ from jax import lax
 
 import quantnet_jax as qn
 from quantnet_jax import posttrain
-from quantnet_jax.core.paths import flatten
 from quantnet_jax.models.mobilenet import MobileNet
 from quantnet_jax.posttrain.capture import evaluate
+from quantnet_jax.trees.paths import flatten
 
 CONV = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 QUIET = {"report": lambda line: None}

@@ -8,8 +8,8 @@ import pytest
 from quantnet_jax import posttrain
 from quantnet_jax.core import superposed
 from quantnet_jax.core.qtensor import dequantize, validate
-from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.ausn import shift_and_add, tables
+from quantnet_jax.posttrain.methods import solver
+from quantnet_jax.posttrain.methods.ausn import shift_and_add, tables
 
 
 def layer(seed, rows, inputs, units, correlated=False):

@@ -12,13 +12,14 @@ from util import normal
 
 import quantnet_jax as qn
 from quantnet_jax import config, quantizers
-from quantnet_jax.core import pruning, tree
+from quantnet_jax.core import pruning
 from quantnet_jax.core.packing import pack
 from quantnet_jax.core.qtensor import dequantize, validate
 from quantnet_jax.core.schedules import from_spec
-from quantnet_jax.deploy import sparse as sparse_file
+from quantnet_jax.deploy.format import sparse as sparse_file
 from quantnet_jax.deploy.summary import summarize
 from quantnet_jax.training import parts
+from quantnet_jax.trees import tree
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.77])

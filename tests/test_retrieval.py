@@ -12,7 +12,7 @@ from tiny import outcome, tiny_config
 from util import normal
 
 from quantnet_jax import data
-from quantnet_jax.data import omniglot
+from quantnet_jax.data.sets import omniglot
 from quantnet_jax.tasks import terms
 from quantnet_jax.tasks.base import Source
 from quantnet_jax.tasks.retrieval import retrieval

@@ -11,11 +11,11 @@ from configs import omniglot_sparse
 from quantnet_jax import activations, data, evaluate, models
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager
-from quantnet_jax.core import sparse
-from quantnet_jax.core.paths import flatten
-from quantnet_jax.data import voxels
+from quantnet_jax.data.sets import voxels
+from quantnet_jax.ops import sparse
 from quantnet_jax.tasks import layer_inputs
 from quantnet_jax.training import experiment, resume
+from quantnet_jax.trees.paths import flatten
 
 
 def grids(dims, side=6, channels=3, seed=0, share=0.3):

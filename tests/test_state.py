@@ -10,9 +10,9 @@ import pytest
 from util import learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax.checkpoint import manager
-from quantnet_jax.core import tree
 from quantnet_jax.training import optim
 from quantnet_jax.training.state import TrainState, average, create_state, scored
+from quantnet_jax.trees import tree
 
 STEPS, DECAY = 25, 0.6  # from step 14 on; smaller before
 

@@ -12,12 +12,13 @@ from tiny import tiny_config
 from util import make_step, noisy, ready_task
 
 from quantnet_jax import models, quantizers
-from quantnet_jax.core import tree
 from quantnet_jax.core.quantizer import identity
 from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation.forward import make_tally
-from quantnet_jax.training import experiment, gradients, optim
+from quantnet_jax.training import experiment, optim
+from quantnet_jax.training.estimators import gradients
 from quantnet_jax.training.state import create_state
+from quantnet_jax.trees import tree
 
 PATTERN = models.KERNELS["inner"]
 MODEL = models.create("small", outputs=4)

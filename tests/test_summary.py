@@ -19,10 +19,10 @@ from tiny import tiny_config
 import quantnet_jax as qn
 from quantnet_jax import data, deploy, export
 from quantnet_jax import summary as command
-from quantnet_jax.deploy import macs
 from quantnet_jax.deploy.summary import summarize, summarize_network, to_dict
 from quantnet_jax.deploy.summary_text import to_text
 from quantnet_jax.training import experiment
+from quantnet_jax.trees import macs
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -14,7 +14,8 @@ from util import normal
 
 import quantnet_jax as qn
 from quantnet_jax import activations, config, data, evaluate, models, predict, tasks
-from quantnet_jax.data import bicubic, patches, superres
+from quantnet_jax.data import bicubic, patches
+from quantnet_jax.data.sets import superres
 from quantnet_jax.experiments import grid, results
 from quantnet_jax.models.super_resolution import enlarged, sub_pixels
 from quantnet_jax.tasks.base import Source

@@ -16,10 +16,10 @@ import pytest
 from configs import smoke
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager
+from quantnet_jax.common import limits
 from quantnet_jax.config import checks
-from quantnet_jax.core import limits
-from quantnet_jax.core.paths import flatten
 from quantnet_jax.training import experiment
+from quantnet_jax.trees.paths import flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12  # in three evaluations, each with a checkpoint

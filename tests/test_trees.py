@@ -17,7 +17,7 @@ from flax.core import freeze
 
 import quantnet_jax as qn
 from quantnet_jax import deploy
-from quantnet_jax.deploy.packed import is_packed
+from quantnet_jax.deploy.format.packed import is_packed
 
 pytestmark = pytest.mark.optimized
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from quantnet_jax.data.dataset import Dataset, subset
-from quantnet_jax.data.sources import BUNDLED_FILE, load
+from quantnet_jax.data.sets.sources import BUNDLED_FILE, load
 
 TRAIN, TEST = 10_000, 2_000
 

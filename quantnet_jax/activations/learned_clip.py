@@ -16,7 +16,7 @@ from quantnet_jax.activations.quantizer import (
     steps,
     uniform,
 )
-from quantnet_jax.core.limits import Number
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.quantizer import as_schedule, factory, no_penalty
 from quantnet_jax.quantizers.learned_clip import Calibrates, clipped
 from quantnet_jax.quantizers.options import Bits, Share, Weight

@@ -11,7 +11,7 @@ from quantnet_jax.activations.quantizer import (
     ActivationQuantizer,
     straight_through_activation,
 )
-from quantnet_jax.core.limits import Number
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import factory
 from quantnet_jax.quantizers.options import FewBits

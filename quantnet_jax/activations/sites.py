@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer, as_activation
-from quantnet_jax.core.names import show
+from quantnet_jax.common.names import show
 from quantnet_jax.core.quantizer import Quantizer
 
 PyTree = Any

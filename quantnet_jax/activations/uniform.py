@@ -17,7 +17,7 @@ from quantnet_jax.activations.quantizer import (
     steps,
     uniform,
 )
-from quantnet_jax.core.limits import Number
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.quantizer import factory, no_params
 from quantnet_jax.core.surrogates import round_ste, with_slope
 from quantnet_jax.quantizers.options import Bits

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core import paths
+from quantnet_jax.trees import paths
 
 PyTree = Any
 

@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core import tree
-from quantnet_jax.core.paths import replace
 from quantnet_jax.training import experiment, parts
+from quantnet_jax.trees import tree
+from quantnet_jax.trees.paths import replace
 
 GROUPS = 20
 """Of directions, over which the jackknife goes."""

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from quantnet_jax.core import tree
 from quantnet_jax.models.layers import replace_convolutions
 from quantnet_jax.models.sparse import SparseConv
 from quantnet_jax.tasks import layer_inputs
 from quantnet_jax.training.state import scored
+from quantnet_jax.trees import tree
 
 if TYPE_CHECKING:
     from quantnet_jax.training.experiment import Experiment

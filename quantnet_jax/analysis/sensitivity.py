@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from quantnet_jax.core import paths
 from quantnet_jax.core.qtensor import QTensor, dequantize, trim
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.trees import paths
 
 PyTree = Any
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.paths import flatten
+from quantnet_jax.trees.paths import flatten
 
 WEIGHTS, REST = "weights", "optimizer"
 """Items of a checkpoint. 'weights' is all that evaluation and warm starts read; the

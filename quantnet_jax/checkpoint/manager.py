@@ -27,7 +27,7 @@ from quantnet_jax.checkpoint.storage import (
     set_aside_damaged,
     without_warning,
 )
-from quantnet_jax.core.files import as_path, in_bucket, move
+from quantnet_jax.common.files import as_path, in_bucket, move
 
 FOLDER = "checkpoints"
 EXPECTED = ("did not provide metrics", "Waiting for previous save")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from quantnet_jax.checkpoint.lease import BUSY, Lease
-from quantnet_jax.core.files import as_path, in_bucket, move
+from quantnet_jax.common.files import as_path, in_bucket, move
 
 ESTIMATE = 1.1, 1 << 18
 """Size estimate of a checkpoint: factor * array bytes + constant."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from quantnet_jax.checkpoint.layout import describe
-from quantnet_jax.core.paths import flatten
+from quantnet_jax.trees.paths import flatten
 
 
 class WarmStart(NamedTuple):

@@ -10,9 +10,7 @@ from typing import Any
 
 from quantnet_jax import activations, data, models, quantizers, tasks
 from quantnet_jax.activations.sites import DEFAULT, SITES, check_sites
-from quantnet_jax.config import optax_names
-from quantnet_jax.core import tree
-from quantnet_jax.core.limits import (
+from quantnet_jax.common.limits import (
     Choice,
     Flag,
     Limit,
@@ -23,8 +21,10 @@ from quantnet_jax.core.limits import (
     check,
     check_options,
 )
-from quantnet_jax.core.names import nearest, show, unknown
+from quantnet_jax.common.names import nearest, show, unknown
+from quantnet_jax.config import optax_names
 from quantnet_jax.distributed import runners
+from quantnet_jax.trees import tree
 
 OPTIMIZERS = ("sgd", "adam", *optax_names.optimizers())
 SCHEDULES = ("constant", "cosine", "linear", "steps", *optax_names.schedules())

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from quantnet_jax.common.command import OVERRIDE
+from quantnet_jax.common.names import ALIASES, nearest
 from quantnet_jax.config.keys import Config, base
-from quantnet_jax.core.command import OVERRIDE
-from quantnet_jax.core.names import ALIASES, nearest
 
 MOST = 4
 """Keys of other sections that a message names."""

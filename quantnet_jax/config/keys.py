@@ -9,10 +9,10 @@ from ml_collections import ConfigDict, config_dict
 
 from quantnet_jax import activations, models, quantizers
 from quantnet_jax.activations.sites import DEFAULT
+from quantnet_jax.common.files import as_path
+from quantnet_jax.common.limits import Flag, Number, Scheduled, defaults_of, limits_of
+from quantnet_jax.common.names import dotted, show
 from quantnet_jax.config import checks as config_check
-from quantnet_jax.core.files import as_path
-from quantnet_jax.core.limits import Flag, Number, Scheduled, defaults_of, limits_of
-from quantnet_jax.core.names import dotted, show
 from quantnet_jax.tasks import TASKS
 
 Config = Any

@@ -1,1 +1,1 @@
-"""The core: quantizers as pure functions, deployed tensors, rules over trees."""
+"""The core: quantizers and their combinators as pure functions, deployed tensors."""

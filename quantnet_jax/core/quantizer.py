@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import checked
+from quantnet_jax.common.limits import checked
 from quantnet_jax.core.precision import in_float32
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.serial import Serializable
@@ -118,7 +118,7 @@ def factory(
 
     Weights of half precision are cast, see `precision.in_float32`. A quantizer prints
     as the call that made it; without this, as the name of its factory alone. Arguments
-    are refused as their `Annotated` types say, see `quantnet_jax.core.limits.checked`.
+    are refused as their `Annotated` types say, see `common.limits.checked`.
 
     Args:
       make: the factory; without it a decorator is returned.

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import specs
+from quantnet_jax.common import specs
 from quantnet_jax.core.quantizer import ScalarOrSchedule, Schedule
 
 

@@ -18,9 +18,9 @@ from quantnet_jax.data.dataset import (
     subset,
     validation_split,
 )
-from quantnet_jax.data.folders import FOLDER
 from quantnet_jax.data.order import eval_batches, eval_steps, train_indices
-from quantnet_jax.data.sources import (
+from quantnet_jax.data.sets.folders import FOLDER
+from quantnet_jax.data.sets.sources import (
     CLASSES,
     GENERATED,
     NAMES,
@@ -32,13 +32,13 @@ from quantnet_jax.data.sources import (
     normalization,
     synthetic,
 )
+from quantnet_jax.data.sets.tfds_source import load_tfds, source_info
 from quantnet_jax.data.streaming import (
     Unreadable,
     eval_stream,
     load_source,
     train_stream,
 )
-from quantnet_jax.data.tfds_source import load_tfds, source_info
 
 __all__ = [
     "CLASSES",

@@ -1,9 +1,9 @@
 """Deployment: packed artifacts, and what runs them. Needs no training code."""
 
-from quantnet_jax.deploy.artifact import describe, read, write
 from quantnet_jax.deploy.export import export_tree
+from quantnet_jax.deploy.format.artifact import describe, read, write
+from quantnet_jax.deploy.format.packed import Packed, float_tree, pack_tree, unpack_tree
 from quantnet_jax.deploy.onnx import to_onnx
-from quantnet_jax.deploy.packed import Packed, float_tree, pack_tree, unpack_tree
 from quantnet_jax.deploy.predictor import Predictor, load, make_predictor, save
 from quantnet_jax.deploy.spec import NetworkSpec
 from quantnet_jax.deploy.stablehlo import to_stablehlo

@@ -13,13 +13,13 @@ import jax
 import jax.export
 import numpy as np
 
-from quantnet_jax.core.files import as_path, in_bucket, write_atomic
+from quantnet_jax.common.files import as_path, in_bucket, write_atomic
 from quantnet_jax.core.qtensor import is_qtensor, trim
-from quantnet_jax.core.tree import dequantize_tree
 from quantnet_jax.deploy import onnx as onnx_files
 from quantnet_jax.deploy import stablehlo
 from quantnet_jax.deploy.predictor import load, save
 from quantnet_jax.deploy.spec import NetworkSpec
+from quantnet_jax.trees.tree import dequantize_tree
 
 PyTree = Any
 FILES = ("model.safetensors", "model.stablehlo", "model.onnx")

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax.activations import ActivationQuantizer, as_activation
-from quantnet_jax.core.paths import joined
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.deploy import popcount
-from quantnet_jax.deploy.packed import Packed, Words, is_packed, leaves, values
+from quantnet_jax.deploy.format.packed import Packed, Words, is_packed, leaves, values
 from quantnet_jax.models.layers import replace_convolutions
+from quantnet_jax.ops import popcount
+from quantnet_jax.trees.paths import joined
 
 PyTree = Any
 CACHE = 2**24

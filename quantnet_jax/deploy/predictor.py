@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.deploy import artifact, forward
-from quantnet_jax.deploy.packed import leaves
+from quantnet_jax.deploy import forward
+from quantnet_jax.deploy.format import artifact
+from quantnet_jax.deploy.format.packed import leaves
 from quantnet_jax.deploy.spec import NetworkSpec
 
 PyTree = Any

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from quantnet_jax import activations, models
 from quantnet_jax.activations import ActivationQuantizer
 from quantnet_jax.activations.sites import DEFAULT
-from quantnet_jax.core.limits import (
+from quantnet_jax.common.limits import (
     Choice,
     Flag,
     Number,
@@ -19,8 +19,8 @@ from quantnet_jax.core.limits import (
     check,
     check_options,
 )
-from quantnet_jax.core.names import show
-from quantnet_jax.deploy.artifact import FILE_KEYS, FLOATS
+from quantnet_jax.common.names import show
+from quantnet_jax.deploy.format.artifact import FILE_KEYS, FLOATS
 
 LIMITS = {
     "outputs": Number(1, 2**20, whole=True),

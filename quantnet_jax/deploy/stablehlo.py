@@ -8,9 +8,9 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.tree import dequantize_tree
-from quantnet_jax.deploy.packed import float_tree, pack_tree
+from quantnet_jax.deploy.format.packed import float_tree, pack_tree
 from quantnet_jax.deploy.predictor import Predictor
+from quantnet_jax.trees.tree import dequantize_tree
 
 PyTree = Any
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations import ActivationQuantizer
-from quantnet_jax.deploy import macs, sparse
-from quantnet_jax.deploy.artifact import NO_FILE
-from quantnet_jax.deploy.packed import Words, is_quantized, leaves
+from quantnet_jax.deploy.format import sparse
+from quantnet_jax.deploy.format.artifact import NO_FILE
+from quantnet_jax.deploy.format.packed import Words, is_quantized, leaves
 from quantnet_jax.deploy.spec import NetworkSpec
 from quantnet_jax.deploy.stablehlo import inputs_of
 from quantnet_jax.deploy.summary_text import to_text
+from quantnet_jax.trees import macs
 
 PyTree = Any
 NO_PARAMETER = "(no parameter)"

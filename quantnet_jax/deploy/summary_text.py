@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from quantnet_jax.core.text import table
+from quantnet_jax.common.text import table
 
 if TYPE_CHECKING:
     from quantnet_jax.deploy.summary import Summary

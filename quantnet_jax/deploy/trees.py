@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.tree import dequantize_tree
-from quantnet_jax.deploy import artifact
-from quantnet_jax.deploy.packed import float_tree, is_packed
+from quantnet_jax.deploy.format import artifact
+from quantnet_jax.deploy.format.packed import float_tree, is_packed
 from quantnet_jax.deploy.predictor import Predictor, check_popcount, from_artifact
 from quantnet_jax.deploy.stablehlo import inputs_of
+from quantnet_jax.trees.tree import dequantize_tree
 
 PyTree = Any
 UNVERIFIED = ".unverified"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 
 HEARTBEAT_TIMEOUT = 60
 """Seconds without a heartbeat after which JAX counts a process as dead."""
@@ -114,7 +114,7 @@ def describe_devices() -> str:
 
 
 def phase(text: str) -> contextlib.AbstractContextManager[None]:
-    """`core.command.phase`, of the first process alone."""
+    """`common.command.phase`, of the first process alone."""
     return command.phase(text) if process_index() == 0 else contextlib.nullcontext()
 
 

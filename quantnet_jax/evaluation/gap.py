@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core import regularizers, tree
+from quantnet_jax.core import regularizers
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.distributed.runners import REPLICATED, STATE
 from quantnet_jax.evaluation.forward import make_forward, make_tally
 from quantnet_jax.tasks import Metric, Task
+from quantnet_jax.trees import tree
 
 PyTree = Any
 BINS = 64

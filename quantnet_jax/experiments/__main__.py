@@ -19,7 +19,7 @@ import logging
 import pathlib
 import sys
 
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 from quantnet_jax.experiments import grid, lease, pieces, queue, results, tables
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from quantnet_jax.core.text import duration, table
+from quantnet_jax.common.text import duration, table
 from quantnet_jax.logging.scores import PLAIN, SCORES, Unit, show, unit_of
 
 

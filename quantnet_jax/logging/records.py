@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from quantnet_jax.checkpoint.storage import writing
-from quantnet_jax.core.files import as_path, in_bucket, write_atomic
+from quantnet_jax.common.files import as_path, in_bucket, write_atomic
 from quantnet_jax.logging.events import Events
 
 METRICS_FILE = "metrics.jsonl"

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import SITES, check_sites
-from quantnet_jax.core.limits import Choice, Flag, Limit, Number, check
-from quantnet_jax.core.names import nearest, unknown
+from quantnet_jax.common.limits import Choice, Flag, Limit, Number, check
+from quantnet_jax.common.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.autoencoder import Autoencoder
 from quantnet_jax.models.conv4 import Conv4

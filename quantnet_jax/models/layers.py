@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from quantnet_jax import ops
 from quantnet_jax.activations.sites import (
     OUTPUT,
     RESIDUAL,
@@ -17,7 +18,6 @@ from quantnet_jax.activations.sites import (
     fold_running,
     quantizer_at,
 )
-from quantnet_jax.core import ops
 from quantnet_jax.core.qtensor import QTensor
 
 KERNELS = {

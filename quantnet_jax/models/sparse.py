@@ -8,10 +8,8 @@ import jax.numpy as jnp
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
-from quantnet_jax.core import sparse
 from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.core.sparse import GatherMap, SiteList
 from quantnet_jax.models.layers import (
     BatchNorm,
     Pooled,
@@ -21,6 +19,8 @@ from quantnet_jax.models.layers import (
     unit,
 )
 from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.ops import sparse
+from quantnet_jax.ops.sparse import GatherMap, SiteList
 
 SHIFTS = ("none", "fixed", "search")
 STAGES = 3

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from quantnet_jax import ops
 from quantnet_jax.activations.sites import (
     INPUT,
     OUTPUT,
@@ -20,7 +21,6 @@ from quantnet_jax.activations.sites import (
     RESIDUAL,
     SiteQuantizers,
 )
-from quantnet_jax.core import ops
 from quantnet_jax.models.layers import BatchNorm, Bias, Conv, Sites, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, PReLU, relu
 

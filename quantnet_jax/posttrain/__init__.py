@@ -8,13 +8,13 @@ import sys
 import types
 from typing import Any
 
-from quantnet_jax.posttrain.ausn import apot, ausn, power_of_two, shift_and_add
-from quantnet_jax.posttrain.bitat import bitat
 from quantnet_jax.posttrain.driver import Layer, posttrain
-from quantnet_jax.posttrain.error_feedback import error_feedback
-from quantnet_jax.posttrain.gpfq import gpfq, gpfq_samples
-from quantnet_jax.posttrain.rtn import rtn, uniform
-from quantnet_jax.posttrain.solver import Grams, Solver, grams, relative_error
+from quantnet_jax.posttrain.methods.ausn import apot, ausn, power_of_two, shift_and_add
+from quantnet_jax.posttrain.methods.bitat import bitat
+from quantnet_jax.posttrain.methods.error_feedback import error_feedback
+from quantnet_jax.posttrain.methods.gpfq import gpfq, gpfq_samples
+from quantnet_jax.posttrain.methods.rtn import rtn, uniform
+from quantnet_jax.posttrain.methods.solver import Grams, Solver, grams, relative_error
 
 __all__ = [
     "METHODS",

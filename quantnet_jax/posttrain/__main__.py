@@ -16,13 +16,13 @@ import sys
 from typing import Any
 
 from quantnet_jax import deploy, evaluate, export, models, posttrain
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 from quantnet_jax.core.qtensor import is_qtensor
-from quantnet_jax.core.tree import Rule, flatten
 from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.posttrain import run as runs
+from quantnet_jax.trees.tree import Rule, flatten
 
 
 def quantize(

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.posttrain import solver
 from quantnet_jax.posttrain.capture import evaluate
-from quantnet_jax.posttrain.solver import Grams
+from quantnet_jax.posttrain.methods import solver
+from quantnet_jax.posttrain.methods.solver import Grams
 
 PyTree = Any
 

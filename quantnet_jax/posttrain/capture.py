@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from quantnet_jax.core import trace
-from quantnet_jax.core.paths import flatten
 from quantnet_jax.posttrain import rows
+from quantnet_jax.trees import trace
+from quantnet_jax.trees.paths import flatten
 
 PyTree = Any
 PRODUCTS = {"conv_general_dilated": rows.of_conv, "dot_general": rows.of_dot}

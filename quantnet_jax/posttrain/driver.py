@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core import layout, paths
-from quantnet_jax.core.limits import check
-from quantnet_jax.core.tree import Rule, plan
+from quantnet_jax.common.limits import check
 from quantnet_jax.posttrain import calibrate, store
 from quantnet_jax.posttrain.assemble import assemble, values_of
 from quantnet_jax.posttrain.capture import Use, evaluate
-from quantnet_jax.posttrain.solver import Solver
+from quantnet_jax.posttrain.methods.solver import Solver
 from quantnet_jax.quantizers.options import SHARE
+from quantnet_jax.trees import layout, paths
+from quantnet_jax.trees.tree import Rule, plan
 
 PyTree = Any
 Batches = Iterable[PyTree] | Callable[[], Iterable[PyTree]]

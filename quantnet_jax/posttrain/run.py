@@ -10,8 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from quantnet_jax import models
-from quantnet_jax.core.limits import Number, check
-from quantnet_jax.core.tree import Rule, dequantize_tree
+from quantnet_jax.common.limits import Number, check
 from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation import forward, recalibration
 from quantnet_jax.evaluation.scoring import make_apply
@@ -19,6 +18,7 @@ from quantnet_jax.posttrain.driver import Layer, posttrain
 from quantnet_jax.posttrain.sites import calibrate_sites
 from quantnet_jax.training.experiment import Experiment
 from quantnet_jax.training.state import TrainState, scored
+from quantnet_jax.trees.tree import Rule, dequantize_tree
 
 PyTree = Any
 CLIP = "learned_clip"

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations.sites import replace_quantizers
-from quantnet_jax.core import paths
-from quantnet_jax.core.limits import check
+from quantnet_jax.common.limits import check
 from quantnet_jax.quantizers.options import SHARE, Share
+from quantnet_jax.trees import paths
 
 PyTree = Any
 

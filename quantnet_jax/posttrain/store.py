@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.files import write_atomic
+from quantnet_jax.common.files import write_atomic
 from quantnet_jax.core.qtensor import QTensor
 
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
+from quantnet_jax.common.limits import check_options, defaults_of, passes
+from quantnet_jax.common.names import nearest
 from quantnet_jax.core import schedules
-from quantnet_jax.core.limits import check_options, defaults_of, passes
-from quantnet_jax.core.names import nearest
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.quantizers.members import MEMBERS, Member
 

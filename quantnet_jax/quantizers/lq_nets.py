@@ -6,8 +6,8 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.combine import straight_through
-from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import PerTensor, Quantizer, factory, no_penalty
 from quantnet_jax.quantizers.options import FewBits

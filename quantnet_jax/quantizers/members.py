@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from quantnet_jax.core.limits import Number, limits_of
+from quantnet_jax.common.limits import Number, limits_of
 from quantnet_jax.core.quantizer import Quantizer, identity
 from quantnet_jax.quantizers.ausn import ausn
 from quantnet_jax.quantizers.bitat import bitat

@@ -5,8 +5,8 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.common.limits import Choice
 from quantnet_jax.core.combine import scale_by_mean_abs, straight_through
-from quantnet_jax.core.limits import Choice
 from quantnet_jax.core.quantizer import Quantizer, factory, no_penalty
 from quantnet_jax.quantizers.options import Width
 from quantnet_jax.quantizers.ste import sign_ste

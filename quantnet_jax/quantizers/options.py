@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from quantnet_jax.core.limits import Choice, Number, Scheduled
+from quantnet_jax.common.limits import Choice, Number, Scheduled
 from quantnet_jax.core.quantizer import ScalarOrSchedule
 
 Bits = Annotated[int, Number(1, 8, whole=True)]

@@ -6,7 +6,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import Number
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import (
     PerTensor,

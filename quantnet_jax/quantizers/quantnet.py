@@ -11,6 +11,7 @@ from typing import Annotated
 
 import jax
 
+from quantnet_jax.common.limits import Choice
 from quantnet_jax.core.combine import (
     add_penalty,
     bit_planes,
@@ -18,7 +19,6 @@ from quantnet_jax.core.combine import (
     learned_scale,
     scale_by_mean_abs,
 )
-from quantnet_jax.core.limits import Choice
 from quantnet_jax.core.quantizer import Quantizer, factory
 from quantnet_jax.core.regularizers import orthogonality as orthogonality_distance
 from quantnet_jax.quantizers.options import FewBits, Norm, Sharpness, Weight, Width

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import Number
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import (
     PerTensor,

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from quantnet_jax.core.limits import Number, Scheduled
+from quantnet_jax.common.limits import Number, Scheduled
 from quantnet_jax.core.quantizer import (
     Quantizer,
     ScalarOrSchedule,

@@ -6,8 +6,8 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.common.limits import Number, Scheduled
 from quantnet_jax.core.combine import learned_scale, straight_through, uniform_levels
-from quantnet_jax.core.limits import Number, Scheduled
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import (
     Quantizer,

@@ -5,13 +5,13 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core import surrogates
 from quantnet_jax.core.combine import (
     scale_by_mean_abs,
     straight_through,
     uniform_levels,
 )
-from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor, encode
 from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
 from quantnet_jax.quantizers.options import Per

@@ -10,7 +10,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import Choice, Number, checked
+from quantnet_jax.common.limits import Choice, Number, checked
 from quantnet_jax.core.quantizer import Reparam, no_params
 from quantnet_jax.quantizers.options import Width
 

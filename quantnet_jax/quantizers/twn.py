@@ -4,8 +4,8 @@ from typing import Annotated
 
 import jax.numpy as jnp
 
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.combine import straight_through
-from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import Quantizer, factory, no_params, no_penalty
 

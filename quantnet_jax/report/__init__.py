@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from quantnet_jax.core.files import write_atomic
+from quantnet_jax.common.files import write_atomic
 from quantnet_jax.report.load import group_runs, load_run
 from quantnet_jax.report.page import render
 

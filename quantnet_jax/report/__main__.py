@@ -6,8 +6,8 @@ python -m quantnet_jax.report DIR [DIR ...] [--out=FILE]
 import sys
 from collections.abc import Sequence
 
-from quantnet_jax.core import command
-from quantnet_jax.core.files import check_place
+from quantnet_jax.common import command
+from quantnet_jax.common.files import check_place
 from quantnet_jax.report import write_report
 
 

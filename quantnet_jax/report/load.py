@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from quantnet_jax.core.files import as_path, in_bucket
-from quantnet_jax.core.names import dotted
+from quantnet_jax.common.files import as_path, in_bucket
+from quantnet_jax.common.names import dotted
 from quantnet_jax.logging.records import METRICS_FILE
 from quantnet_jax.logging.scores import PLAIN, SCORES, Unit, unit_of
 

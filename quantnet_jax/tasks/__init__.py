@@ -7,13 +7,13 @@ need more than outputs and targets are in `quantnet_jax.tasks.terms`.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantnet_jax.core.limits import (
+from quantnet_jax.common.limits import (
     Choice,
     Number,
     check,
     check_options,
 )
-from quantnet_jax.core.names import nearest, show
+from quantnet_jax.common.names import nearest, show
 from quantnet_jax.tasks.base import Drawing, Metric, Source, Task
 from quantnet_jax.tasks.classification import classification, describe_classes
 from quantnet_jax.tasks.few_shot import few_shot

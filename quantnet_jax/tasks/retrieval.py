@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.limits import Number
+from quantnet_jax.common.limits import Number
 from quantnet_jax.tasks.base import Metric, Source, Task, inputs_of
 from quantnet_jax.tasks.embeddings import distances, normalized
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from quantnet_jax.core.limits import Number, check
+from quantnet_jax.common.limits import Number, check
 from quantnet_jax.tasks.base import Drawing, Metric, Source, Task
 
 ALIKE = 50.0
@@ -32,7 +32,7 @@ def super_resolution(source: Source) -> Task:
 
     Args:
       source: a dataset with targets, whose `info` is that of
-        `quantnet_jax.data.superres`.
+        `quantnet_jax.data.sets.superres`.
     """
     info = source.info
     if "scale" not in info:

@@ -12,10 +12,11 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import regularizers, tree
-from quantnet_jax.core.limits import Number, Sequence, Text
+from quantnet_jax.common.limits import Number, Sequence, Text
+from quantnet_jax.core import regularizers
 from quantnet_jax.tasks.embeddings import distances, normalized
 from quantnet_jax.tasks.layer_inputs import SiteInput, correlation, output_error
+from quantnet_jax.trees import tree
 
 PyTree = Any
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.core.tree import Rule, tree_quantizer
 from quantnet_jax.testing import laws as law_checks
 from quantnet_jax.testing.laws import Case, at, close, same_bits
+from quantnet_jax.trees.guard import unguarded
+from quantnet_jax.trees.tree import Rule, tree_quantizer
 
 FORWARDS = ("soft", "hard", "float")
 ORDER = (7, 1, 2, 8, 13, 10, 6, 4, 3, 5, 9, 11, 12, 15)

@@ -9,7 +9,7 @@ import functools
 import sys
 
 from quantnet_jax import quantizers
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 from quantnet_jax.testing import ORDER, check_quantizer
 
 LAWS = set(ORDER) - {5, 11, 12}

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from quantnet_jax import models
-from quantnet_jax.core import tree
+from quantnet_jax.trees import tree
 
 PyTree = Any
 LARGEST_NETWORK = 2**30

@@ -11,11 +11,11 @@ from quantnet_jax import models
 from quantnet_jax.checkpoint.layout import describe
 from quantnet_jax.checkpoint.manager import Checkpoints
 from quantnet_jax.config import Config
-from quantnet_jax.core.paths import flatten
 from quantnet_jax.distributed.runners import Runner
 from quantnet_jax.tasks import Task
 from quantnet_jax.training.feed import Feed, make_feed
 from quantnet_jax.training.parts import make_model
+from quantnet_jax.trees.paths import flatten
 
 PyTree = Any
 

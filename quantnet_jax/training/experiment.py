@@ -14,25 +14,17 @@ from quantnet_jax import config as config_lib
 from quantnet_jax import data as qdata
 from quantnet_jax import models
 from quantnet_jax.config import Config
-from quantnet_jax.core import tree
 from quantnet_jax.core.quantizer import Quantizer, prepared
 from quantnet_jax.distributed import hosts, runners
 from quantnet_jax.evaluation import gap
 from quantnet_jax.evaluation.scoring import Scoring, make_apply, make_scoring
 from quantnet_jax.tasks import Source, Task
 from quantnet_jax.tasks.terms import NEED_INPUTS
-from quantnet_jax.training import (
-    build_check,
-    dispatch,
-    distillation,
-    estimator,
-    gradients,
-    parts,
-    reptile,
-    steps,
-)
+from quantnet_jax.training import build_check, dispatch, distillation, parts, steps
+from quantnet_jax.training.estimators import estimator, gradients, reptile
 from quantnet_jax.training.feed import Feed, dispatches, make_feed
 from quantnet_jax.training.state import TrainState, create_state, scored
+from quantnet_jax.trees import tree
 
 PyTree = Any
 

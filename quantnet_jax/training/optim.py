@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.core import paths
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.trees import paths
 
 
 def learning_rate(

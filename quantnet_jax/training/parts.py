@@ -10,11 +10,12 @@ from quantnet_jax import activations, models, quantizers
 from quantnet_jax import config as config_lib
 from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import Config
-from quantnet_jax.core import pruning, schedules, tree
+from quantnet_jax.core import pruning, schedules
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import TASKS, Source, Task
 from quantnet_jax.tasks.terms import TERMS, Term, weighted
 from quantnet_jax.training import build_check, optim
+from quantnet_jax.trees import tree
 
 
 def make_model(

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.core.guard import unguarded
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import Conv, replace_convolutions
 from quantnet_jax.models.sparse import SparseConv
 from quantnet_jax.tasks import Task, layer_inputs
 from quantnet_jax.tasks.terms import Context, Term
-from quantnet_jax.training.gradients import Gradients, pmean
+from quantnet_jax.training.estimators.gradients import Gradients, pmean
 from quantnet_jax.training.state import TrainState, average
+from quantnet_jax.trees.guard import unguarded
 
 PyTree = Any
 ACTIVATIONS = 1
@@ -115,7 +115,7 @@ def make_train_step(
     """Makes `train_step(state, data, batch, axis_name) -> (state, metrics)`.
 
     Args:
-      gradients: one of `quantnet_jax.training.gradients`.
+      gradients: one of `quantnet_jax.training.estimators.gradients`.
       tx: optimizer over {'model', 'quant'}.
       decay: of the moving average in the state, 0 for none.
 

@@ -8,8 +8,8 @@ import json
 import pathlib
 from typing import Any
 
-from quantnet_jax.core.names import nearest
-from quantnet_jax.core.text import table
+from quantnet_jax.common.names import nearest
+from quantnet_jax.common.text import table
 
 PREFIX = "zoo:"
 FOLDER = pathlib.Path(__file__).resolve().parent

@@ -7,7 +7,7 @@ import json
 import sys
 
 from quantnet_jax import zoo
-from quantnet_jax.core import command
+from quantnet_jax.common import command
 from quantnet_jax.zoo import card
 
 

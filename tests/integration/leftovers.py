@@ -9,9 +9,9 @@ import numpy as np
 
 from quantnet_jax import config as config_lib
 from quantnet_jax.checkpoint import manager
-from quantnet_jax.core.paths import flatten
 from quantnet_jax.logging import records as run_records
 from quantnet_jax.training import experiment
+from quantnet_jax.trees.paths import flatten
 
 UNFINISHED = "orbax-checkpoint-tmp"  # in the name of a checkpoint that is not complete
 TIMES = ("seconds", "step_time", "examples_per_second", "data_wait", "device_memory")

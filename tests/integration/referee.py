@@ -11,8 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from quantnet_jax import config as config_lib
+from quantnet_jax.common import command
 from quantnet_jax.config import flags
-from quantnet_jax.core import command
 from quantnet_jax.training import experiment
 
 ROOT = pathlib.Path(__file__).parents[2]

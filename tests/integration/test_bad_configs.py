@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 
 from quantnet_jax import activations, models, quantizers, tasks
 from quantnet_jax import config as config_lib
-from quantnet_jax.config import checks
-from quantnet_jax.core import limits
-from quantnet_jax.core.limits import (
+from quantnet_jax.common import limits
+from quantnet_jax.common.limits import (
     Choice,
     Flag,
     Number,
@@ -25,6 +24,7 @@ from quantnet_jax.core.limits import (
     Text,
     limits_of,
 )
+from quantnet_jax.config import checks
 from tests.integration.referee import LONGEST, build, config_of, fault, start
 
 INF = float("inf")

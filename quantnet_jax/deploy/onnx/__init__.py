@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from quantnet_jax.core.files import write_atomic
-from quantnet_jax.core.tree import dequantize_tree
+from quantnet_jax.common.files import write_atomic
+from quantnet_jax.deploy.format.packed import float_tree
 from quantnet_jax.deploy.onnx import check as onnx_check
-from quantnet_jax.deploy.packed import float_tree
 from quantnet_jax.deploy.predictor import Predictor
 from quantnet_jax.deploy.stablehlo import fixed, inputs_of
+from quantnet_jax.trees.tree import dequantize_tree
 
 if TYPE_CHECKING:
     import onnx

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from quantnet_jax.core import paths
 from quantnet_jax.deploy.onnx.graph import BATCH, Graph, Value, free
 from quantnet_jax.deploy.onnx.table import TABLE
+from quantnet_jax.trees import paths
 
 PyTree = Any
 OPSET = 17

@@ -12,7 +12,7 @@ import onnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper, numpy_helper
 
-from quantnet_jax.core.trace import CALLS, inner
+from quantnet_jax.trees.trace import CALLS, inner
 
 BATCH = 1_000_003
 """Traced in place of a free batch size: a prime, longer than any other axis. An axis

@@ -22,17 +22,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from quantnet_jax.core.files import write_atomic
+from quantnet_jax.common.files import write_atomic
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
-from quantnet_jax.deploy import sparse, structure
-from quantnet_jax.deploy.packed import (
+from quantnet_jax.deploy.format import sparse, structure
+from quantnet_jax.deploy.format.packed import (
     Packed,
     Words,
     leaves,
     nested,
     pack_tree,
 )
-from quantnet_jax.deploy.sparse import is_count
+from quantnet_jax.deploy.format.sparse import is_count
 
 FORMAT = 2
 FLOATS = ("float32", "float16")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from quantnet_jax.data import folders, voxels
 from quantnet_jax.data.dataset import (
     Dataset,
     check,
@@ -18,11 +17,12 @@ from quantnet_jax.data.dataset import (
     subset,
     validation_split,
 )
-from quantnet_jax.data.formats import CIFAR10, CIFAR100, read_cifar, read_idx
-from quantnet_jax.data.omniglot import read_drawers, read_omniglot
-from quantnet_jax.data.superres import NAMES as SUPERRES
-from quantnet_jax.data.superres import read_superres, reduced
-from quantnet_jax.data.tfds_source import load_tfds
+from quantnet_jax.data.sets import folders, voxels
+from quantnet_jax.data.sets.formats import CIFAR10, CIFAR100, read_cifar, read_idx
+from quantnet_jax.data.sets.omniglot import read_drawers, read_omniglot
+from quantnet_jax.data.sets.superres import NAMES as SUPERRES
+from quantnet_jax.data.sets.superres import read_superres, reduced
+from quantnet_jax.data.sets.tfds_source import load_tfds
 
 NAMES = (
     *("bundled", "cifar10", "cifar100", "fashion_mnist", "mnist", "omniglot"),
@@ -42,7 +42,7 @@ WITHOUT_FOLDER = ("bundled", "shapes", *GENERATED)
 
 SYNTHETIC = {"train": 256, "test": 64}
 """Numbers of images of `synthetic` by default."""
-BUNDLED_FILE = Path(__file__).parent / "bundled" / "fashion_mnist_12k.tar.xz"
+BUNDLED_FILE = Path(__file__).parents[1] / "bundled" / "fashion_mnist_12k.tar.xz"
 
 _FASHION = (
     "T-shirt/top",
@@ -109,11 +109,11 @@ def load(
     Args:
       name: "bundled" (10,000 + 2,000 images of Fashion-MNIST, no download),
         "synthetic", "synthetic_x2" (in pairs for super-resolution), "shapes"
-        (generated, see `quantnet_jax.data.voxels`), or "cifar10", "cifar100",
+        (generated, see `data.sets.voxels`), or "cifar10", "cifar100",
         "fashion_mnist", "mnist", "omniglot", "omniglot_drawers" (alphabets or drawers
-        held out, see `quantnet_jax.data.omniglot`), "modelnet40" (two of its classes,
-        as voxels), "superres_x2", "superres_x4", "bsd100_x2", "bsd100_x4" (see
-        `quantnet_jax.data.superres`).
+        held out, see `data.sets.omniglot`), "modelnet40" (two of its classes, as
+        voxels), "superres_x2", "superres_x4", "bsd100_x2", "bsd100_x4" (see
+        `data.sets.superres`).
       folder: holds the original files: for CIFAR the *binary* version (the
         .bin files, or the archive cifar-10-binary / cifar-100-binary as .tar.gz,
         .tar.xz or .tar; unpacked files load faster), for the others the four idx

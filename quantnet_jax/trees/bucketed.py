@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import layout as layouts
-from quantnet_jax.core.layout import Layout
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.core.quantizer import PerTensor, PyTree, Quantizer
+from quantnet_jax.trees import layout as layouts
+from quantnet_jax.trees.layout import Layout
 
 
 class Bucket(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from quantnet_jax.core.qtensor import QTensor, code_bits
-from quantnet_jax.deploy.packed import Packed, pack_tree
+from quantnet_jax.deploy.format.packed import Packed, pack_tree
 
 
 def split(

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core import superposed
-from quantnet_jax.core.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.superposed import Layout
-from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.solver import Scalars, Solver
+from quantnet_jax.posttrain.methods import solver
+from quantnet_jax.posttrain.methods.solver import Scalars, Solver
 from quantnet_jax.quantizers.options import ManyBits, Per
 
 PowerBits = Annotated[int, Number(2, 5, whole=True)]

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from quantnet_jax.core.names import did_you_mean
+from quantnet_jax.common.names import did_you_mean
 
 OK, ERROR, USAGE = 0, 1, 2
 """Exit codes, with 75 for a run that is to be resumed."""

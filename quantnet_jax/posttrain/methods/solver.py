@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import checked
+from quantnet_jax.common.limits import checked
 from quantnet_jax.core.qtensor import QTensor, encode
 
 Scalars = tuple[float, ...]
@@ -57,7 +57,7 @@ class Solver(NamedTuple):
 def method(make: Callable[..., Solver]) -> Callable[..., Solver]:
     """Decorates a factory: options are checked, its solver is jitted and prints short.
 
-    What an option may be stands in its `Annotated` type, see `core.limits.checked`.
+    What an option may be stands in its `Annotated` type, see `common.limits.checked`.
     """
     build = checked(make)
 

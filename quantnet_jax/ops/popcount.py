@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from quantnet_jax.core.ops import Padding, check_floating, window
 from quantnet_jax.core.qtensor import QTensor
-from quantnet_jax.deploy import popcount_xla
+from quantnet_jax.ops import popcount_xla
+from quantnet_jax.ops.products import Padding, check_floating, window
 
 BITS = 32
 
@@ -103,7 +103,7 @@ def binary_conv2d(
 ) -> jax.Array:
     """Convolution of the signs of `x` with binary weights.
 
-    Equals `core.ops.conv2d(sign(x), qt)` bit for bit in float32, where sign(0) = +1
+    Equals `ops.conv2d(sign(x), qt)` bit for bit in float32, where sign(0) = +1
     and padding is zero, for the QTensor behind `words` and `scale`. There are no groups
     and no gradient.
 

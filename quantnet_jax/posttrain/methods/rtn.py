@@ -1,8 +1,8 @@
 """Rounding to the nearest level of a table, without a look at the inputs."""
 
 from quantnet_jax.core.combine import uniform_levels
-from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.solver import Scalars, Solver
+from quantnet_jax.posttrain.methods import solver
+from quantnet_jax.posttrain.methods.solver import Scalars, Solver
 from quantnet_jax.quantizers.options import Bits, Per, Share
 
 

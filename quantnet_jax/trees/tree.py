@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import bucketed, guard, paths
-from quantnet_jax.core.axes import Axes
-from quantnet_jax.core.bucketed import Bucket
-from quantnet_jax.core.paths import flatten
 from quantnet_jax.core.precision import in_float32
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import PyTree, Quantizer
-from quantnet_jax.core.rules import SHARES, Rule, plan
+from quantnet_jax.trees import bucketed, guard, paths
+from quantnet_jax.trees.axes import Axes
+from quantnet_jax.trees.bucketed import Bucket
+from quantnet_jax.trees.paths import flatten
+from quantnet_jax.trees.rules import SHARES, Rule, plan
 
 __all__ = [
     "SHARES",

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import cpu_conv
 from quantnet_jax.core.qtensor import QTensor, dequantize, lookup
+from quantnet_jax.ops import cpu_conv
 
 Weights = jax.Array | QTensor
 Strides = int | Sequence[int]

@@ -8,8 +8,9 @@ import optax
 from quantnet_jax.config import Config
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.distributed import hosts
-from quantnet_jax.training import build_check, gradients, reptile
-from quantnet_jax.training.gradients import Gradients
+from quantnet_jax.training import build_check
+from quantnet_jax.training.estimators import gradients, reptile
+from quantnet_jax.training.estimators.gradients import Gradients
 
 
 def choose(

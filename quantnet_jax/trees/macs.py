@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from quantnet_jax.core import trace
-from quantnet_jax.core.tree import flatten
+from quantnet_jax.trees import trace
+from quantnet_jax.trees.tree import flatten
 
 PyTree = Any
 FLOAT = 32

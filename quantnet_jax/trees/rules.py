@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import bucketed
-from quantnet_jax.core import layout as layouts
-from quantnet_jax.core.axes import Axes
-from quantnet_jax.core.bucketed import Bucket
-from quantnet_jax.core.layout import Layout
-from quantnet_jax.core.names import closest, show
-from quantnet_jax.core.paths import flatten
+from quantnet_jax.common.names import closest, show
 from quantnet_jax.core.quantizer import PyTree, Quantizer
+from quantnet_jax.trees import bucketed
+from quantnet_jax.trees import layout as layouts
+from quantnet_jax.trees.axes import Axes
+from quantnet_jax.trees.bucketed import Bucket
+from quantnet_jax.trees.layout import Layout
+from quantnet_jax.trees.paths import flatten
 
 AUTO = "auto"
 SHARES = ("layer", "shape", "kernel", "model")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantnet_jax.core import specs
-from quantnet_jax.core.names import nearest, show, unknown
+from quantnet_jax.common import specs
+from quantnet_jax.common.names import nearest, show, unknown
 
 LARGEST = 3.4e38
 """Of a float32."""

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.packing import pack, unpack
-from quantnet_jax.core.paths import named
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.serial import Serializable
+from quantnet_jax.trees.paths import named
 
 PyTree = Any
 DEEPEST = 64

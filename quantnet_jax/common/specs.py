@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from quantnet_jax.core.names import did_you_mean, nearest, show, unknown
+from quantnet_jax.common.names import did_you_mean, nearest, show, unknown
 
 Kind = Literal["value", "fraction", "other"]
 OPTAX = "optax:"

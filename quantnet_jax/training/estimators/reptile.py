@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.core import cpu_conv, tree
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import Conv, replace_convolutions
-from quantnet_jax.training.gradients import Gradients, pmean
+from quantnet_jax.ops import cpu_conv
+from quantnet_jax.training.estimators.gradients import Gradients, pmean
 from quantnet_jax.training.optim import unstrict
 from quantnet_jax.training.state import TrainState
+from quantnet_jax.trees import tree
 
 PyTree = Any
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from quantnet_jax.core.paths import joined
-from quantnet_jax.deploy.packed import DEEPEST, is_quantized, unflatten
+from quantnet_jax.deploy.format.packed import DEEPEST, is_quantized, unflatten
+from quantnet_jax.trees.paths import joined
 
 PyTree = Any
 LEAF = "*"

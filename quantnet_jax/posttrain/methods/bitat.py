@@ -4,11 +4,11 @@ from typing import Annotated
 
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import Number
+from quantnet_jax.common.limits import Number
 from quantnet_jax.core.qtensor import QTensor, encode
-from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.error_feedback import Damping, feed_back
-from quantnet_jax.posttrain.solver import Grams, Scalars, Solver, dot
+from quantnet_jax.posttrain.methods import solver
+from quantnet_jax.posttrain.methods.error_feedback import Damping, feed_back
+from quantnet_jax.posttrain.methods.solver import Grams, Scalars, Solver, dot
 from quantnet_jax.quantizers.options import Share
 
 Sweeps = Annotated[int, Number(0, 100, whole=True)]

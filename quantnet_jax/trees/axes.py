@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from quantnet_jax.core import moves, trace
-from quantnet_jax.core.moves import Place, Value
-from quantnet_jax.core.paths import flatten
+from quantnet_jax.trees import moves, trace
+from quantnet_jax.trees.moves import Place, Value
+from quantnet_jax.trees.paths import flatten
 
 PyTree = Any
 OUT, INPUT, WINDOW, STACK = "out", "input", "window", "stack"

@@ -5,10 +5,10 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core.limits import Choice, Number
+from quantnet_jax.common.limits import Choice, Number
 from quantnet_jax.core.qtensor import QTensor, encode
-from quantnet_jax.posttrain import solver
-from quantnet_jax.posttrain.solver import Grams, Scalars, Solver, dot
+from quantnet_jax.posttrain.methods import solver
+from quantnet_jax.posttrain.methods.solver import Grams, Scalars, Solver, dot
 from quantnet_jax.quantizers.options import Bits, Per, Share
 
 Damping = Annotated[float, Number(1e-6, 1e3)]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.core import paths
-from quantnet_jax.core.bucketed import Bucket
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.trees import paths
+from quantnet_jax.trees.bucketed import Bucket
 
 RULES = {
     "gradient": "its `gradient` in place of the VJP",

@@ -1,0 +1,1 @@
+"""What knows neither JAX nor networks: settings, messages, files, command lines."""

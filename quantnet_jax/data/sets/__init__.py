@@ -1,0 +1,1 @@
+"""The datasets: each in its own format, and the one list of their names."""

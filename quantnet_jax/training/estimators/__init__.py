@@ -1,0 +1,1 @@
+"""Gradient estimators: how gradients come about, and the choice among them."""

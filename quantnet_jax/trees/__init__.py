@@ -1,0 +1,1 @@
+"""Parameter trees: paths, rules, axes, and the traces that axes are read in."""
