@@ -1,5 +1,5 @@
 # Every goal first sets up what it needs in .venv; a second call finds it ready.
-#   make train ARGS="--config.epochs=2"       make test ARGS=tests/test_conv.py
+#   make train ARGS="--config.epochs=2"       make test ARGS=tests/ops/test_conv.py
 #   make test PYTHON=/path/to/python3.12      (PYTHON counts when .venv is made)
 
 PYTHON ?=

@@ -102,6 +102,35 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def real(shared_data, tmp_path_factory):
+    """(data folder of TFDS, {split: {file name: bytes}}) of `jpegs.make_real`."""
+    pytest.importorskip("tensorflow_datasets")
+    import jpegs
+
+    folder = tmp_path_factory.mktemp("real")
+    archive = shared_data / "imagenet-sample" / "imagenet_sample_51.zip"
+    yield jpegs.make_real(archive, folder)
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def compile_once(monkeypatch):
+    """Programs of tests that train are built once, see `program.build_once`."""
+    from program import build_once
+
+    monkeypatch.setattr("quantnet_jax.training.experiment.build", build_once)
+    return build_once
+
+
+@pytest.fixture
+def whole(tmp_path_factory, compile_once):
+    """(workdir, result) of a run from start to end; a copy of its own for each test."""
+    from program import whole_run
+
+    return whole_run(tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="session")
 def bucket():
     """Path of an empty bucket of an emulator of Google Cloud Storage."""
     for name in ("gcsfs", "gcp_storage_emulator"):

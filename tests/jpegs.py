@@ -3,6 +3,7 @@
 import importlib
 import io
 import sys
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -155,3 +156,13 @@ def make_set(folder):
     for i in range(7):
         files["validation"][f"v{i}.jpg"] = make_jpeg(50 + 9 * i, 70, 100 + i)
     return pack(folder, BUILDER, ("TinyJpegs", "TinyPngs"), files), files
+
+
+def make_real(archive, folder):
+    """Real images as a TFDS dataset of 51: (data folder, {split: {name: bytes}})."""
+    with zipfile.ZipFile(archive) as opened:
+        names = sorted(n for n in opened.namelist() if n.endswith(".JPEG"))
+        rows = [(n.replace("/", "_"), opened.read(n)) for n in names]
+    assert len(rows) == 51
+    files = {"train": dict(rows[:40]), "validation": dict(rows[40:])}
+    return pack(folder, MANY_LABELS, ["ManyLabels"], files), files

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
 from quantnet_jax.quantizers.ste import hard_sign
 from quantnet_jax.tasks import Source, classification
@@ -33,6 +34,16 @@ def noisy(tree, seed=0, spread=0.3):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: x + jnp.asarray(spread * rng.normal(size=x.shape), x.dtype), tree
+    )
+
+
+def binary_qtensor(shape, seed=0, scale=None):
+    """Random signs, with a scale."""
+    rng = np.random.default_rng(seed)
+    return QTensor(
+        codes=jnp.asarray(rng.integers(0, 2, shape), jnp.uint8),
+        levels=jnp.asarray([-1.0, 1.0], jnp.float32),
+        scale=jnp.ones((), jnp.float32) if scale is None else jnp.asarray(scale),
     )
 
 

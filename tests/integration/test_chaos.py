@@ -3,10 +3,13 @@
 import json
 import signal
 
-from test_train import compile_once, settings  # noqa: F401  # a fixture for all
+import pytest
+from program import settings
 
 from quantnet_jax import run as train
 from tests.integration import chaos
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 OPTIONS = [
     f"--config={chaos.ROOT / 'configs' / 'smoke.py'}",
