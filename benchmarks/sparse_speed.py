@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
 from quantnet_jax import ops  # noqa: E402
-from quantnet_jax.ops import sparse
+from quantnet_jax.ops import shifted, sparse  # noqa: E402
 
 CASES = (
     *("64x64x32:0.05", "128x128x32:0.05", "256x256x32:0.05"),
@@ -73,7 +73,7 @@ def forms(size: tuple[int, ...], channels: int, share: float, repeats: int) -> d
     x = jnp.asarray(x.reshape(1, *size, channels))
     kernel = rng.normal(size=(3,) * dims + (channels, channels)).astype(np.float32)
     flat = jnp.asarray(kernel.reshape(-1, channels, channels))
-    where = sparse.shifted(3, dims)
+    where = shifted.shifted(3, dims)
     choice = jnp.asarray(where[np.arange(GROUPS) % len(where)])
 
     def listed(x, reach):
@@ -92,14 +92,14 @@ def forms(size: tuple[int, ...], channels: int, share: float, repeats: int) -> d
         sites, maps = listed(x, sparse.offsets(3, dims))
         return sparse.convolve(sites.features, maps, w)
 
-    shifted = lambda x, m, w: sparse.convolve(x, m, w, choice)
+    moved = lambda x, m, w: sparse.convolve(x, m, w, choice)
     sites, maps = listed(x, sparse.offsets(3, dims))
     _, wide = listed(x, sparse.offsets(5, dims))
     given = {
         "dense": (dense, (x, jnp.asarray(kernel))),
         "sparse": (sparse.convolve, (sites.features, maps, flat)),
         "sparse with lists": (whole, (x, flat)),
-        "shifted": (shifted, (sites.features, wide, flat)),
+        "shifted": (moved, (sites.features, wide, flat)),
     }
     compiled = {k: jax.jit(f).lower(*a).compile() for k, (f, a) in given.items()}
     results = {k: f(*given[k][1]) for k, f in compiled.items()}

@@ -117,7 +117,7 @@ def export_state(
         make_spec(exp.config, exp.task, exp.feed, floats, origin | provenance()),
         folder,
         batches=lambda: test_images(exp.feed),
-        predict=lambda params: exp.predict(exp.runner.place(params)),
+        predict=lambda params: exp.scoring.predict(exp.runner.place(params)),
         same=exp.task.same,
         onnx=onnx,
     )

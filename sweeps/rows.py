@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from quantnet_jax import quantizers
+from quantnet_jax.experiments.columns import PLAIN_STE
 from quantnet_jax.experiments.grid import FLOAT, Row
-from quantnet_jax.experiments.tables import PLAIN_STE
 
 ADAM_RATES = (3e-4, 1e-3, 3e-3)
 KEY = ("quantnet", "tanh_sign", *PLAIN_STE)

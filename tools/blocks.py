@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from quantnet_jax import zoo
-from quantnet_jax.experiments import grid, results, tables
+from quantnet_jax.experiments import columns, grid, results
 from quantnet_jax.experiments.tables import markdown
 from quantnet_jax.zoo import card
 
@@ -37,8 +37,8 @@ def scores(name: str, folder: pathlib.Path) -> dict[str, list[float]]:
     """{row: hard + BN of its final runs} of a study."""
     study = grid.load(name)
     records = results.of_study(name, study, folder)
-    found = {r: tables.finals(study, records, r) for r in study.rows}
-    return {r: tables.values(study, x, "hard_bn") for r, x in found.items()}
+    found = {r: columns.finals(study, records, r) for r in study.rows}
+    return {r: columns.values(study, x, "hard_bn") for r, x in found.items()}
 
 
 def summary(folder: pathlib.Path) -> str:
@@ -46,10 +46,10 @@ def summary(folder: pathlib.Path) -> str:
     rows = []
     for name in SUMMARY:
         study, found = grid.load(name), scores(name, folder)
-        stes = [r for r in found if r in tables.PLAIN_STE and found[r]]
+        stes = [r for r in found if r in columns.PLAIN_STE and found[r]]
         best = max(stes, key=lambda r: statistics.mean(found[r]))
         (epochs,) = {x.float_epochs + x.epochs for x in study.initializations}
-        ahead = [tables.difference(found["quantnet"], found[r])
+        ahead = [columns.difference(found["quantnet"], found[r])
                  for r in (grid.FLOAT, "tanh_sign", best)]  # fmt: skip
         rows.append((f"`{name}`", f"{epochs:g}", str(len(study.seeds)), *ahead, best))
     head = ("study", "epochs", "seeds", "QuantNet - float", "- tanh_sign")
@@ -61,11 +61,11 @@ def effects(folder: pathlib.Path) -> str:
     found = scores("small_ablation", folder)
     default = found["quantnet"]
     rows = [
-        (row.replace("|", "\\|"), tables.mean_std(found[row]),
-         tables.difference(found[row], default))
+        (row.replace("|", "\\|"), columns.mean_std(found[row]),
+         columns.difference(found[row], default))
         for row in EFFECTS
     ]  # fmt: skip
-    rows.insert(0, ("default", tables.mean_std(default), ""))
+    rows.insert(0, ("default", columns.mean_std(default), ""))
     return markdown(("change", "hard + BN", "over the default"), rows, "xrr")
 
 
@@ -138,7 +138,7 @@ def text(folder: pathlib.Path) -> str:
     for pair in sorted(pairs, key=lambda x: (order.index(x[0]), x[1])):
         same = [r for r in found if tuple(r[k] for k in key) == pair]
         runs = {r["seed"]: r for r in same}.values()
-        of = lambda score, runs=runs: tables.mean_std([r[score] for r in runs])
+        of = lambda score, runs=runs: columns.mean_std([r[score] for r in runs])
         ratio = statistics.mean(r["bytes"] / r["float bytes"] for r in runs)
         scores = of("soft"), of("hard"), of("gap")
         about = pair[0], f"{pair[1]:g}", str(len(runs))

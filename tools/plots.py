@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from quantnet_jax.analysis import initialization
-from quantnet_jax.experiments import grid, results, tables
+from quantnet_jax.experiments import columns, grid, results
 from tools import blocks, posttrain_blocks
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def curves_of(name: str, rows: tuple[str, ...]) -> Plot:
         records = results.of_study(name, study, folder)
         found = {}
         for row in rows:
-            curves = [r["curve"] for r in tables.finals(study, records, row)]
+            curves = [r["curve"] for r in columns.finals(study, records, row)]
             for key, label in (("soft", "soft"), ("hard_bn", "hard + BN")):
                 found[f"{row}, {label}"] = [
                     (point[0]["epoch"], 100 * statistics.mean(x[key] for x in point))

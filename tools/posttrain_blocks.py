@@ -7,7 +7,8 @@ from typing import Any
 
 from quantnet_jax.analysis import initialization
 from quantnet_jax.experiments import results
-from quantnet_jax.experiments.tables import markdown, mean_std
+from quantnet_jax.experiments.columns import mean_std
+from quantnet_jax.experiments.tables import markdown
 
 MODELS = {
     "resnet8": "ResNet-8",

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from quantnet_jax.experiments import grid, results, tables
+from quantnet_jax.experiments import columns, grid, results
 from quantnet_jax.experiments.tables import markdown
 from tools.blocks import last
 
@@ -17,8 +17,8 @@ def accuracies(folder: pathlib.Path) -> str:
     errors = last("sparse_error", folder, study=NAME).get("rows", {})
     score, lines = {}, []
     for row in study.rows:
-        runs = tables.finals(study, records, row)
-        score[row] = tables.values(study, runs, "hard")
+        runs = columns.finals(study, records, row)
+        score[row] = columns.values(study, runs, "hard")
         error = [100 * x for x in errors.get(row, {}).get("errors", ())]
         plain = row.split(",")[0] if "," in row else ""
         base = [100 * x for x in errors.get(plain, {}).get("errors", ())]
@@ -27,9 +27,9 @@ def accuracies(folder: pathlib.Path) -> str:
             (
                 row,
                 _scored(score[row], len(study.seeds)),
-                tables.difference(score[row], score.get(plain, [])),
-                tables.mean_std(error) + seeds if error else "",
-                tables.difference(error, base),
+                columns.difference(score[row], score.get(plain, [])),
+                columns.mean_std(error) + seeds if error else "",
+                columns.difference(error, base),
                 f"{sum(r['wall'] for r in runs) / 60 / len(runs):.1f}" if runs else "",
             )
         )
@@ -42,7 +42,7 @@ def _scored(values: list[float], seeds: int) -> str:
     if not values:
         return "not run"
     fewer = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
-    return tables.mean_std(values) + fewer
+    return columns.mean_std(values) + fewer
 
 
 def speed(folder: pathlib.Path) -> str:

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from quantnet_jax.experiments import grid, results, tables
+from quantnet_jax.experiments import columns, grid, results
 from quantnet_jax.experiments.tables import markdown
 
 NAME = "super_resolution"
@@ -16,7 +16,7 @@ Record = dict[str, Any]
 def _found(folder: pathlib.Path) -> dict[str, list[Record]]:
     study = grid.load(NAME)
     records = results.of_study(NAME, study, folder)
-    return {row: tables.finals(study, records, row) for row in study.rows}
+    return {row: columns.finals(study, records, row) for row in study.rows}
 
 
 def widths(folder: pathlib.Path) -> str:
@@ -33,7 +33,7 @@ def widths(folder: pathlib.Path) -> str:
             state = "diverged" if runs else "not run"
             lines.append([row, state, *[""] * 6])
             continue
-        scores = [tables.mean_std([r[f"psnr_{x}_hard"] for r in good]) for x in SETS]
+        scores = [columns.mean_std([r[f"psnr_{x}_hard"] for r in good]) for x in SETS]
         lost = [_mean(good, f"psnr_{x}_hard") - base[x] for x in SETS]
         alike = [f"{_mean(good, f'ssim_{x}_hard'):.4f}" for x in SETS]
         shown = [f"{x:+.2f}" if row != BASE else "" for x in lost]

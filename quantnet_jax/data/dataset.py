@@ -23,8 +23,7 @@ class Dataset(NamedTuple):
       classes: the class names; ``classes[i]`` names label i.
       name: its name in `load`.
       train_target, test_target: uint8 [N, s H, s W, C], the images that those of
-        `image` are to become, or None. With them training and test images may differ in
-        size.
+        `image` are to become, or None. With them sizes may differ among the images.
       more: further JSON data for a task.
     """
 
@@ -293,8 +292,8 @@ def statistics(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
         s = float(np.sqrt(share @ np.square(value - m)))
         if s == 0.0:
             raise ValueError(
-                f"image: channel {c} has the one value {round(m * 255)} everywhere, so "
-                "it cannot be normalized; give mean and std yourself"
+                f"image: channel {c} has the one value {round(m * 255)} everywhere, "
+                "so it cannot be normalized; give mean and std yourself"
             )
         mean.append(m)
         std.append(s)

@@ -154,11 +154,12 @@ def summarize(
       (32, {'32/32': 8})
     """
     size = jnp.dtype(dtype).itemsize
-    tensors = {
-        path: _tensor(path, leaf, size) for path, leaf in leaves(params) if _sized(leaf)
-    }
-    floats = jax.tree.map(_as_float, params, is_leaf=is_quantized)
-    traced = jax.tree.map(lambda x: x if _sized(x) else None, floats)
+    sized = lambda leaf: hasattr(leaf, "shape")  # no Python number
+    tensors = {path: _tensor(path, x, size) for path, x in leaves(params) if sized(x)}
+    shape = lambda x: jax.ShapeDtypeStruct(tuple(x.shape), jnp.float32)
+    seen = lambda x: shape(x) if is_quantized(x) else x
+    floats = jax.tree.map(seen, params, is_leaf=is_quantized)
+    traced = jax.tree.map(lambda x: x if sized(x) else None, floats)
 
     def network(traced, inputs):
         pick = lambda x, given: given if x is None else x
@@ -207,18 +208,6 @@ def to_dict(summary: Summary) -> dict[str, Any]:
         "compression": summary.compression,
         "macs": summary.macs,
     }
-
-
-def _sized(leaf: Any) -> bool:
-    """Whether a leaf is an array or a shape: no Python number."""
-    return hasattr(leaf, "shape")
-
-
-def _as_float(leaf: Any) -> Any:
-    """The shape that the network sees in the place of a leaf."""
-    if is_quantized(leaf):
-        return jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32)
-    return leaf
 
 
 def _tensor(path: str, leaf: Any, float_size: int) -> _Tensor:

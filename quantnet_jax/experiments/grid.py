@@ -74,7 +74,7 @@ class Study(NamedTuple):
       last: evaluations at the end whose mean is reported.
       jobs: runs at a time.
       xla_flags: of the processes that train.
-      columns: of the table, see `tables.COLUMNS`.
+      columns: of the table, see `columns.COLUMNS`.
       published: {what: accuracy in percent}, from the paper of the protocol.
     """
 

@@ -15,9 +15,10 @@ from quantnet_jax.common.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.autoencoder import Autoencoder
 from quantnet_jax.models.conv4 import Conv4
-from quantnet_jax.models.layers import KERNELS, fold, kernel_rule
+from quantnet_jax.models.layers import KERNELS, kernel_rule
 from quantnet_jax.models.mobilenet import MobileNet
 from quantnet_jax.models.nonlinearities import ACTS
+from quantnet_jax.models.norm import fold
 from quantnet_jax.models.resnet import (
     SHORTCUTS,
     BasicBlock,

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations.sites import INPUT, OUTPUT, SiteQuantizers
-from quantnet_jax.models.layers import BatchNorm, Conv, Sites, as_images
+from quantnet_jax.models.layers import Conv, Sites, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.models.norm import BatchNorm
 
 
 class Autoencoder(Sites, nn.Module):

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.quantizer import Quantizer
-from quantnet_jax.models.layers import BatchNorm, Conv, Pooled, as_images
+from quantnet_jax.models.layers import Conv, Pooled, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.models.norm import BatchNorm
 
 
 class Conv4(Pooled, nn.Module):

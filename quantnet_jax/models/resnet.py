@@ -10,15 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations.sites import INPUT, OUTPUT, RESIDUAL, SiteQuantizers
-from quantnet_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    Pooled,
-    Sites,
-    as_images,
-    subsample_pad,
-)
+from quantnet_jax.models.layers import Conv, Pooled, Sites, as_images, subsample_pad
 from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.models.norm import BatchNorm
 
 SHORTCUTS = ("A", "B")
 

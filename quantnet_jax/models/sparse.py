@@ -11,7 +11,6 @@ from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import (
-    BatchNorm,
     Pooled,
     as_images,
     kaiming_normal,
@@ -19,7 +18,8 @@ from quantnet_jax.models.layers import (
     unit,
 )
 from quantnet_jax.models.nonlinearities import ActFactory, relu
-from quantnet_jax.ops import sparse
+from quantnet_jax.models.norm import BatchNorm
+from quantnet_jax.ops import shifted, sparse
 from quantnet_jax.ops.sparse import GatherMap, SiteList
 
 SHIFTS = ("none", "fixed", "search")
@@ -82,13 +82,13 @@ class SparseConv(nn.Module):
         exact = precision(self.folded)
         if self.shift == "none":
             return sparse.convolve(x, maps, kernel, precision=exact)
-        where = sparse.shifted(SIZE, self.dims)
+        where = shifted.shifted(SIZE, self.dims)
         shift = jnp.asarray(self.get_variable("params", "shift"))
         # As for quantizers of activations: what ships is computed outside of training.
         root = self.scope.root  # pyright: ignore[reportOptionalMemberAccess]
         if self.shift == "search" and root.get_variable("training", "step") is not None:
             share = jax.nn.softmax(shift, axis=-1)
-            return sparse.supernet(x, maps, kernel, share, where, precision=exact)
+            return shifted.supernet(x, maps, kernel, share, where, precision=exact)
         choice = jnp.asarray(where)[jnp.argmax(shift, axis=-1)]
         return sparse.convolve(x, maps, kernel, choice, precision=exact)
 

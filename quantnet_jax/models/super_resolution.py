@@ -21,8 +21,9 @@ from quantnet_jax.activations.sites import (
     RESIDUAL,
     SiteQuantizers,
 )
-from quantnet_jax.models.layers import BatchNorm, Bias, Conv, Sites, as_images
+from quantnet_jax.models.layers import Bias, Conv, Sites, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, PReLU, relu
+from quantnet_jax.models.norm import BatchNorm
 
 
 class SuperResolution(Sites, nn.Module):

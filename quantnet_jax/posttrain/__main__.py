@@ -95,7 +95,7 @@ def quantize(
             ),
             folder,
             batches=lambda: export.test_images(exp.feed),
-            predict=lambda params: exp.predict(exp.runner.place(params)),
+            predict=lambda params: exp.scoring.predict(exp.runner.place(params)),
             same=exp.task.same,
         )
         result |= {k: found[k] for k in ("payload", "file", "differ", "folder")}

@@ -135,8 +135,11 @@ class Run:
 
     def score(self, folded: PyTree) -> float:
         """The primary metric on the test images."""
-        placed = self.exp.runner.place(dequantize_tree(folded))
-        return float(self.exp.scoring.measure(self.exp.predict(placed)))
+        scoring, placed = (
+            self.exp.scoring,
+            self.exp.runner.place(dequantize_tree(folded)),
+        )
+        return float(scoring.measure(scoring.predict(placed)))
 
 
 def _merged(base: Any, over: Any) -> Any:

@@ -156,7 +156,6 @@ class Experiment:
         model, quantizer, tx = self.model, self.quantizer, self.tx
         real = bool(self.config.activation.name)  # then BatchNorm takes its statistics
         images = jnp.zeros(self._image.shape)
-        model, quantizer, tx = self.model, self.quantizer, self.tx  # made untraced
         if real:
             images = self.prepare["test"](None, self.feed.sample())["input"]
 
@@ -257,10 +256,8 @@ class Experiment:
     @cached_property
     def train_chunk(self) -> Callable:
         """As `train_step`, of stacked batches, with the metrics of each step."""
-        stepped, chunk = (
-            (runners.STATE, runners.REPLICATED),
-            steps.make_chunk(self._step),
-        )
+        stepped = (runners.STATE, runners.REPLICATED)
+        chunk = steps.make_chunk(self._step)
         return self.runner.compile(chunk, 2, out=stepped, donate=True, axis=1)
 
     @cached_property
@@ -321,14 +318,6 @@ class Experiment:
         state = scored(state)
         stats = self.scoring.statistics(state) if bn else state.batch_stats
         return self._fold_hard(state.params, stats)
-
-    def predict(self, params: PyTree) -> PyTree:
-        """Outputs for all test images, on the host, by what `evaluate` scores with.
-
-        Args:
-          params: folded float parameters, on the devices.
-        """
-        return self.scoring.predict(params)
 
 
 def build(config: Config, devices: list | None = None) -> Experiment:

@@ -10,7 +10,7 @@ import numpy as np
 from quantnet_jax import data as qdata
 from quantnet_jax.common import files
 from quantnet_jax.config import Config
-from quantnet_jax.config.checks import STREAMED, TFDS
+from quantnet_jax.config.ranges import STREAMED, TFDS
 from quantnet_jax.data.sets import folders
 from quantnet_jax.distributed.runners import Runner
 from quantnet_jax.training.build_check import named

@@ -23,7 +23,7 @@ from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.deploy.format.packed import Packed, float_tree, leaves
 from quantnet_jax.deploy.summary import summarize_network
 from quantnet_jax.logging.progress import summary
-from quantnet_jax.models.layers import BatchNorm
+from quantnet_jax.models.norm import BatchNorm
 from quantnet_jax.training import experiment
 from quantnet_jax.trees.tree import dequantize_tree
 

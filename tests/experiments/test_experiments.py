@@ -16,7 +16,15 @@ from tiny import tiny_config
 
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint.manager import Checkpoints
-from quantnet_jax.experiments import grid, lease, pieces, queue, results, tables
+from quantnet_jax.experiments import (
+    columns,
+    grid,
+    lease,
+    pieces,
+    queue,
+    results,
+    tables,
+)
 from quantnet_jax.experiments.__main__ import main
 from quantnet_jax.experiments.grid import Initialization, Row, Study
 from quantnet_jax.training import experiment
@@ -518,8 +526,8 @@ def test_tables(options):
     lasting = TINY._replace(last=2)
     curve = [{"hard_bn": 0.1 * e} for e in (1, 2, 3)]
     saved = [made_up(0.9) | {"curve": curve}]
-    assert tables.values(lasting, saved, "hard_bn") == [pytest.approx(25)]
-    assert tables.values(TINY, saved, "hard_bn") == [90]
+    assert columns.values(lasting, saved, "hard_bn") == [pytest.approx(25)]
+    assert columns.values(TINY, saved, "hard_bn") == [90]
 
 
 def test_choice_is_the_first_of_equals_and_needs_the_whole_search():
@@ -539,4 +547,4 @@ def test_packed_bytes_by_hand():
         "b": {"shape": [1, 1, 5, 1], "bits": 2, "floats": [4, 1]},
     }
     # a: 90 codes of 1 bit in 12 bytes; b: 5 codes of 2 bits in 2; 7 and 5 floats.
-    assert tables.packed_bytes(layers) == 12 + 4 * 7 + 2 + 4 * 5 == 62
+    assert columns.packed_bytes(layers) == 12 + 4 * 7 + 2 + 4 * 5 == 62

@@ -24,7 +24,7 @@ from quantnet_jax.common.limits import (
     Text,
     limits_of,
 )
-from quantnet_jax.config import checks
+from quantnet_jax.config import checks, ranges
 from tests.integration.referee import LONGEST, build, config_of, fault, start
 
 INF = float("inf")
@@ -74,14 +74,14 @@ def declared():
     def visit(node, prefix):
         for key, value in node.items():
             name = f"{prefix}{key}"
-            if isinstance(value, dict) and name not in checks.OPEN:
+            if isinstance(value, dict) and name not in ranges.OPEN:
                 visit(value, f"{name}.")
             elif not isinstance(value, dict):
-                found[name] = checks.LIMITS.get(name) or checks._like(value)
+                found[name] = ranges.LIMITS.get(name) or checks._like(value)
 
     visit(config_lib.base().to_dict(), "")
-    found |= {f"{section}.name": checks.LIMITS[f"{section}.name"]
-              for section in checks.OPEN}  # fmt: skip
+    found |= {f"{section}.name": ranges.LIMITS[f"{section}.name"]
+              for section in ranges.OPEN}  # fmt: skip
     small = ("width", "act", "stem_strides", "momentum")
     found |= {f"model.{option}": models.OPTIONS[option] for option in small}
     for section, members in MEMBERS.items():

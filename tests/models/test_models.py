@@ -17,7 +17,8 @@ from numpy_net import (
 
 from quantnet_jax import models
 from quantnet_jax.core.qtensor import QTensor, dequantize
-from quantnet_jax.models.layers import BatchNorm, subsample_pad
+from quantnet_jax.models.layers import subsample_pad
+from quantnet_jax.models.norm import BatchNorm
 from quantnet_jax.models.resnet import Bottleneck, ResNet, cifar_resnet, imagenet_resnet
 
 

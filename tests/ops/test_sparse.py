@@ -12,7 +12,7 @@ from quantnet_jax import activations, data, evaluate, models
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.data.sets import voxels
-from quantnet_jax.ops import sparse
+from quantnet_jax.ops import shifted, sparse
 from quantnet_jax.tasks import layer_inputs
 from quantnet_jax.training import experiment, resume
 from quantnet_jax.trees.paths import flatten
@@ -109,7 +109,7 @@ def test_derivatives_are_those_of_the_plain_form(strides, groups):
     x, kernel = grids(2), normal(1, (9, 3, 4))
     reach = sparse.offsets(3 if groups == 1 else 5, 2)
     sites, _, maps, _ = sites_and_map(x, reach, strides)
-    choice = None if groups == 1 else sparse.shifted(3, 2)[np.asarray([1, 8])]
+    choice = None if groups == 1 else shifted.shifted(3, 2)[np.asarray([1, 8])]
     g = normal(2, (*maps.forward.shape[:2], 4))
 
     def own(x, w):
@@ -134,7 +134,7 @@ def test_derivatives_are_those_of_the_plain_form(strides, groups):
 def test_shifted_groups(dims):
     x, kernel = grids(dims), normal(1, (3,) * dims + (3, 4))
     sites, _, maps, cells = sites_and_map(x, sparse.offsets(5, dims))
-    flat, where = kernel.reshape(-1, 3, 4), sparse.shifted(3, dims)
+    flat, where = kernel.reshape(-1, 3, 4), shifted.shifted(3, dims)
     moves = sparse.offsets(3, dims)
     choice = np.asarray([len(moves) // 2, 1], np.int32)  # none, and (..., -1, 0)
     assert not moves[choice[0]].any()
@@ -148,7 +148,7 @@ def test_shifted_groups(dims):
     # The supernet: the weighted sum over all shifts.
     share = np.random.default_rng(0).dirichlet(np.ones(len(moves)), 2)
     share = share.astype(np.float32)
-    mixed = sparse.supernet(sites.features, maps, flat, jnp.asarray(share), where)
+    mixed = shifted.supernet(sites.features, maps, flat, jnp.asarray(share), where)
     each = [
         sum(
             share[g, o] * dense(x, kernel[..., 2 * g : 2 * g + 2], moved=tuple(move))

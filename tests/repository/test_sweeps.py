@@ -6,7 +6,7 @@ import pytest
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import quantizers
-from quantnet_jax.experiments import grid, results, tables
+from quantnet_jax.experiments import columns, grid, results
 from quantnet_jax.quantizers import members
 from quantnet_jax.training import parts
 from sweeps import rows
@@ -52,7 +52,7 @@ def test_rows_are_valid(name):
 def test_studies_are_sound(name):
     study = grid.load(name)
     assert "quantnet" in {row.method for row in study.rows.values()}
-    assert set(study.columns) <= set(tables.COLUMNS)
+    assert set(study.columns) <= set(columns.COLUMNS)
     searched = set()
     for row, given in study.rows.items():
         if given.like and not study.search_from:
@@ -153,7 +153,7 @@ def test_short_study_takes_what_the_ablation_found():
     records = results.of_study("small_ablation", study, results.FOLDER)
     means = {}
     for name in study.rows:
-        found = tables.finals(study, records, name)
+        found = columns.finals(study, records, name)
         assert len(found) == len(study.seeds), name
         means[name] = statistics.mean(r["hard_bn"] for r in found)
     for name, best in rows.SMALL_TUNED.items():

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from quantnet_jax.config import checks
+from quantnet_jax.config import ranges
 from quantnet_jax.training import optim
 
 TOTAL, PEAK = 40, 0.3
@@ -83,7 +83,7 @@ def test_a_schedule_of_optax_by_name():
         )
 
 
-@pytest.mark.parametrize("name", sorted(set(checks.OPTIMIZERS) - {"sgd", "adam"}))
+@pytest.mark.parametrize("name", sorted(set(ranges.OPTIMIZERS) - {"sgd", "adam"}))
 def test_every_optimizer_that_may_be_named_can_be_made(name):
     tx = optim.optimizer(name, lambda step: 0.1, weight_decay=0.01, clip=1.0)
     params = parameters()

@@ -25,7 +25,7 @@ from program import (
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.common import limits
-from quantnet_jax.config import checks
+from quantnet_jax.config import ranges
 from quantnet_jax.trees.paths import flatten
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -251,7 +251,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(
 ):
     # The warm-up starts at 0, so the first step is harmless; the next ones are absurd,
     # by a rate that is refused otherwise.
-    monkeypatch.setitem(checks.LIMITS, "weights.learning_rate", limits.Number())
+    monkeypatch.setitem(ranges.LIMITS, "weights.learning_rate", limits.Number())
     config = settings(
         weights__learning_rate=1e38,
         weights__warmup=0.5,
