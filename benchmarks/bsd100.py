@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import timing
 from quantnet_jax import evaluate
 from quantnet_jax.experiments import grid
+from quantnet_jax.experiments.study import slug
 
 ROWS = ("float", "8 bits", "4 bits", "3 bits", "2 bits")
 KEYS = ("hard", "ssim_hard", "bicubic_hard", "examples")
@@ -36,7 +37,7 @@ def measure(args) -> dict[str, Any]:
                 f"--rows={row!r}, expected some of {', '.join(study.rows)}"
             )
         seed = study.seeds[0]
-        folder = args.runs / f"super_resolution/final/{grid.slug(row)}-seed{seed}"
+        folder = args.runs / f"super_resolution/final/{slug(row)}-seed{seed}"
         scores = evaluate.evaluate(str(folder), data=args.data)
         found[row] = {key: scores[key] for key in KEYS}
         print(f"{row}: {scores['hard']:.2f} dB", flush=True)

@@ -19,6 +19,7 @@ import jax
 from benchmarks import timing
 from quantnet_jax import config as config_lib
 from quantnet_jax.experiments import grid
+from quantnet_jax.experiments.study import Run
 from quantnet_jax.training import experiment
 
 FLOAT = "identity"
@@ -107,7 +108,7 @@ def of_study(name: str) -> dict:
     study, configs = grid.load(name), {}
     for row in study.rows:
         start = study.initializations_of(row)[0]
-        c = study.configure(study, grid.Run("final", row, "", start, 0.1, 0, False))
+        c = study.configure(study, Run("final", row, "", start, 0.1, 0, False))
         c.data.train_size = 10 * c.batch_size
         configs[row] = c
     return configs

@@ -1,7 +1,7 @@
 """ResNet-56, all layers, from a float network, by fixed settings: for a short loan."""
 
 from configs import cifar100_resnet56
-from quantnet_jax.experiments.grid import FLOAT, Initialization, Row
+from quantnet_jax.experiments.study import FLOAT, Initialization, Row
 from sweeps import common
 
 STUDY = common.metaquant(

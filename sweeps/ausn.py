@@ -1,6 +1,6 @@
 """AUSN in training: superposed powers of two beside uniform levels, 3 and 4 bits."""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import common
 
 

@@ -1,6 +1,6 @@
 """BiTAT on a separable network: plain signs, layer by layer, with feedback."""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import common
 
 BLOCKS = 5

@@ -1,7 +1,7 @@
 """The default configuration on the bundled images, beside its references."""
 
 from configs import default
-from quantnet_jax.experiments.grid import Row, Study
+from quantnet_jax.experiments.study import Row, Study
 from sweeps import common
 
 STUDY = Study(

@@ -1,6 +1,6 @@
 """What the default configuration's options are worth, one factor at a time."""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import bundled
 
 Q, T = "quantizer.quantnet.", "quantizer.tanh_sign."

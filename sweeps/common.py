@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from quantnet_jax import quantizers
-from quantnet_jax.experiments.grid import FLOAT, Initialization, Row, Run, Study
+from quantnet_jax.experiments.study import FLOAT, Initialization, Row, Run, Study
 from quantnet_jax.quantizers import members
 from quantnet_jax.tasks import NEED_TEACHER
 

@@ -1,6 +1,6 @@
 """CPQ and DropBits: do weights gather on the grid, and what do learned widths buy?"""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import common
 
 

@@ -1,6 +1,6 @@
 """Direct Quantization: weights that are levels, and balanced activations, W2A2."""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import common
 
 A2 = {"activation.name": "lq_nets", "activation.lq_nets.bits": 2}

@@ -2,7 +2,7 @@
 
 from configs import few_shot
 from quantnet_jax.core.pruning import dense_sparse_dense, iterative_hard_thresholding
-from quantnet_jax.experiments.grid import Row, Study
+from quantnet_jax.experiments.study import Row, Study
 from sweeps import common
 
 RATE = 0.3

@@ -1,6 +1,6 @@
 """As few_shot, width 32, ten times as long: 6,000 iterations."""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import common, few_shot
 
 STUDY = few_shot.STUDY._replace(

@@ -1,7 +1,7 @@
 """All members with equal care on the bundled images: under an hour on two CPU cores."""
 
 from configs import default
-from quantnet_jax.experiments.grid import Study
+from quantnet_jax.experiments.study import Study
 from sweeps import common, rows
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quantnet_jax.experiments.grid import FLOAT, Initialization, Row
+from quantnet_jax.experiments.study import FLOAT, Initialization, Row
 from sweeps import common
 
 MIMIC = {"name": "weight_mimicking", "weight": 200.0}

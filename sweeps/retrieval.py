@@ -1,6 +1,6 @@
 """QGait's way on silhouettes: embeddings of Omniglot, alphabets held out."""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import common
 from sweeps.soft_round import at, quantnet, rows
 

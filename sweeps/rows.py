@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from quantnet_jax import quantizers
 from quantnet_jax.experiments.columns import PLAIN_STE
-from quantnet_jax.experiments.grid import FLOAT, Row
+from quantnet_jax.experiments.study import FLOAT, Row
 
 ADAM_RATES = (3e-4, 1e-3, 3e-3)
 KEY = ("quantnet", "tanh_sign", *PLAIN_STE)

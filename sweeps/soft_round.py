@@ -1,6 +1,6 @@
 """QGait's soft quantizer: from the start, in two stages, or not at all."""
 
-from quantnet_jax.experiments.grid import Row
+from quantnet_jax.experiments.study import Row
 from sweeps import common
 
 

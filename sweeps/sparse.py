@@ -1,7 +1,7 @@
 """BSC-Net on Omniglot's strokes: binary sparse convolutions with and without shifts."""
 
 from configs import omniglot_sparse
-from quantnet_jax.experiments.grid import FLOAT, Row, Study
+from quantnet_jax.experiments.study import FLOAT, Row, Study
 from sweeps import common
 
 CLASSES = 60

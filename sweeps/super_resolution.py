@@ -3,7 +3,7 @@
 from typing import Any
 
 from configs import super_resolution
-from quantnet_jax.experiments.grid import FLOAT, Initialization, Row, Study
+from quantnet_jax.experiments.study import FLOAT, Initialization, Row, Study
 from sweeps import common
 
 CLIP, ACTIVATION = "quantizer.learned_clip.", "activation.learned_clip."

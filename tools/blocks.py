@@ -7,6 +7,7 @@ from typing import Any
 
 from quantnet_jax import zoo
 from quantnet_jax.experiments import columns, grid, results
+from quantnet_jax.experiments.study import FLOAT
 from quantnet_jax.experiments.tables import markdown
 from quantnet_jax.zoo import card
 
@@ -50,7 +51,7 @@ def summary(folder: pathlib.Path) -> str:
         best = max(stes, key=lambda r: statistics.mean(found[r]))
         (epochs,) = {x.float_epochs + x.epochs for x in study.initializations}
         ahead = [columns.difference(found["quantnet"], found[r])
-                 for r in (grid.FLOAT, "tanh_sign", best)]  # fmt: skip
+                 for r in (FLOAT, "tanh_sign", best)]  # fmt: skip
         rows.append((f"`{name}`", f"{epochs:g}", str(len(study.seeds)), *ahead, best))
     head = ("study", "epochs", "seeds", "QuantNet - float", "- tanh_sign")
     return markdown((*head, "- best tuned STE", "which is"), rows, "xrrrrr")

@@ -20,6 +20,7 @@ from typing import Any
 
 from quantnet_jax import export, zoo
 from quantnet_jax.experiments import grid, pieces, results
+from quantnet_jax.experiments.study import slug
 from quantnet_jax.logging import records
 
 LARGEST = 100_000
@@ -75,7 +76,7 @@ def of_study(args: argparse.Namespace) -> dict[str, pathlib.Path]:
     workdirs = {}
     for row in args.rows:
         run = grid.final_run(study, found, row, study.seeds[0])
-        name = f"{args.study}-{grid.slug(row)}".lower()
+        name = f"{args.study}-{slug(row)}".lower()
         workdirs[name] = pieces.workdir(args.study, run, options)
     return workdirs
 

@@ -21,6 +21,7 @@ import sys
 
 from quantnet_jax.common import command
 from quantnet_jax.experiments import grid, lease, pieces, queue, results, tables
+from quantnet_jax.experiments.study import scaled
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def _work(parser: command.Parser, args: argparse.Namespace) -> int:
         args.study = lease.STUDIES[0]
     if args.study not in known:
         parser.error(f"study {args.study!r}: expected one of {', '.join(known)}")
-    study = grid.scaled(grid.load(args.study), args.scale)
+    study = scaled(grid.load(args.study), args.scale)
     for row in args.only:
         if row not in study.rows:
             parser.error(f"--only {row!r}: expected some of {', '.join(study.rows)}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quantnet_jax.experiments import grid
-from quantnet_jax.experiments.grid import Record, Records, Study
+from quantnet_jax.experiments.study import Record, Records, Study
 from quantnet_jax.logging.scores import unit_of
 
 PLAIN_STE = ("clipped_ste", "binary_ste", "xnor", "binaryconnect", "dorefa")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from quantnet_jax.experiments import grid, queue, results
 from quantnet_jax.experiments.pieces import Options, say
+from quantnet_jax.experiments.study import scaled
 
 STUDIES = ("b200", "a56")
 """In this order; their settings are fixed, so that nothing is searched."""
@@ -65,7 +66,7 @@ def plan(options: Options, assumed: float) -> list[str]:
         lines.append(f"  up to {check.seconds:4.0f} s  {check.name}")
         left -= check.seconds
     for name in STUDIES:
-        study = grid.scaled(grid.load(name), options.scale)
+        study = scaled(grid.load(name), options.scale)
         for run, seconds in queue.expected(name, study, options, assumed):
             fits = seconds <= left
             left -= seconds if fits else 0.0
@@ -92,7 +93,7 @@ def run(options: Options, backend: str) -> int:
         left = end - time.monotonic()
         if left <= 0:
             break
-        study = grid.scaled(grid.load(name), options.scale)
+        study = scaled(grid.load(name), options.scale)
         queue.run(name, study, options._replace(seconds=left))
         records = results.of_study(name, study, options.results)
         print(f"{name}: {len(records)} runs are recorded", flush=True)

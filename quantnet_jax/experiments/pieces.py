@@ -19,7 +19,7 @@ import jax
 from quantnet_jax import config as config_lib
 from quantnet_jax.distributed.preemption import RESUME_ME
 from quantnet_jax.experiments import grid, results
-from quantnet_jax.experiments.grid import Record, Records, Run, Study
+from quantnet_jax.experiments.study import Record, Records, Run, Study
 from quantnet_jax.logging import records as run_records
 
 CURVE = ("step", "epoch", "soft", "hard", "hard_bn", "gap", "gap_bn", "flips")

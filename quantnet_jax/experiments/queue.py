@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 
 from quantnet_jax.distributed.preemption import RESUME_ME
 from quantnet_jax.experiments import grid, results
-from quantnet_jax.experiments.grid import Records, Run, Study
 from quantnet_jax.experiments.pieces import (
     Options,
     estimate,
@@ -23,6 +22,7 @@ from quantnet_jax.experiments.pieces import (
     train_piece,
     workdir,
 )
+from quantnet_jax.experiments.study import FLOAT, Records, Run, Study
 
 LOOK = 0.2
 """Seconds between two looks at the processes."""
@@ -32,7 +32,7 @@ LOOK = 0.2
 def wanted(study: Study, records: Records, only: Iterable[str]) -> list[Run]:
     """The plan, or of it the rows of `only` and the float row that they need."""
     rows = {*only, *(study.rows[r].like for r in only)}
-    needed = lambda r: r.row == grid.FLOAT and r.kind in ("search", "float")
+    needed = lambda r: r.row == FLOAT and r.kind in ("search", "float")
     found = grid.plan(study, records)
     return [r for r in found if not rows or r.row in rows or needed(r)]
 

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from quantnet_jax.experiments import grid
+from quantnet_jax.experiments.study import Records, Row, Study
 from quantnet_jax.logging import records
 
 FOLDER = pathlib.Path("results")
@@ -45,7 +45,7 @@ def append(name: str, record: dict[str, Any], folder: pathlib.Path = FOLDER) -> 
         file.write(line.encode())
 
 
-def of_study(name: str, study: grid.Study, folder: pathlib.Path) -> grid.Records:
+def of_study(name: str, study: Study, folder: pathlib.Path) -> Records:
     """{label: last record} of a study, and of the search that it relies on."""
     found = {r["label"]: r for r in read(name, folder)}
     if study.search_from:
@@ -76,7 +76,7 @@ def settings(config: Any, names: dict[str, str] | None = None) -> dict[str, Any]
     return {k: v for k, v in flat.items() if k not in PATHS} | (names or {})
 
 
-def changed(record: dict, wanted: dict[str, Any], row: grid.Row) -> list[str]:
+def changed(record: dict, wanted: dict[str, Any], row: Row) -> list[str]:
     """Keys in which a record and what is wanted now differ.
 
     A key that only one of them has is new, or gone, in the code; but what the row

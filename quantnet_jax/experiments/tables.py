@@ -14,7 +14,7 @@ from quantnet_jax.experiments.columns import (
     metric,
     values,
 )
-from quantnet_jax.experiments.grid import FLOAT, Records, Study
+from quantnet_jax.experiments.study import FLOAT, Records, Study
 from quantnet_jax.logging.scores import unit_of
 
 UNITS = {"%": "percent"}

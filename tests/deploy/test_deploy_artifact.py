@@ -441,7 +441,9 @@ def test_predictions_are_those_of_hard_evaluation(tmp_path):
         params=params,
         batch_stats=jax.tree.map(lambda x: np.abs(x) + 0.1, noisy(host.batch_stats)),
     )
-    predict = lambda: exp.predict(dequantize_tree(jax.device_get(exp.deployed(state))))
+    predict = lambda: exp.scoring.predict(
+        dequantize_tree(jax.device_get(exp.deployed(state)))
+    )
     # So that no class wins everywhere.
     params["model"]["head"]["bias"] -= predict().mean(0)
     made = export.export_state(exp, state, tmp_path / "out")

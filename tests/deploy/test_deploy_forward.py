@@ -198,7 +198,9 @@ def test_load_counts_where_export_found_the_same_classes(tmp_path, monkeypatch, 
     params = noisy(jax.device_get(state.params))
     stats = jax.tree.map(lambda x: np.abs(x) + 0.1, noisy(state.batch_stats))
     state = state._replace(params=params, batch_stats=stats)
-    predict = lambda: exp.predict(dequantize_tree(jax.device_get(exp.deployed(state))))
+    predict = lambda: exp.scoring.predict(
+        dequantize_tree(jax.device_get(exp.deployed(state)))
+    )
     params["model"]["head"]["bias"] -= predict().mean(0)
     hard = predict()
     assert len(set(hard.argmax(-1))) > 1

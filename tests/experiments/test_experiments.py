@@ -26,7 +26,7 @@ from quantnet_jax.experiments import (
     tables,
 )
 from quantnet_jax.experiments.__main__ import main
-from quantnet_jax.experiments.grid import Initialization, Row, Study
+from quantnet_jax.experiments.study import Initialization, Row, Run, Study, scaled
 from quantnet_jax.training import experiment
 from sweeps import common
 from tools import make_zoo
@@ -248,7 +248,7 @@ def test_estimates_come_from_finished_pieces_of_the_device():
         "d": record("float", 2.0, 900.0, device="1 x other"),
         "e": record("float", 2.0, 900.0, diverged=True),
     }
-    piece = lambda row, epochs: grid.Run(
+    piece = lambda row, epochs: Run(
         "final", row, "", Initialization("scratch", 0, epochs), 0.1, 0, False
     )
     guess = lambda *x: pieces.estimate(records, piece(*x), DEVICE)
@@ -319,7 +319,7 @@ def test_rehearsals_are_no_results(options, capsys):
     with pytest.raises(SystemExit):
         main(["run", "tiny", "--scale=0.5", "--results", str(results.FOLDER)])
     assert "another --results" in capsys.readouterr().err
-    short = grid.scaled(TINY, 0.5)
+    short = scaled(TINY, 0.5)
     assert [x.epochs for x in short.initializations] == [1.0, 0.5]
     assert short.initializations[1].float_epochs == 0.5 and short.eval_every == 0.5
 

@@ -7,6 +7,7 @@ import pytest
 from quantnet_jax import config as config_lib
 from quantnet_jax import quantizers
 from quantnet_jax.experiments import columns, grid, results
+from quantnet_jax.experiments.study import FLOAT, Run
 from quantnet_jax.quantizers import members
 from quantnet_jax.training import parts
 from sweeps import rows
@@ -22,7 +23,7 @@ def configured(study, row, **changes):
     given = study.rows[row]
     like = grid.load(study.search_from) if study.search_from else study
     start = like.initializations_of(given.like or row)[0]
-    run = grid.Run("final", row, "x", start, 0.1, 1, study.validate)
+    run = Run("final", row, "x", start, 0.1, 1, study.validate)
     return study.configure(study, run._replace(**changes))
 
 
@@ -57,7 +58,7 @@ def test_studies_are_sound(name):
     for row, given in study.rows.items():
         if given.like and not study.search_from:
             assert not study.rows[given.like].like
-        elif row != grid.FLOAT:
+        elif row != FLOAT:
             searched.add(len(list(grid.search_runs(study, row))))
     assert len(searched) == 1, "a row is searched more than another one"
     config_lib.check(configured(study, next(iter(study.rows))))

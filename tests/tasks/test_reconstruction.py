@@ -49,7 +49,9 @@ def test_trains_and_evaluates(run):
 def test_scores_against_numpy(run):
     exp, state, _ = evaluate.restore(str(run[0]))
     hard = exp.deployed(state)
-    outputs = exp.predict(exp.runner.place(experiment.tree.dequantize_tree(hard)))
+    outputs = exp.scoring.predict(
+        exp.runner.place(experiment.tree.dequantize_tree(hard))
+    )
     image = exp.feed.test_data["image"] / 255.0
     pixels = outputs * np.asarray(exp.feed.std) + np.asarray(exp.feed.mean)
     mse = ((pixels - image) ** 2).mean((1, 2, 3))
@@ -75,7 +77,7 @@ def test_what_ships_is_what_was_evaluated(run):
     hard = experiment.tree.dequantize_tree(exp.deployed(state))
     images = exp.feed.test_data["image"]
     outputs = predictor(images)
-    wanted = exp.predict(exp.runner.place(hard))
+    wanted = exp.scoring.predict(exp.runner.place(hard))
     np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -17,6 +17,7 @@ from quantnet_jax import activations, config, data, evaluate, models, predict, t
 from quantnet_jax.data import bicubic, patches
 from quantnet_jax.data.sets import superres
 from quantnet_jax.experiments import grid, results
+from quantnet_jax.experiments.study import Run
 from quantnet_jax.models.super_resolution import enlarged, sub_pixels
 from quantnet_jax.tasks.base import Source
 from quantnet_jax.tasks.super_resolution import SHOWN, super_resolution
@@ -319,7 +320,7 @@ def test_a_run_evaluates_what_it_ships(run):
         evaluate.evaluate(str(workdir), data="synthetic")
     exp, state, _ = evaluate.restore(str(workdir))
     hard = experiment.tree.dequantize_tree(exp.deployed(state))
-    outputs = exp.predict(exp.runner.place(hard))
+    outputs = exp.scoring.predict(exp.runner.place(hard))
     target = exp.feed.test_data["target"]
     pixels = 255 * (outputs * np.float32(exp.feed.std) + np.float32(exp.feed.mean))
     pixels = np.floor(pixels.clip(0, 255) + 0.5)
@@ -394,7 +395,7 @@ def test_the_study_on_synthetic_images():
     start = study.initializations[0]
     made = {}
     for row in study.rows:
-        given = grid.Run("final", row, "x", start, 1e-3, 0, False)
+        given = Run("final", row, "x", start, 1e-3, 0, False)
         made[row] = c = study.configure(study, given)
         for key, value in results.settings(small).items():
             if key.startswith(("data.", "model.")) or key == "epochs":
