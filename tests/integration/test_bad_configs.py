@@ -7,12 +7,11 @@ not go together, or not with the data, the devices or the network, is a list of 
 
 import json
 import os
-import random
 
 import pytest
 from ml_collections import ConfigDict
 
-from quantnet_jax import activations, models, quantizers, tasks
+from quantnet_jax import activations, models, quantizers
 from quantnet_jax import config as config_lib
 from quantnet_jax.common import limits
 from quantnet_jax.common.limits import (
@@ -24,11 +23,10 @@ from quantnet_jax.common.limits import (
     Text,
     limits_of,
 )
-from quantnet_jax.config import checks, ranges
-from tests.integration.referee import LONGEST, build, config_of, fault, start
+from tests.integration import bad_configs
+from tests.integration.bad_configs import LIMITS, MEMBERS, edges, wrong_values
+from tests.integration.referee import build, config_of, fault, start
 
-INF = float("inf")
-MEMBERS = {"quantizer": quantizers.MEMBERS, "activation": activations.MEMBERS}
 CREATE = {"quantizer": quantizers.create, "activation": activations.create}
 
 
@@ -67,78 +65,6 @@ def test_referee_sees_what_is_accepted_and_errors_of_others():
 
 
 # Generated: every key and option at the edges of its limit ----------------------------
-def declared():
-    """{key: limit} of every key and option that a configuration may have."""
-    found = {}
-
-    def visit(node, prefix):
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            if isinstance(value, dict) and name not in ranges.OPEN:
-                visit(value, f"{name}.")
-            elif not isinstance(value, dict):
-                found[name] = ranges.LIMITS.get(name) or checks._like(value)
-
-    visit(config_lib.base().to_dict(), "")
-    found |= {f"{section}.name": ranges.LIMITS[f"{section}.name"]
-              for section in ranges.OPEN}  # fmt: skip
-    small = ("width", "act", "stem_strides", "momentum")
-    found |= {f"model.{option}": models.OPTIONS[option] for option in small}
-    for section, members in MEMBERS.items():
-        for name, member in members.items():
-            for option, limit in limits_of(member.factory).items():
-                found[f"{section}.{name}.{option}"] = limit
-    for name, factory in tasks.TASKS.items():
-        for option, limit in limits_of(factory).items():
-            found[f"task.{name}.{option}"] = limit
-    return found
-
-
-LIMITS = declared()
-OTHERS = (None, [], {}, "", "3", "nan", 1j, b"x", len, {1, 2}, [1, "a"], 10**400)
-"""Values of types that a key may not have; a kind keeps those that it may have."""
-
-
-def wrong_values(limit, turn=0):
-    """Values that a limit has to refuse; each turn has others of the wrong types."""
-    others = OTHERS[turn % 4 :: 4]
-    if isinstance(limit, Choice):
-        word = next(filter(None, limit.words))
-        return [None, 3, f"{word}x", f" {word}", word * 2, f"{word}\n"]
-    if isinstance(limit, Flag):
-        return [*others, 0, 1, "True"]
-    if isinstance(limit, Text):
-        return [x for x in OTHERS if not isinstance(x, str)] + [3, True]
-    if isinstance(limit, Sequence):
-        return [x for x in OTHERS if not isinstance(x, list)] + [3, True, "abc"]
-    if isinstance(limit, Scheduled):
-        return [x for x in wrong_values(limit.number, turn) if x != {}]
-    assert isinstance(limit, Number), limit
-    step = 1 if limit.whole else 0.01
-    beyond = [limit.low - step, limit.high * 1.01 + 1, -INF, INF, float("nan")]
-    beyond += [limit.low] * limit.above + [limit.high] * limit.below
-    beyond += [limit.low + 0.5, 3.0] if limit.whole else [1e300]
-    beyond += [10**400 + 1, True]
-    return [*others, *(x for x in beyond if not (limit.zero and x == 0))]
-
-
-def edges(limit):
-    """Values that are just fine."""
-    if isinstance(limit, Choice):
-        return limit.words
-    if isinstance(limit, Flag):
-        return (True, False)
-    if isinstance(limit, Scheduled):
-        low, high = edges(limit.number)
-        plain = {"schedule": "linear", "start": low, "end": high, "until": 1}
-        return low, high, plain
-    if not isinstance(limit, Number):
-        return ()
-    low = limit.low + limit.above * (1 if limit.whole else 1e-6)
-    high = limit.high - limit.below * (1 if limit.whole else 1e-3 * limit.high)
-    return low, high
-
-
 def test_there_is_a_limit_for_every_key():
     assert len(LIMITS) > 100
     assert not [key for key, limit in LIMITS.items() if limit is None]
@@ -248,32 +174,7 @@ def test_schedules_with_one_thing_wrong():
     assert not faults
 
 
-ODD = (
-    *(None, [], {}, "", "nan", 1j, len, {1, 2}, 10**400, -1, 2**40, 1e300, INF, ((),)),
-    *([[]], [{}], ({"pattern": 1},), ({"name": "kurtosis", "weight": "x"},), "(", "\0"),
-    *(
-        "x" * 300,
-        "\ud800",
-        {"schedule": "optax:x"},
-        {"name": {}},
-        {"schedule": "linear"},
-    ),
-)
-
-
 def test_several_odd_values_at_once_are_one_line_or_fine():
-    draw, faults, refused = random.Random(0), {}, 0
-    for _ in range(150):
-        keys = [draw.choice(list(LIMITS)) for _ in range(draw.randint(1, 3))]
-        changes = {key: draw.choice(ODD) for key in keys}
-        config = config_of(changes)
-        try:
-            config_lib.check(config)
-        except (ValueError, FileNotFoundError) as e:
-            refused += 1
-            if len(str(e).splitlines()) != 1 or len(str(e)) > LONGEST:
-                faults[str(changes)] = str(e)
-        except Exception as e:
-            faults[str(changes)] = repr(e)
-    assert not faults
-    assert refused > 120
+    found = bad_configs.several(150, seed=0)
+    assert not found["faults"]
+    assert found["refused"] > 120
