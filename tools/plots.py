@@ -87,7 +87,7 @@ def curves_of(name: str, rows: tuple[str, ...]) -> Plot:
 # After training -----------------------------------------------------------------------
 def methods(folder: pathlib.Path) -> Any:
     """{method: [(bits, mean, error)]} of post-training with float activations."""
-    rows = [r for r in results.read("posttrain", folder) if not r["activation_bits"]]
+    rows = posttrain_blocks.weights_only(folder)
     found: dict[str, dict[int, list[float]]] = {}
     for r in rows:
         by_bits = found.setdefault(r["method"], {})

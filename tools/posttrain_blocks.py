@@ -18,9 +18,27 @@ MODELS = {
 }
 
 
+TRAINED = "QuantNet, trained"
+"""From scratch on the same images, as long as the float networks were."""
+
+
+def weights_only(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Records of post-trained weights, and of those that were trained at few bits."""
+    rows = [r for r in results.read("posttrain", folder) if not r["activation_bits"]]
+    runs = [r for r in results.read("small_bits", folder) if not r.get("diverged")]
+    return rows + [
+        {
+            **{"method": TRAINED, "seed": r["seed"], "score": r["hard_bn"]},
+            "bits": r["settings"]["quantizer.quantnet.bits"],
+        }
+        for r in runs
+        if r["row"].startswith("quantnet")
+    ]
+
+
 def methods(folder: pathlib.Path) -> str:
     """Scores of every method by bits, mean and deviation over seeds."""
-    rows = [r for r in results.read("posttrain", folder) if not r["activation_bits"]]
+    rows = weights_only(folder)
     if not rows:
         return "not run"
     names = list(dict.fromkeys(r["method"] for r in rows if r["method"] != "float"))
