@@ -71,7 +71,8 @@ from quantnet_jax.experiments import results  # noqa: E402
 from quantnet_jax.logging.provenance import provenance  # noqa: E402
 
 QUANTIZED = "blocks/.*/kernel"  # all matrix products of the blocks
-RATES = {"float": 3e-3, "bitnet": 1e-2, "quantnet": 1e-2}
+RATES = {"float": (3e-3, 3e-3), "bitnet": (3e-3, 9e-3), "quantnet": (3e-3, 9e-3)}
+"""Learning rates: of all parameters but the matrices of the blocks, and of these."""
 BATCH, SCORED = 12, 64  # windows of a training step, and of a piece of the test text
 
 
@@ -83,13 +84,20 @@ def quantizer(method: str, steps: int) -> qn.Quantizer:
     return {"float": qn.identity, "bitnet": qn.bitnet}[method]()
 
 
-def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
+def optimizer(rate: float, block_rate: float, steps: int):
     """AdamW with warm-up, cosine decay to a tenth, and weight decay of matrices."""
-    schedules = optax.warmup_cosine_decay_schedule
-    schedule = schedules(0.0, rate, steps // 20, steps, rate / 10)
-    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-    adamw = optax.adamw(schedule, b2=0.99, weight_decay=0.1, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+    def adamw(rate):
+        schedules = optax.warmup_cosine_decay_schedule
+        schedule = schedules(0.0, rate, steps // 20, steps, rate / 10)
+        matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+        return optax.adamw(schedule, b2=0.99, weight_decay=0.1, mask=matrices)
+
+    group = lambda path, _: "blocks" if path[-1].key == "kernel" else "others"
+    groups = lambda params: jax.tree_util.tree_map_with_path(group, params)
+    rates = {"others": adamw(rate), "blocks": adamw(block_rate)}
+    each = optax.multi_transform(rates, groups)
+    return optax.chain(optax.clip_by_global_norm(1.0), each)
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> np.ndarray:
@@ -116,7 +124,8 @@ def main(argv: list[str] | None = None) -> dict:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning-rate", type=float, help="default: of the method")
+    for name in ("learning", "block"):
+        parser.add_argument(f"--{name}-rate", type=float, help="default: of the method")
     parser.add_argument("--generate", type=int, default=200, help="characters")
     parser.add_argument("--out", default="gpt.safetensors", help="packed file")
     parser.add_argument("--record", action="store_true", help="to results/text.jsonl")
@@ -147,8 +156,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     q = qn.tree_quantizer([qn.Rule(QUANTIZED, quantizer(args.method, steps))], params)
     qparams = jax.jit(q.init)(jax.random.key(args.seed), params)
-    args.learning_rate = args.learning_rate or RATES[args.method]
-    update = qn.make_update(q, optimizer(args.learning_rate, steps))
+    rate, block_rate = RATES[args.method]
+    args.learning_rate = args.learning_rate or rate
+    args.block_rate = args.block_rate or block_rate
+    tx = optimizer(args.learning_rate, args.block_rate, steps)
+    update = qn.make_update(q, tx)
     step = jax.jit(functools.partial(update.step, loss))
     opt_state, rng = update.init(params, qparams), np.random.default_rng(args.seed)
     for n in range(1, steps + 1):

@@ -134,18 +134,21 @@ def text(folder: pathlib.Path) -> str:
         and str(r["text"]).endswith("tinyshakespeare.txt")
     ]  # fmt: skip
     rows = []
-    order, key = ("float", "bitnet", "quantnet"), ("method", "learning_rate")
-    pairs = {tuple(r[k] for k in key) for r in found}
-    for pair in sorted(pairs, key=lambda x: (order.index(x[0]), x[1])):
-        same = [r for r in found if tuple(r[k] for k in key) == pair]
+    order = "float", "bitnet", "quantnet"
+    setting = lambda r: (
+        r["method"], r["learning_rate"], r.get("block_rate", r["learning_rate"])
+    )  # fmt: skip
+    settings = {setting(r) for r in found}
+    for method, *rates in sorted(settings, key=lambda x: (order.index(x[0]), x[1:])):
+        same = [r for r in found if setting(r) == (method, *rates)]
         runs = {r["seed"]: r for r in same}.values()
         of = lambda score, runs=runs: columns.mean_std([r[score] for r in runs])
         ratio = statistics.mean(r["bytes"] / r["float bytes"] for r in runs)
         scores = of("soft"), of("hard"), of("gap")
-        about = pair[0], f"{pair[1]:g}", str(len(runs))
+        about = method, *(f"{rate:g}" for rate in rates), str(len(runs))
         rows.append((*about, *scores, f"{ratio:.3f}"))
-    head = ("weights", "learning rate", "seeds", "soft", "hard", "gap")
-    return markdown((*head, "file / float32"), rows, "xrrrrrr") if rows else "not run"
+    head = ("weights", "learning rate", "of the blocks", "seeds", "soft", "hard", "gap")
+    return markdown((*head, "file / float32"), rows, "xrrrrrrr") if rows else "not run"
 
 
 # Inference ----------------------------------------------------------------------------
