@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     restored = [evaluate.restore(workdir)[:2] for workdir in args.runs]
-    # One network for all: what is compiled for the first run is used for the others.
+    # One network for all: the program that scores the first run scores the others.
     lab = Lab(runs.of_state(*restored[0], args.images))
     about = {
         "benchmark": "posttrain",

@@ -11,6 +11,7 @@ is resized so that its shorter side fits, and cropped at its center (a note on s
 error reports it).
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -81,7 +82,7 @@ def draw(
     outputs = np.asarray(predictor.run(predictor.params, laid)[0])
     if not np.isfinite(outputs).all():
         raise ValueError("the network's outputs are not finite")
-    return drawing.after(outputs, spec.info, spec.mean, spec.std), note
+    return drawing.after(outputs, laid[0], spec.info, spec.mean, spec.std), note
 
 
 def read(
@@ -160,10 +161,11 @@ def main(argv: list[str] | None = None) -> int:
         predictor = quantnet_jax.load(artifact, popcount=POPCOUNT[args.popcount])
         spec = predictor.spec
         if spec.task in tasks.DRAWINGS:
-            _draw_all(predictor, images, args.out, args.json)
+            with _named(artifact, images):
+                _draw_all(predictor, images, args.out, args.json)
             return
         describe = tasks.DESCRIBE.get(spec.task, tasks.describe_range)
-        with command.phase("compiling the network"):
+        with command.phase("compiling the network"), _named(artifact, images):
             for path, outputs, note in predict(predictor, images):
                 data, lines = describe(outputs, spec.info, args.top)
                 if note:
@@ -174,6 +176,16 @@ def main(argv: list[str] | None = None) -> int:
                     print(path, *(f"  {line}" for line in lines), sep="\n")
 
     return command.run(parser, work, argv)
+
+
+@contextlib.contextmanager
+def _named(artifact: str, images: Sequence[str]) -> Iterator[None]:
+    """Errors that do not begin with the name of an image are the artifact's."""
+    try:
+        yield
+    except ValueError as e:
+        of_image = str(e).startswith(tuple(images))
+        raise ValueError(str(e) if of_image else f"{artifact}: {e}") from None
 
 
 def _draw_all(predictor, paths: Sequence[str], folder: str, as_json: bool) -> None:

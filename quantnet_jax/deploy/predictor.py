@@ -87,7 +87,7 @@ def load(path: str | os.PathLike, *, popcount: bool | str = "auto") -> Predictor
     Args:
       path: of the file.
       popcount: whether convolutions of signs with binary weights are computed by XOR
-        and bit counts (`deploy.popcount`) instead of float products; see
+        and bit counts (`ops.popcount`) instead of float products; see
         `make_predictor`.
 
     Raises:

@@ -8,9 +8,9 @@ the table of what there is.
 
     python -m quantnet_jax.experiments lease --folder=DATA --seconds=600
 
-runs what a short loan of an accelerator is worth most for: numerics, step times and
-memory, then the studies `b200` and `a56`. To rehearse it anywhere: --scale=0.001 with
-another --results and --work.
+The second command runs what a short loan of an accelerator is worth most for: numerics,
+step times and memory, then the studies `b200` and `a56`. To rehearse it anywhere:
+--scale=0.001 with another --results and --work.
 """
 
 import argparse

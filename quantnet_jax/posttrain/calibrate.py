@@ -51,10 +51,12 @@ def gram_sums(
     return jax.tree.map(lambda g: g / rows, total)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1)
 def _reader(apply: Callable, visits: tuple[int, ...], positions: float) -> Callable:
-    """`(params, batch, key) -> inputs (groups, rows, N)`; compiled once for several
-    methods that are tried on the same network."""
+    """`(params, batch, key) -> inputs (groups, rows, N)`.
+
+    The last one alone is kept: programs of all layers take more memory than all else.
+    """
 
     @jax.jit
     def inputs(p, batch, key):

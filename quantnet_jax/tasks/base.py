@@ -81,7 +81,8 @@ class Drawing(NamedTuple):
     Attributes:
       before: `(image uint8 (H, W, C), info) -> uint8 (H', W', C)`, what goes into it;
         `info` are that of the task.
-      after: `(outputs (H'', W'', C), info, mean, std) -> uint8`, the image to be saved.
+      after: `(outputs (H'', W'', C), what went in, info, mean, std) -> uint8`, the
+        image to be saved; ValueError if the outputs are not those of `info`.
       suffix: `info -> str` of the name of its file.
     """
 

@@ -110,15 +110,24 @@ def super_resolution(source: Source) -> Task:
     )
 
 
-def _drawn(outputs: np.ndarray, info: Any, mean: Any, std: Any) -> np.ndarray:
+def _drawn(outputs: Any, laid: Any, info: Any, mean: Any, std: Any) -> np.ndarray:
     """The image in bytes, without the margin."""
     scale, margin = _numbers(info)
-    pixels = 255 * (
-        np.asarray(outputs, np.float32) * np.asarray(std) + np.asarray(mean)
-    )
-    pixels = np.floor(np.clip(pixels, 0, 255) + 0.5).astype(np.uint8)
+    height, width, channels = laid.shape
+    wanted = scale * height, scale * width, channels
+    if np.shape(outputs) != wanted:
+        raise ValueError(
+            f"info.scale={scale}, but an image of shape {laid.shape} becomes outputs "
+            f"of shape {np.shape(outputs)}, expected {wanted}"
+        )
     border = scale * margin
-    return pixels[border : len(pixels) - border, border : pixels.shape[1] - border]
+    inner = slice(border, -border or None)
+    return _bytes(outputs, mean, std)[inner, inner]
+
+
+def _bytes(outputs: np.ndarray, mean: Any, std: Any) -> np.ndarray:
+    pixels = np.asarray(outputs, np.float32) * np.asarray(std) + np.asarray(mean)
+    return np.floor(np.clip(255 * pixels, 0, 255) + 0.5).astype(np.uint8)
 
 
 def _laid(image: np.ndarray, info: Any) -> np.ndarray:
@@ -149,7 +158,7 @@ def _samples(outputs, examples, info, mean, std) -> list[dict[str, Any]]:
         y, x = top + (height - side) // 2, left + (width - side) // 2
         small = (slice(y, y + side), slice(x, x + side))
         large = tuple(slice(scale * s.start, scale * s.stop) for s in small)
-        enlarged = _drawn(outputs[i], {"scale": 1, "margin": 0}, mean, std)[large]
+        enlarged = _bytes(outputs[i], mean, std)[large]
         original, image = examples["target"][i][large], examples["image"][i]
         plain = bicubic.resize(image, *(scale * n for n in image.shape[:2]))[large]
         error = np.abs(enlarged.astype(int) - original)

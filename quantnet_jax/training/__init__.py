@@ -1,1 +1,1 @@
-"""Training: state, steps, optimizers, runners, evaluation, checkpoints, logs."""
+"""Training: experiment, state, steps, optimizers, the loop, the feed of batches."""

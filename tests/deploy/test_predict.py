@@ -162,7 +162,7 @@ def test_outputs_that_overflow_are_an_error(picture, tmp_path, capsys):
     deploy.save(path, params, SPEC)
     assert predict.main([str(path), picture(PIXELS), "--json"]) == 1
     out, err = capsys.readouterr()
-    assert not out and err == "error: the network's outputs are not finite\n"
+    assert not out and err == f"error: {path}: the network's outputs are not finite\n"
 
 
 def test_networks_that_take_no_pictures(picture):
@@ -185,7 +185,7 @@ def test_classes_that_do_not_fit_the_outputs(names, picture, tmp_path, capsys):
     assert predict.main([str(path), picture(PIXELS)]) == 1
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
-    assert not out and line.startswith("error: info['classes'] is ")
+    assert not out and line.startswith(f"error: {path}: info['classes'] is ")
 
 
 def test_outputs_of_a_task_without_a_description(picture, tmp_path, capsys):

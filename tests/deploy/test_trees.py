@@ -181,7 +181,7 @@ def test_what_is_loaded_predicts_as_hard(own, tmp_path):
 def test_a_file_that_is_not_verified_gets_no_name(own, tmp_path, monkeypatch):
     path = tmp_path / "own.safetensors"
     path.write_text("older")
-    read = deploy.artifact.read
+    read = deploy.format.artifact.read
 
     def damaged(path, like):
         params, header = read(path, like=like)
@@ -192,7 +192,7 @@ def test_a_file_that_is_not_verified_gets_no_name(own, tmp_path, monkeypatch):
         return network(tree, x)["logits"]
 
     with monkeypatch.context() as patch:
-        patch.setattr(deploy.artifact, "read", damaged)
+        patch.setattr(deploy.format.artifact, "read", damaged)
         with pytest.raises(ValueError, match="otherwise than the tree: . of 8 outputs"):
             qn.save(path, own, apply=apply, example=jnp.ones((1, 8)))
     with pytest.raises(ZeroDivisionError):
@@ -311,6 +311,7 @@ BAD = [
     ["dict", [[True, "*"]]],
     ["dict", [["a", {"value": "x"}], ["b", "*"]]],
     ["dict", [["a", {}], ["b", "*"]]],
+    ["dict", [["a", "*"], ["b", "*"], ["c", {"value": 2**31}]]],
     ["dict", {"a": "*"}],
     ["dict", [["a", ["class X", []]], ["b", "*"]]],
     ["dict", [["a", ["class X", 3]], ["b", "*"]]],
@@ -326,13 +327,36 @@ def test_hostile_descriptions_of_a_tree_are_refused(nodes, tmp_path):
     deploy.write(path, {"a": one, "b": one}, {})
     _, text = header_of(path)
     tensors = {"a": one, "b": one}
-    text = json.dumps(text | {"plain": False, "tree": nodes})
-    metadata = {"quantnet_jax": text, "sha256": deploy.artifact.digest(text, tensors)}
-    path.write_bytes(deploy.artifact.save(tensors, metadata))
+    reseal(path, text | {"plain": False, "tree": nodes}, tensors)
     for like in (None, [one, one]):
         with pytest.raises(ValueError) as error:
             qn.load(path, like=like)
         assert "\n" not in str(error.value) and len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("plain", [16, "false", None, []])
+def test_whether_a_tree_is_plain_is_true_or_false(plain, tmp_path):
+    path, tensors = tmp_path / "own.safetensors", {"a": np.ones(2, np.float32)}
+    deploy.write(path, tensors, {})
+    _, text = header_of(path)
+    reseal(path, text | {"plain": plain}, tensors)
+    with pytest.raises(ValueError, match=f"{path.name}: plain=.*, expected true or"):
+        qn.load(path)
+
+
+@pytest.mark.parametrize("number", [2**31, 10**30, float("nan")])
+def test_numbers_that_no_network_takes_are_not_saved(number, tmp_path):
+    tree = {"w": np.ones(2, np.float32), "n": {"deep": number}}
+    with pytest.raises(ValueError, match="^n/deep=.*, expected a finite number, of 32"):
+        qn.save(tmp_path / "own.safetensors", tree)
+    assert not any(tmp_path.iterdir())
+
+
+def reseal(path, spec, tensors):
+    """Writes a file whose hash is right, whatever it says."""
+    text, format_ = json.dumps(spec), deploy.format.artifact
+    metadata = {"quantnet_jax": text, "sha256": format_.digest(text, tensors)}
+    path.write_bytes(format_.save(tensors, metadata))
 
 
 # Other formats ------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def offences(sources):
 
 
 def room_of(path):
-    """'core' for quantnet_jax/trees/tree.py, '' for quantnet_jax/report.py.
+    """'core' for quantnet_jax/trees/tree.py, '' for quantnet_jax/run.py.
 
     The command of a room, its __main__.py, is one of the package's own files.
     """

@@ -1,5 +1,6 @@
 """Super-resolution: data and metrics against published values, networks, a study."""
 
+import dataclasses
 import importlib
 import io
 import json
@@ -352,6 +353,11 @@ def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys):
     damaged = dict(predictor.spec.info, margin=-1)
     with pytest.raises(ValueError, match="info.margin=-1, expected a whole number"):
         tasks.DRAWINGS["super_resolution"].before(pixels, damaged)
+    other = dict(predictor.spec.info, scale=8)
+    other = dataclasses.replace(predictor.spec, info=other)
+    predictor = dataclasses.replace(predictor, spec=other)
+    with pytest.raises(ValueError, match="^info.scale=8, but an image of shape"):
+        predict.draw(predictor, words[1])
 
 
 def evaluate_params(workdir):

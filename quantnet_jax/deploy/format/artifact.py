@@ -40,7 +40,7 @@ PARTS = ("codes", "levels", "scale")
 FILE_KEYS = ("format", "quantized", "float", "dtypes", "plain", "tree")
 """Keys of the JSON object that `write` adds: version, {path: {'bits', 'shape'}}, dtype
 of float32 leaves in the file, {path: dtype} of other leaves, whether the paths alone
-describe the tree, and if not, its nodes (see `deploy.structure`)."""
+describe the tree, and if not, its nodes (see `structure`)."""
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
     *("uint64", "bfloat16", "float16", "float64"),
@@ -167,7 +167,9 @@ def read(
             found = spec.get("format") if isinstance(spec, dict) else spec
             raise ValueError(f"format {found!r:.80}, expected {FORMAT}")
         found, nodes = _leaves(tensors, spec), spec.get("tree")
-        if spec.get("plain") is not False:
+        if type(plain := spec.get("plain", True)) is not bool:
+            raise ValueError(f"plain={plain!r:.80}, expected true or false")
+        if plain:
             nodes = structure.encode(nested(found.items()))
         return structure.build(nodes, found, like), spec
     except Exception as e:  # a hostile file can raise anything

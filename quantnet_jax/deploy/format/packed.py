@@ -49,7 +49,7 @@ class Packed(Serializable):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Binary weights of a layer that counts bits, see `deploy.popcount`.
+    """Binary weights of a layer that counts bits, see `ops.popcount`.
 
     Attributes:
       words: of `popcount.pack_kernel`, uint32[..., ceil(Cin / 32), Cout].

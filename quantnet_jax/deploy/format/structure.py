@@ -16,6 +16,7 @@ from quantnet_jax.trees.paths import joined
 
 PyTree = Any
 LEAF = "*"
+NUMBER = "a finite number, of 32 bits if it is whole"
 KINDS = {dict: "dict", list: "list", tuple: "tuple", type(None): "None"}
 
 
@@ -23,14 +24,15 @@ def encode(tree: PyTree, path: tuple[str, ...] = ()) -> Any:
     """The nodes of a tree.
 
     Raises:
-      ValueError: a path is too deep, or a dict has other keys than strings or integers.
+      ValueError: a path is too deep, a dict has other keys than strings or integers, or
+        a Python number is none that JAX takes.
     """
     name = "/".join(path)
     if len(path) > DEEPEST:
         raise ValueError(f"{name[:80]!r}... has more than {DEEPEST} parts")
     if type(tree) in (bool, int, float):
-        if not math.isfinite(tree):
-            raise ValueError(f"{name}: not every number is finite")
+        if not _is_number(tree):
+            raise ValueError(f"{name}={tree!r:.80}, expected {NUMBER}")
         return {"value": tree}
     kind = KINDS.get(type(tree))
     if kind == "dict":
@@ -90,6 +92,13 @@ def build(nodes: Any, found: Mapping[str, Any], like: PyTree = None) -> PyTree:
     return tree
 
 
+def _is_number(x: Any) -> bool:
+    """Whether JAX takes a Python number: without x64 its integers have 32 bits."""
+    if type(x) is int:
+        return -(2**31) <= x < 2**31
+    return type(x) in (bool, float) and math.isfinite(x)
+
+
 def _numbers(node: Any, path: tuple[str, ...]) -> dict[str, bool | int | float]:
     """{path: number} of the leaves that are Python numbers; checks all nodes."""
     name = "/".join(path)
@@ -97,8 +106,8 @@ def _numbers(node: Any, path: tuple[str, ...]) -> dict[str, bool | int | float]:
         return {}
     if isinstance(node, Mapping):
         x: Any = node.get("value")
-        if type(x) not in (bool, int, float) or not math.isfinite(x):
-            raise ValueError(f"{name!r}: {node!r:.80} is no number")
+        if not _is_number(x):
+            raise ValueError(f"{name!r}: {node!r:.80}, expected {NUMBER}")
         return {name: x}
     match node:
         case [str(kind), list(items)] if all(
