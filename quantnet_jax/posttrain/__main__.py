@@ -17,6 +17,7 @@ from typing import Any
 
 from quantnet_jax import deploy, evaluate, export, models, posttrain
 from quantnet_jax.common import command
+from quantnet_jax.common.patterns import check_pattern
 from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance
@@ -55,6 +56,8 @@ def quantize(
         raise ValueError(f"bits={bits}, expected 1: 'bitat' makes binary weights")
     options = {} if method == "bitat" else {"bits": bits}
     solver = posttrain.METHODS[method](**options)
+    pattern = models.KERNELS.get(layers, layers)
+    check_pattern("--layers", pattern)
     exp, state, step = evaluate.restore(workdir)
     run = runs.of_state(exp, state, images)
     folder = pathlib.Path(out or pathlib.Path(workdir) / "posttrain")
@@ -64,7 +67,7 @@ def quantize(
         errors[line.path] = line.error
         print(line, file=sys.stderr, flush=True)
 
-    rules = [Rule(models.KERNELS.get(layers, layers), solver)]
+    rules = [Rule(pattern, solver)]
     made = run.quantize(
         rules, positions=positions, folder=folder / "layers", report=report
     )

@@ -87,6 +87,7 @@ def test_refuses_in_one_line(trained, monkeypatch, capsys):
         (["--method=bitat"], "error: bits=4, expected 1: 'bitat' makes binary weights"),
         (["--images=0"], "error: images=0, expected a whole number from 1"),
         (["--positions=2"], "error: positions=2.0, expected a number above 0 to 1"),
+        (["--layers=(("], "error: --layers='((' is not a regular expression"),
         (["--layers=nothing"], "error: rule 'nothing' matches no parameter"),
     ):
         assert command.main(["--workdir=run", *args]) == 1
