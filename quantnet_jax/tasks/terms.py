@@ -12,10 +12,11 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.common.limits import Number, Sequence, Text
+from quantnet_jax.common.limits import Number, Sequence, Text, checked
 from quantnet_jax.core import regularizers
 from quantnet_jax.tasks.embeddings import distances, normalized
 from quantnet_jax.tasks.layer_inputs import SiteInput, correlation, output_error
+from quantnet_jax.tasks.term_paths import TARGET, matching, no_sparse, unfit
 from quantnet_jax.trees import tree
 
 PyTree = Any
@@ -88,9 +89,10 @@ def output_mimicking() -> Term:
     return term
 
 
+@checked(together=unfit)
 def kurtosis(
     *,
-    target: Annotated[float, Number(1, 1e3)] = 1.8,
+    target: Annotated[float, TARGET] = 1.8,
     targets: Annotated[Iterable[tuple[str, float]], Sequence()] = (),
     pattern: Annotated[str, Text()] = ".*kernel",
 ) -> Term:
@@ -109,7 +111,7 @@ def kurtosis(
     rows = [*targets, (".*", target)]
 
     def term(context: Context) -> jax.Array:
-        leaves = _matching(context.params, pattern)
+        leaves = matching(context.params, pattern)
         wanted = {p: next(t for r, t in rows if re.fullmatch(r, p)) for p in leaves}
         parts = [
             (regularizers.kurtosis(w) - wanted[path]) ** 2 for path, w in leaves.items()
@@ -119,6 +121,7 @@ def kurtosis(
     return term
 
 
+@checked(together=unfit)
 def weight_mimicking(
     *,
     temperature: Annotated[float, Number(1e-3, 1e6)] = 4.0,
@@ -147,7 +150,7 @@ def weight_mimicking(
     def term(context: Context) -> jax.Array:
         teacher = tree.flatten(context.teacher_params)
         parts = []
-        for path, w in _matching(context.params, pattern).items():
+        for path, w in matching(context.params, pattern).items():
             if path not in teacher or teacher[path].shape != w.shape:
                 found = "nothing" if path not in teacher else teacher[path].shape
                 raise ValueError(
@@ -215,6 +218,7 @@ def input_correlation() -> Term:
     return term
 
 
+@checked(together=unfit)
 def quantization_error(*, pattern: Annotated[str, Text()] = "(?!stem/).*") -> Term:
     """Quantization error of the outputs of sparse convolutions (BSC-Net).
 
@@ -239,10 +243,7 @@ def quantization_error(*, pattern: Annotated[str, Text()] = "(?!stem/).*") -> Te
             and re.fullmatch(pattern, name := f"{path}/kernel")
         ]
         if not parts:
-            raise ValueError(
-                f"pattern {pattern!r} matches no sparse convolution; expected some, of "
-                "a network such as model.name='sparse2d'"
-            )
+            raise no_sparse(pattern)
         return jnp.mean(jnp.stack(parts))
 
     return term
@@ -280,14 +281,3 @@ def weighted(terms: Iterable[tuple[float, Term]]) -> Term:
 
 def _mean(values: jax.Array, context: Context) -> jax.Array:
     return jnp.mean(values * context.examples["mask"])
-
-
-def _matching(params: PyTree, pattern: str) -> dict[str, jax.Array]:
-    leaves = tree.flatten(params)
-    found = {p: w for p, w in leaves.items() if re.fullmatch(pattern, p)}
-    if not found:
-        raise ValueError(
-            f"pattern {pattern!r} matches no parameter; the paths are "
-            + ", ".join(sorted(leaves))
-        )
-    return found

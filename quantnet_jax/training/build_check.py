@@ -6,12 +6,15 @@ the keys of the configuration, whatever the arguments are called further down.
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from quantnet_jax import models
+from quantnet_jax.common.limits import defaults_of
+from quantnet_jax.tasks import term_paths
+from quantnet_jax.tasks.terms import TERMS
 from quantnet_jax.trees import tree
 
 PyTree = Any
@@ -179,6 +182,11 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
         than a kernel, or a tensor that its quantizer cannot take.
     """
     _check_network(config, params)
+    _check_left(config, rules[0], params)
+    for number, row in enumerate(config.terms):
+        key = f"terms[{number}]"
+        with named(key, pattern=f"{key}.pattern"):
+            _check_paths(row, params)
     keys = [f"layers={config.layers!r}"]
     keys += [f"rules[{i}]={row['pattern']!r}" for i, row in enumerate(config.rules)]
     names = [config.quantizer.name, *(row["quantizer"] for row in config.rules)]
@@ -195,6 +203,30 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
             )
     with named(", ".join(keys)):
         return tree.plan(rules, params)
+
+
+def _check_paths(row: Mapping[str, Any], params: PyTree) -> None:
+    """Refuses a term whose pattern matches none of the parameters that it is for."""
+    options = defaults_of(TERMS[row["name"]]) | dict(row)
+    if "pattern" not in options:
+        return
+    found = term_paths.matching(params, pattern := options["pattern"])
+    of_sparse = [p for p, w in found.items() if p.endswith("kernel") and w.ndim == 3]
+    if row["name"] == "quantization_error" and not of_sparse:
+        raise term_paths.no_sparse(pattern)
+
+
+def _check_left(config, rule: tree.Rule, params: PyTree) -> None:
+    """Refuses `layers` that match nothing, or nothing that `rules` leave to them."""
+    with named(key := f"layers={config.layers!r}"):
+        pattern = models.KERNELS.get(config.layers, config.layers)
+        tree.plan([rule._replace(pattern=pattern)], params)
+        left = re.compile(rule.pattern)
+    if not any(left.fullmatch(path) for path in tree.flatten(params)):
+        raise ValueError(
+            f"{key}: `rules` claim all tensors that it matches; expected a pattern of "
+            "`rules` that leaves some, or none of `rules` and another quantizer.name"
+        )
 
 
 def _check_kernels(paths: Iterable[str]) -> None:
