@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
-from quantnet_jax.common.limits import check_options, defaults_of, passes
-from quantnet_jax.common.names import nearest
+from quantnet_jax.common.limits import check_options, defaults_of, limits_of, passes
+from quantnet_jax.common.names import nearest, show
 from quantnet_jax.core import schedules
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.quantizers.members import MEMBERS, Member
@@ -68,9 +68,9 @@ def find(
         given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
         if call.args or None in given or not callable(factory):
             raise ValueError("expected a factory, and its options as name=value")
-    except Exception as e:  # whatever a module of somebody's own may raise
-        text = " ".join(str(e).split()) or type(e).__name__
-        raise ValueError(f"quantizer {name!r}: {text}") from None
+        limits_of(factory)
+    except (Exception, SystemExit) as e:  # whatever somebody's own may raise
+        raise ValueError(f"quantizer={show(name)}: {_text(e)}") from None
     return Member(cast(Any, factory), "soft"), given
 
 
@@ -109,7 +109,20 @@ def make(
     plain = {k: v for k, v in given.items() if not passes(v)}
     check_options(f"{name}.", member.factory, plain)
     made = {k: schedules.resolve(v, total_steps) for k, v in given.items()}
-    return member.factory(**made)
+    if name in members:
+        return member.factory(**made)
+    wrong = f"quantizer={show(name)}, expected a function that returns a Quantizer"
+    try:
+        quantizer = member.factory(**made)
+    except (Exception, SystemExit) as e:
+        raise ValueError(f"{wrong}: {_text(e)}") from None
+    if not isinstance(quantizer, Quantizer):
+        raise ValueError(f"{wrong}: it returned a {type(quantizer).__name__}")
+    return quantizer
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _copy(options: Mapping) -> dict:
