@@ -87,6 +87,8 @@ def read(name: str = "", overrides: Sequence[str] = ()) -> Config:
         ) from e
     except (flags.Error, OSError, TypeError, ValueError, SyntaxError, ImportError) as e:
         text = _section(overrides) or str(e).strip().splitlines()[-1].strip()
+        if text.startswith(raised := "ValueError: "):  # of the file
+            text = f"--config={name}: {text.removeprefix(raised)}"
         raise ValueError(text) from e
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}")
