@@ -4,7 +4,6 @@ Nothing here touches a device or a file: `train.py` checks before it waits for o
 processes. What needs the data, the devices or the network is in `build_check`.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,11 +21,12 @@ from quantnet_jax.common.limits import (
     check_options,
 )
 from quantnet_jax.common.names import nearest, show, unknown
+from quantnet_jax.common.patterns import check_pattern
+from quantnet_jax.config import optimizer_checks
 from quantnet_jax.config.ranges import (
     COUNT_OR_0,
     LIMITS,
     OPEN,
-    OPTIMIZER,
     QUANTIZER,
     STREAMED,
     TFDS,
@@ -77,9 +77,9 @@ def check_config(config: dict, base: dict) -> None:
     tasks.check_terms(config["terms"], config["teacher"])
     _check_rules(config)
     for section in ("weights", "meta"):
-        _check_optimizer(section, config[section])
+        optimizer_checks.check_section(section, config[section])
     for number, row in enumerate(config["optimizers"]):
-        _check_optimizer_row(f"optimizers[{number}]", row, config["weights"])
+        optimizer_checks.check_row(f"optimizers[{number}]", row, config["weights"])
     _check_together(config)
 
 
@@ -201,7 +201,11 @@ def _check_rules(config: dict) -> None:
             value = options.pop(axes, ())
             for axis in value if isinstance(value, list | tuple) else (value,):
                 check(f"{key}.{axes}", axis, Number(-32, 31, whole=True))
-        check_options(f"{key}.", quantizers.find(name)[0].factory, options)
+        try:
+            factory = quantizers.find(name)[0].factory
+        except ValueError as e:  # begins with 'quantizer='
+            raise ValueError(f"{key}.{e}") from None
+        check_options(f"{key}.", factory, options)
 
 
 def _check_sites_rules(config: dict, sites: tuple[str, ...]) -> None:
@@ -222,58 +226,7 @@ def _check_sites_rules(config: dict, sites: tuple[str, ...]) -> None:
 
 
 def _check_pattern(key: str, pattern: str) -> None:
-    try:
-        re.compile(models.KERNELS.get(pattern, pattern))
-    except (re.error, OverflowError, RecursionError) as e:
-        raise ValueError(
-            f"{key}={show(pattern)} is not a regular expression: {e}"
-        ) from None
-
-
-def _check_optimizer_row(key: str, row: Any, defaults: dict) -> None:
-    if not isinstance(row, Mapping) or "pattern" not in row:
-        raise ValueError(
-            f"{key}={show(row)}, expected {{'pattern': ...}} and keys of 'weights'"
-        )
-    check(f"{key}.pattern", row["pattern"], Text())
-    _check_pattern(f"{key}.pattern", row["pattern"])
-    given = {k: v for k, v in row.items() if k != "pattern"}
-    for option, value in given.items():
-        if option not in defaults:
-            raise ValueError(unknown(f"{key}.{option}", defaults))
-        check(f"{key}.{option}", value, OPTIMIZER.get(option) or Sequence())
-    _check_optimizer(key, defaults | given)
-
-
-def _check_optimizer(section: str, c: dict) -> None:
-    for key in ("options", "schedule_options"):
-        for pair in c[key]:
-            if (
-                not isinstance(pair, list | tuple)
-                or len(pair) != 2
-                or not isinstance(pair[0], str)
-            ):
-                raise ValueError(
-                    f"{section}.{key}={show(c[key])}, expected (name, value) pairs"
-                )
-    _check_milestones(section, c)
-
-
-def _check_milestones(section: str, c: dict) -> None:
-    key, milestones = f"{section}.milestones", c["milestones"]
-    for milestone in milestones:
-        check(key, milestone, Number(0, 1, above=True, below=True))
-    if list(milestones) != sorted(set(milestones)):
-        raise ValueError(f"{key}={show(milestones)}, expected ascending fractions")
-    if c["schedule"] != "steps":
-        return
-    if not milestones:
-        raise ValueError(f"{key}=(), expected some with {section}.schedule='steps'")
-    if milestones[0] < c["warmup"]:
-        raise ValueError(
-            f"{key}={show(milestones)}, expected none in the warm-up, "
-            f"{section}.warmup={c['warmup']}"
-        )
+    check_pattern(key, models.KERNELS.get(pattern, pattern))
 
 
 def _check_together(config: dict) -> None:
@@ -289,6 +242,12 @@ def _check_together(config: dict) -> None:
     if abs(round(1 / holdout) * holdout - 1) > 1e-6:
         raise ValueError(
             f"meta.holdout={holdout}, expected 1/2, 1/3, 1/4 or another 1/n"
+        )
+    network, task = config["model"]["name"], config["task"]["name"]
+    if models.enlarges(network) and task not in tasks.DRAWINGS:
+        raise ValueError(
+            f"model.name={network!r} makes larger images, expected "
+            f"task.name='super_resolution', not {task!r}"
         )
     name, act = config["activation"]["name"], config["model"].get("act")
     if name and activations.MEMBERS[name].signed and act == "relu":

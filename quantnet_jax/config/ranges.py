@@ -12,8 +12,13 @@ from quantnet_jax.config import optax_names
 from quantnet_jax.distributed import runners
 from quantnet_jax.trees import tree
 
-OPTIMIZERS = ("sgd", "adam", *optax_names.optimizers())
-SCHEDULES = ("constant", "cosine", "linear", "steps", *optax_names.schedules())
+OURS = {
+    "optimizer": ("sgd", "adam"),
+    "schedule": ("constant", "cosine", "linear", "steps"),
+}
+"""Names that are none of optax."""
+OPTIMIZERS = (*OURS["optimizer"], *optax_names.optimizers())
+SCHEDULES = (*OURS["schedule"], *optax_names.schedules())
 STREAMED = ("imagenet2012",)
 """Datasets that are read while training."""
 TFDS = "tfds:"

@@ -61,6 +61,7 @@ __all__ = [
     "SuperResolution",
     "check_options",
     "create",
+    "enlarges",
     "fold",
     "kernel_rule",
     "names",
@@ -100,6 +101,11 @@ def names() -> tuple[str, ...]:
 def sites(name: str) -> tuple[str, ...]:
     """Where the network of a given name can quantize activations."""
     return _MODELS[name][0].SITES  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def enlarges(name: str) -> bool:
+    """Whether the network of a given name makes larger images."""
+    return _MODELS[name][0] is SuperResolution
 
 
 def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.training import of_optax
 from quantnet_jax.trees import paths
 
 
@@ -39,7 +40,7 @@ def learning_rate(
         is `peak`, unless it is given.
 
     Raises:
-      ValueError: an option that the schedule of optax does not have.
+      ValueError: options that the schedule of optax does not take.
     """
     rising = round(warmup * total_steps)
     rest = max(1, total_steps - rising)
@@ -53,34 +54,12 @@ def learning_rate(
     elif schedule == "constant":
         main = optax.constant_schedule(peak)
     else:
-        main = _of_optax(schedule, peak, rest, dict(options))
+        main = of_optax.schedule(schedule, peak, rest, tuple(options))
     if rising:
         warming = optax.linear_schedule(0.0, peak, rising)
         main = optax.join_schedules([warming, main], [rising])
     # Not all of optax's schedules take an integer step under strict promotion.
     return lambda step: main(jnp.asarray(step, jnp.float32))
-
-
-def _of_optax(name: str, peak: float, steps: int, options: dict) -> optax.Schedule:
-    make = getattr(optax, name)
-    known = inspect.signature(make).parameters
-    first = next((k for k in ("peak_value", "init_value", "value") if k in known), "")
-    given = {first: peak} | options if first else options
-    if "decay_steps" in known:
-        given = {"decay_steps": 1.0} | given
-    of_steps = ("steps", "begin")
-    given = {
-        k: round(v * steps) if k.endswith(of_steps) and isinstance(v, float) else v
-        for k, v in given.items()
-    }
-    return _call(make, given, f"schedule={name!r}")
-
-
-def _call(make: Callable, given: dict, key: str) -> Any:
-    try:
-        return make(**given)
-    except TypeError as e:
-        raise ValueError(f"{key}: {e}") from None
 
 
 def optimizer(
@@ -107,8 +86,9 @@ def optimizer(
       options: (name, value) arguments of a transformation of optax.
 
     Raises:
-      ValueError: an option that the transformation does not have.
+      ValueError: options that the transformation does not take.
     """
+    options = tuple(options)
     parts = [optax.clip_by_global_norm(clip)] if clip else []
     decay = [optax.add_decayed_weights(weight_decay, _is_matrix)] * bool(weight_decay)
     by_rate = optax.scale_by_learning_rate(rate)
@@ -117,17 +97,15 @@ def optimizer(
     elif name == "adam":
         parts += [optax.scale_by_adam(b1=momentum), *decay, by_rate]
     elif name.startswith("scale_by_"):
-        make = _call(getattr(optax, name), dict(options), f"optimizer={name!r}")
-        parts += [make, *decay, by_rate]
+        parts += [of_optax.transformation(name, {}, options), *decay, by_rate]
     else:
         known = inspect.signature(getattr(optax, name)).parameters
-        given = {"learning_rate": rate, **dict(options)}
+        given: dict[str, Any] = {"learning_rate": rate}
         if "weight_decay" in known:
             given |= {"weight_decay": weight_decay}
             given |= {"mask": _is_matrix} if "mask" in known else {}
             decay = []
-        make = _call(getattr(optax, name), given, f"optimizer={name!r}")
-        parts += [*decay, make]
+        parts += [*decay, of_optax.transformation(name, given, options)]
     return optax.chain(*parts)
 
 

@@ -10,6 +10,7 @@ from quantnet_jax import activations, models, quantizers
 from quantnet_jax import config as config_lib
 from quantnet_jax.activations.sites import DEFAULT
 from quantnet_jax.config import Config
+from quantnet_jax.config.optimizer_checks import completed
 from quantnet_jax.core import pruning, schedules
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import TASKS, Source, Task
@@ -103,14 +104,15 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     }
     if claimed := "|".join(kernels(row["pattern"]) for row in config.rules):
         default["pattern"] = f"(?!(?:{claimed})$)(?:{default['pattern']})"
-    made = []
+    made, rows = [], config.rules
     sparsity = schedules.resolve(config.to_dict()["sparsity"], total_steps)
-    for row in (default, *config.rules):
+    keys = ["quantizer.name", *(f"rules[{i}].quantizer" for i in range(len(rows)))]
+    for key, row in zip(keys, (default, *rows), strict=True):
         options = dict(row)
         name, pattern = options.pop("quantizer"), options.pop("pattern")
         of_rule = {k: options.pop(k) for k in ("share", "out", "stack") if k in options}
         section = config.quantizer.get(name, ConfigDict()).to_dict()
-        with build_check.named(f"quantizer.{name}"):
+        with build_check.named(f"quantizer.{name}", quantizer=key):
             quantizer = quantizers.create(
                 name, total_steps=total_steps, **section | options
             )
@@ -133,7 +135,8 @@ def sharpness(config: Config, total_steps: int, step: int) -> dict[str, float]:
 
 def make_rate(section: str, c: Config, total_steps: int) -> Callable:
     """The learning-rate schedule of one section."""
-    with build_check.named(section):
+    options = f"{section}.schedule_options"
+    with build_check.named(section, schedule_options=options):
         return optim.learning_rate(
             c.learning_rate,
             total_steps,
@@ -146,7 +149,7 @@ def make_rate(section: str, c: Config, total_steps: int) -> Callable:
 
 def make_optimizer(section: str, c: Config, rate: Callable):
     """The optimizer of one section."""
-    with build_check.named(section):
+    with build_check.named(section, options=f"{section}.options"):
         return optim.optimizer(
             c.optimizer,
             rate,
@@ -180,8 +183,8 @@ def make_tx(config: Config, steps: int, rate: Callable, quantizer: Quantizer):
     meta_rate = make_rate("meta", config.meta, steps)
     rows = []
     for number, row in enumerate(config.optimizers):
-        key, c = f"optimizers[{number}]", config.weights.copy_and_resolve_references()
-        c.update({k: v for k, v in dict(row).items() if k != "pattern"})
+        key = f"optimizers[{number}]"
+        c = ConfigDict(completed(dict(row), config.weights.to_dict()))
         of_row = make_optimizer(key, c, make_rate(key, c, steps))
         rows.append((row["pattern"], of_row))
     tx = optim.partition(

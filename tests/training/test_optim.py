@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from quantnet_jax.config import ranges
+from quantnet_jax.core import schedules
 from quantnet_jax.training import optim
 
 TOTAL, PEAK = 40, 0.3
@@ -77,10 +78,24 @@ def test_a_schedule_of_optax_by_name():
     rate = optim.learning_rate(PEAK, TOTAL, schedule="cosine_decay_schedule")
     same = optim.learning_rate(PEAK, TOTAL)
     assert [float(rate(s)) for s in (0, 9, 39)] == [float(same(s)) for s in (0, 9, 39)]
-    with pytest.raises(ValueError, match="schedule='linear_schedule': .*end_vaule"):
+    with pytest.raises(ValueError, match="^schedule_options=.*end_vaule"):
         optim.learning_rate(
             PEAK, TOTAL, schedule="linear_schedule", options=(("end_vaule", 0.1),)
         )
+
+
+def test_boundaries_of_optax_are_pairs_as_in_schedules_of_quantizers():
+    options = (("boundaries_and_scales", ((0.25, 0.5), (0.75, 0.1))),)
+    name = "piecewise_constant_schedule"
+    rate = optim.learning_rate(PEAK, TOTAL, schedule=name, options=options)
+    spec = {"schedule": f"optax:{name}", "init_value": PEAK, **dict(options)}
+    same = schedules.from_spec(spec, TOTAL)
+    for step, factor in ((0, 1.0), (9, 1.0), (11, 0.5), (29, 0.5), (31, 0.05)):
+        assert float(rate(step)) == pytest.approx(factor * PEAK), step
+        assert float(rate(step)) == float(same(step))
+    of_steps = (("boundaries_and_scales", {10: 0.5, 30: 0.1}),)
+    rate = optim.learning_rate(PEAK, TOTAL, schedule=name, options=of_steps)
+    assert [float(rate(s)) for s in range(40)] == [float(same(s)) for s in range(40)]
 
 
 @pytest.mark.parametrize("name", sorted(set(ranges.OPTIMIZERS) - {"sgd", "adam"}))
@@ -101,7 +116,7 @@ def test_adamw_of_optax_is_adam_here():
     a, b = walk(ours, parameters())[0], walk(other, parameters())[0]
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-6)
-    with pytest.raises(ValueError, match="optimizer='lion': .*b3"):
+    with pytest.raises(ValueError, match="^options=.*optax.lion: .*b3"):
         optim.optimizer("lion", rate, options=(("b3", 0.1),))
 
 
