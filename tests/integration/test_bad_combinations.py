@@ -73,6 +73,8 @@ CASES = [
     ("rules", {"rules": (RULE | {"pattern": "stage9/kernel"},)}),
     ("rules", {"rules": (RULE, RULE)}),
     ("rules", {"rules": (RULE | {"pattern": "conv1/kernel"},) * 2}),
+    ("layers", {"rules": (RULE | {"pattern": ".*kernel"},)}),
+    ("layers", {"layers": "stage9/kernel", "rules": (RULE,)}),
     ("layers", {"layers": "stage9/kernel"}),
     ("layers", {"layers": "conv1/kerne"}),
     ("layers", {"layers": "*conv"}),
@@ -121,6 +123,8 @@ CASES = [
     ("meta.holdout", BILEVEL | {"batch_size": 4}),
     # Networks and quantizers
     ("meta.mode", BILEVEL | {"quantizer.name": "metaquant"}),
+    ("model.name task.name", {"model": {"name": "edsr"}}),
+    ("model.name", {"model": {"name": "srresnet"}, "task.name": "retrieval"}),
     ("model.width", {"model": {"name": "resnet18", "width": 2**14}}),
     (QUANTNET, {QUANTNET: {"width": 2**14, "depth": 64}}),
 ]  # fmt: skip
@@ -195,6 +199,7 @@ def test_command_lines_are_refused(keys, word):
         ("def get_config(:", "invalid syntax"),
         ("import no_such_module", "no_such_module"),
         ("def get_config(): raise ValueError('a\\nb')", "b"),
+        ("def get_config(): raise ValueError('bread')", "experiment.py: bread"),
     ],
 )
 def test_file_that_holds_no_configuration(tmp_path_factory, text, message):
