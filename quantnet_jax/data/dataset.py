@@ -56,17 +56,13 @@ def check(dataset: Dataset) -> Dataset:
       The same object.
 
     Raises:
-      ValueError: a dtype, rank, length, image size or label is wrong.
+      ValueError: a dtype, rank, length, image size or label is wrong, a part empty.
     """
     for part in ("train", "test"):
         image = getattr(dataset, f"{part}_image")
         label = getattr(dataset, f"{part}_label")
         where = f"{dataset.name}: {part}"
-        if image.dtype != np.uint8 or image.ndim != 4:
-            raise ValueError(
-                f"{where}_image is {image.dtype}{list(image.shape)}, expected "
-                "uint8[N, H, W, C]"
-            )
+        _check_images(image, f"{where}_image")
         if label.dtype != np.int32 or label.shape != image.shape[:1]:
             raise ValueError(
                 f"{where}_label is {label.dtype}{list(label.shape)}, expected "
@@ -82,6 +78,14 @@ def check(dataset: Dataset) -> Dataset:
             f"are {list(sizes[1])} (H, W, C); both must be of one size"
         )
     return dataset
+
+
+def _check_images(image: np.ndarray, where: str) -> None:
+    if image.dtype != np.uint8 or image.ndim != 4 or image.size == 0:
+        raise ValueError(
+            f"{where} is {image.dtype}{list(image.shape)}, expected a non-empty "
+            "uint8[N, H, W, C]"
+        )
 
 
 def check_labels(label: np.ndarray, classes: int, where: str) -> None:
@@ -277,11 +281,7 @@ def statistics(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]
       >>> statistics(np.array([[[[0], [255]]]], np.uint8))
       ((0.5,), (0.5,))
     """
-    if image.dtype != np.uint8 or image.ndim != 4 or image.size == 0:
-        raise ValueError(
-            f"image is {image.dtype}{list(image.shape)}, expected a non-empty "
-            "uint8[N, H, W, C]"
-        )
+    _check_images(image, "image")
     # From a histogram: integer sums are exact, without a float copy of the dataset.
     value = np.arange(256) / 255
     mean, std = [], []
