@@ -14,9 +14,10 @@ import numpy as np
 from absl import flags, logging
 
 from quantnet_jax.data.batches import UNREADABLE, EvalBatches, TrainBatches
+from quantnet_jax.data.files import one_line
 from quantnet_jax.data.jpeg import decode_eval
 from quantnet_jax.data.order import eval_steps
-from quantnet_jax.data.sets.tfds_source import name_row, one_line, open_split
+from quantnet_jax.data.sets.tfds_source import name_row, open_split
 
 _ENDLESS = 2**40  # steps
 _LISTED = 3  # unreadable examples in an error message

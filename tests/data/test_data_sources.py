@@ -286,7 +286,7 @@ def test_memory_is_bounded_by_what_the_format_says(case, mnist_folder):
             file.truncate(1 << 40)
         says = "found more than 142 bytes, expected 142"
     elif case == "header":
-        header = idx_file(0x803, (2**32 - 1, 2**16, 2**16), [0] * 9)
+        header = idx_file(0x803, (2**24, 2**16, 2**16), [0] * 9)
         path.write_bytes(gzip.compress(header))
         says = "its header says .* bytes, expected at most"
     else:
@@ -329,8 +329,81 @@ def test_train_and_test_of_two_sizes(mnist_folder):
     folder, _ = mnist_folder
     small = idx_file(0x803, (5, 2, 2), [0] * 20)
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(small))
-    with pytest.raises(ValueError, match=r"\[6, 7, 1\].*\[2, 2, 1\]"):
+    with pytest.raises(ValueError, match=r"t10k-images.*\[2, 2, 1\].*\[6, 7, 1\]"):
         data.load("mnist", folder)
+
+
+@pytest.mark.parametrize("shape", [(2**24 + 1, 0, 0), (11, 0, 7)])
+def test_too_many_or_empty_images(shape, mnist_folder):
+    folder, _ = mnist_folder
+    for part in ("train", "t10k"):
+        path = folder / f"{part}-images-idx3-ubyte.gz"
+        count = min(shape[0], 5 if part == "t10k" else shape[0])
+        path.write_bytes(gzip.compress(idx_file(0x803, (count, *shape[1:]), b"")))
+    with pytest.raises(ValueError, match="items, expected at most|expected a non-empt"):
+        data.load("mnist", folder)
+
+
+def test_an_idx_file_is_held_once(mnist_folder):
+    folder, _ = mnist_folder
+    image = idx_file(0x803, (11, 1000, 1000), b"") + bytes(11_000_000)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(image, 1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="t10k-images"):
+        data.load("mnist", folder)
+    assert tracemalloc.get_traced_memory()[1] < 1.7e7
+    tracemalloc.stop()
+
+
+def member(kind, size=0):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def blocks(content):
+    return content + bytes(-len(content) % 512)
+
+
+NUMBER = b"21 GNU.sparse.size=x\n"
+HOLES = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (member(tarfile.XHDTYPE, 2**18) + b"9" * 2**18, "longer headers"),
+        (member(tarfile.REGTYPE) * 10_001, "more or longer headers"),
+        ((member(tarfile.GNUTYPE_LONGNAME, 1) + blocks(b"a")) * 2000, "recursion"),
+        ((member(tarfile.XGLTYPE, 2048) + blocks(b"9" * 2048)) * 600, "broken archive"),
+        (member(tarfile.GNUTYPE_SPARSE), "with holes"),
+        (member(tarfile.XHDTYPE, len(HOLES)) + blocks(HOLES) + member(b"0"), "holes"),
+        (
+            member(tarfile.XHDTYPE, 21) + blocks(NUMBER) + member(b"0"),
+            "invalid literal",
+        ),
+    ],
+    ids=["digits", "members", "nested", "many", "sparse", "sparse of pax", "number"],
+)
+def test_headers_of_archives_are_few_and_short(content, says, tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    path.write_bytes(gzip.compress(content + bytes(1024), 1))
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=says) as error:
+        data.load("cifar10", tmp_path)
+    assert str(path) in one_line(error)
+    assert time.perf_counter() - start < 5
+
+
+def test_names_that_are_not_printable_are_escaped(tmp_path):
+    (tmp_path / "we\nird\x1b[31m.bin").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError, match=r"'we\\nird\\x1b\[31m.bin'") as error:
+        data.load("cifar10", tmp_path)
+    assert str(error.value).isprintable()
+    write_tar(tmp_path / "cifar-10-binary.tar", "w", "a\nb", {"test_batch.bin": b"x"})
+    with pytest.raises(ValueError, match="found 1 bytes") as error:
+        data.load("cifar10", tmp_path / "cifar-10-binary.tar")
+    assert str(error.value).isprintable()
 
 
 def test_damaged_cifar_files(tmp_path):

@@ -16,6 +16,9 @@ import numpy as np
 from quantnet_jax.data.dataset import check_labels
 from quantnet_jax.data.files import AGAIN, Blob, Size, read_members
 
+MOST = 2**24
+"""Images in an idx file, at most."""
+
 
 def parse_idx(blob: Blob, ndim: int) -> np.ndarray:
     """Parses an idx file of unsigned bytes.
@@ -45,7 +48,7 @@ def parse_idx(blob: Blob, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
-def _idx_shape(content: bytes, path: str, ndim: int) -> list[int]:
+def _idx_shape(content: bytes | memoryview, path: str, ndim: int) -> list[int]:
     """The shape in the header of an idx file, of whose content the begin suffices."""
     magic = bytes([0, 0, 8, ndim])  # 8: unsigned byte
     if content[:4] != magic:
@@ -60,7 +63,12 @@ def _idx_shape(content: bytes, path: str, ndim: int) -> list[int]:
             f"{path}: found {len(content)} bytes, expected at least {header} (the idx "
             f"header); {AGAIN}"
         )
-    return [int(n) for n in np.frombuffer(content, ">u4", ndim, 4)]
+    shape = [int(n) for n in np.frombuffer(content, ">u4", ndim, 4)]
+    if shape[0] > MOST:
+        raise ValueError(
+            f"{path}: its header says {shape[0]} items, expected at most {MOST}"
+        )
+    return shape
 
 
 def _idx_size(ndim: int) -> Size:
@@ -106,6 +114,12 @@ def read_idx(
             )
         check_labels(label, classes, path)
         out += [image[..., None], label]
+    sizes = [list(image.shape[1:]) for image in out[::2]]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{blobs[names[2]].path}: images of {sizes[1]}, expected {sizes[0]} as "
+            f"those of {blobs[names[0]].path}"
+        )
     return out
 
 

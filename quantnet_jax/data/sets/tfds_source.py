@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantnet_jax.data.dataset import Dataset, check
+from quantnet_jax.data.files import one_line
 
 _INSTALL = "pip install tensorflow-datasets array_record importlib_resources"
 
@@ -76,11 +77,6 @@ def open_split(
             f"{name!r}: TFDS could not open it in {where} "
             f"({one_line(error)}); {prepare}"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    """Type and message of an error, in at most 200 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def source_info(source: Any) -> dict[str, list[str]]:
