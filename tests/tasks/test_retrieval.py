@@ -12,6 +12,7 @@ from tiny import outcome, tiny_config
 from util import normal
 
 from quantnet_jax import data
+from quantnet_jax.data import zips
 from quantnet_jax.data.sets import omniglot
 from quantnet_jax.tasks import terms
 from quantnet_jax.tasks.base import Source
@@ -137,6 +138,75 @@ def test_alphabets_are_held_out(tmp_path):
     (tmp_path / omniglot.SMALL[1]).unlink()
     with pytest.raises(FileNotFoundError, match="small2.zip not found"):
         data.load("omniglot", tmp_path)
+
+
+def test_parts_without_drawings(tmp_path):
+    for name in omniglot.SMALL:
+        archive(tmp_path / name, {"Greek": 2})
+    with pytest.raises(ValueError, match="omniglot: test_image is .* non-empty"):
+        data.load("omniglot", tmp_path)
+    with pytest.raises(ValueError, match="omniglot_drawers: train_image is .*non-empt"):
+        data.load("omniglot_drawers", tmp_path)
+
+
+def png(width, height=8):
+    out = io.BytesIO()
+    Image.new("1", (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def marked(content, at, value):
+    """A zip archive whose headers all have another byte at a place."""
+    content = bytearray(content)
+    for magic, place in ((b"PK\x01\x02", at + 2), (b"PK\x03\x04", at)):
+        start = -1
+        while (start := content.find(magic, start + 1)) >= 0:
+            content[start + place] = value
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "says, change",
+    [
+        ("encrypted", lambda content: marked(content, 6, 1)),
+        ("compression method is not", lambda content: marked(content, 8, 99)),
+        ("error: Error -3", lambda content: content[:46] + b"\xff" * 8 + content[54:]),
+    ],
+)
+def test_damaged_archives_of_drawings(says, change, tmp_path):
+    path = tmp_path / omniglot.SMALL[0]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("images/A/c/1.png", png(9))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"{path}:images/A/c/1.png: .*{says}"):
+        data.load("omniglot", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a/A/c/1.png", b"junk", "no image of PNG or JPEG; expected drawings"),
+        ("a/A/c/1.png", png(1025), "1025 x 8 pixels, at most 1024 a side"),
+        ("a/A/c/1.png", png(105)[:40], "expected drawings"),
+        ("a/A/c/1.png", bytes(zips.LARGEST + 1), "67108865 bytes, more than"),
+        ("A/c/1.png", png(105), "expected drawings as PNG files in"),
+        ("a/\n/c/1.png", b"junk", "no image"),
+    ],
+)
+def test_what_is_no_drawing(name, content, says, tmp_path):
+    path = tmp_path / omniglot.SMALL[0]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr(name, content)
+    with pytest.raises(ValueError, match=says) as error:
+        data.load("omniglot", tmp_path)
+    assert str(error.value).isprintable() and str(path) in str(error.value)
+
+
+def test_pixels_of_all_images_are_bounded():
+    read = zips.image_reader(10, 100)
+    assert read(io.BytesIO(png(9))).size == (9, 8)
+    with pytest.raises(ValueError, match="9 x 8 pixels, .* 100 in all"):
+        read(io.BytesIO(png(9)))
 
 
 def test_real_drawings(shared_data):

@@ -92,6 +92,34 @@ def photographs(shared_data, tmp_path_factory):
     return found
 
 
+def saved(width, height):
+    out = io.BytesIO()
+    Image.new("RGB", (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "train, test, says",
+    [
+        ([(8, 8), (8, 12)], [(8, 8)], "train.zip:1: reduced to 3 x 2 .*expected 2 x 2"),
+        ([(8, 3)], [(8, 8)], "train.zip:0.png: .*8 x 3 pixels, at least 4"),
+        ([(8, 8)], [(8, 8), (3, 8)], "Set5.zip:1.png: .*3 x 8 pixels, at least 4"),
+        ([(8, 8)], [(769, 4)], "Set5.zip:0.png: .*769 x 4 pixels, at most 768"),
+        ([(8, 8)], [(768, 4), (4, 768)] * 60, "Set5, Set14 take .* bytes on canv"),
+        ([(8, 8)], [], "Set5.zip: found none of its kind, expected photographs"),
+    ],
+)
+def test_sizes_that_are_refused(train, test, says, tmp_path):
+    parts = {superres.TRAIN: train, "Set5": test, "Set14": [(8, 8)]}
+    for name, sizes in parts.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as file:
+            for number, size in enumerate(sizes):
+                file.writestr(f"{number}.png", saved(*size))
+    with pytest.raises(ValueError, match=says) as error:
+        superres.read_superres("superres_x4", tmp_path)
+    assert str(error.value).isprintable()
+
+
 def parts(found, i):
     """(input, target, whether gray) of a test image, without its canvas."""
     label = found.test_label[i]

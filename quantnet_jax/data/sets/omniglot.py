@@ -5,17 +5,22 @@ Lake et al., Human-level concept learning through probabilistic program inductio
 
 from __future__ import annotations
 
-import io
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from quantnet_jax.data.dataset import Dataset, check
+from quantnet_jax.data.files import shown
+from quantnet_jax.data.zips import image_reader, unzip
 
 SMALL = ("images_background_small1.zip", "images_background_small2.zip")
 WHOLE = ("images_background.zip", "images_evaluation.zip")
 SIZE = 28
+SIDE = 1024
+"""Pixels of a side of a drawing in the file, at most; the originals have 105."""
+BOX = 4  # PIL.Image.Resampling.BOX
 INK = 0.3
 """Share of the drawing under a pixel, from which on the pixel is ink."""
 
@@ -43,10 +48,7 @@ def read_omniglot(folder: str | Path) -> Dataset:
     arrays = []
     for part in parts:
         names = sorted(part)
-        label = np.repeat(
-            [classes.index(n) for n in names], [len(part[n]) for n in names]
-        )
-        arrays += [np.concatenate([part[n] for n in names]), label.astype(np.int32)]
+        arrays += _joined([part[n] for n in names], [classes.index(n) for n in names])
     return check(Dataset(*arrays, classes=classes, name="omniglot"))
 
 
@@ -66,9 +68,17 @@ def read_drawers(folder: str | Path) -> Dataset:
     arrays = []
     for part in (slice(None, -TEST_DRAWERS), slice(-TEST_DRAWERS, None)):
         drawings = [found[name][part] for name in classes]
-        label = np.repeat(np.arange(len(classes)), [*map(len, drawings)])
-        arrays += [np.concatenate(drawings), label.astype(np.int32)]
+        arrays += _joined(drawings, range(len(classes)))
     return check(Dataset(*arrays, classes=tuple(classes), name="omniglot_drawers"))
+
+
+def _joined(
+    drawings: Sequence[np.ndarray], labels: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels) of characters, perhaps of none."""
+    none = np.empty((0, SIZE, SIZE, 1), np.uint8)
+    label = np.repeat(np.array(labels, np.int32), [*map(len, drawings)] or 0)
+    return np.concatenate([none, *drawings]), label
 
 
 def _archives(folder: str | Path) -> list[dict[str, np.ndarray]]:
@@ -80,23 +90,21 @@ def _archives(folder: str | Path) -> list[dict[str, np.ndarray]]:
 def _drawings(path: Path) -> dict[str, np.ndarray]:
     """{'Alphabet/character': uint8 (N, 28, 28, 1)} of one archive."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: expected the original archive")
-    from PIL import Image  # here: other datasets need no decoder
+        raise FileNotFoundError(
+            f"{shown(path)} not found: expected the original archive"
+        )
+    image = image_reader(SIDE, 2**28)
 
+    def drawing(file: BinaryIO) -> np.ndarray:
+        """uint8 (28, 28): 255 where there is ink."""
+        small = image(file).convert("L").resize((SIZE, SIZE), BOX)
+        return np.where(np.asarray(small) <= 255 * (1 - INK), 255, 0).astype(np.uint8)
+
+    expected = "drawings as PNG files in */ALPHABET/CHARACTER/"
     found: dict[str, list[np.ndarray]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if not name.endswith(".png"):
-                    continue
-                _, alphabet, character, _ = name.split("/")
-                drawing = Image.open(io.BytesIO(archive.read(name))).convert("L")
-                drawing = drawing.resize((SIZE, SIZE), Image.Resampling.BOX)
-                ink = np.asarray(drawing) <= 255 * (1 - INK)
-                pixels = np.where(ink, 255, 0).astype(np.uint8)
-                found.setdefault(f"{alphabet}/{character}", []).append(pixels)
-    except (zipfile.BadZipFile, OSError, ValueError) as e:
-        raise ValueError(f"{path}: {e}; expected drawings as PNG files") from None
-    if not found:
-        raise ValueError(f"{path} holds no drawings, expected PNG files")
+    made = unzip(path, lambda name: name.endswith(".png"), drawing, expected)
+    for name, pixels in made.items():
+        if len(place := name.split("/")) != 4:
+            raise ValueError(f"{shown(f'{path}:{name}')}: expected {expected}")
+        found.setdefault("/".join(place[1:3]), []).append(pixels)
     return {k: np.stack(v)[..., None] for k, v in found.items()}

@@ -6,19 +6,27 @@ et al., BMVC 2012), Set14 (Zeyde et al., 2010), BSD100 (Martin et al.).
 
 from __future__ import annotations
 
-import io
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from quantnet_jax.data.bicubic import resize
 from quantnet_jax.data.dataset import Dataset, check
+from quantnet_jax.data.files import shown
+from quantnet_jax.data.zips import image_reader, unzip
 
 TRAIN = "BSDS200_train"
 TESTS = {"superres": ("Set5", "Set14"), "bsd100": ("BSD100",)}
 """Name of a dataset, without its factor -> archives of its test images."""
 NAMES = tuple(f"{name}_x{scale}" for name in TESTS for scale in (2, 4))
+PIXELS = 3 * 2**24
+"""Of all images, at most; those of the usual sets have 46 million."""
+SIDE = 768
+"""Pixels of a side, at most: as the largest of the usual sets has."""
+CANVASES = 2**28
+"""Bytes of all test images on their canvases, at most."""
 MARGIN = 16
 """Pixels around a small test image on its canvas, which repeat those of its edge: as
 many as a network of four blocks looks beyond a pixel, so that its outputs are those of
@@ -47,17 +55,31 @@ def read_superres(name: str, folder: str | Path) -> Dataset:
     """
     test, factor = name.rsplit("_x", 1)
     scale, folder = int(factor), Path(folder)
-    train = [_upright(x) for x, _ in _photographs(folder / f"{TRAIN}.zip").values()]
-    pairs = [_pair(x, scale) for x in train]
+    path = folder / f"{TRAIN}.zip"
+    image = image_reader(SIDE, PIXELS)
+    read = _photographs(path, scale, image)
+    train = {k: _upright(x) for k, (x, _) in read.items()}
+    pairs = [_pair(x, scale) for x in train.values()]
     height, width = pairs[0][0].shape[:2]
+    for key, (low, _) in zip(train, pairs, strict=True):
+        if low.shape[:2] != (height, width):
+            raise ValueError(
+                f"{shown(f'{path}:{key}')}: reduced to {low.shape[1]} x "
+                f"{low.shape[0]} pixels, expected {width} x {height} as the first is"
+            )
     found = {
         f"{part}/{key}": value
         for part in TESTS[test]
-        for key, value in _photographs(folder / f"{part}.zip").items()
+        for key, value in _photographs(folder / f"{part}.zip", scale, image).items()
     }
     tests = [_pair(x, scale) for x, _ in found.values()]
     sizes = [x.shape[:2] for x, _ in tests]
     canvas = np.max(sizes, 0) + 2 * MARGIN
+    if (total := len(tests) * int(canvas.prod()) * scale**2 * 3) > CANVASES:
+        raise ValueError(
+            f"{shown(folder)}: the images of {', '.join(TESTS[test])} take {total} "
+            f"bytes on canvases of one size, expected at most {CANVASES}"
+        )
     return check(
         Dataset(
             train_image=np.stack([x for x, _ in pairs]),
@@ -107,28 +129,26 @@ def reduced(dataset: Dataset, scale: int) -> Dataset:
     )
 
 
-def _photographs(path: Path) -> dict[str, tuple[np.ndarray, bool]]:
+def _photographs(
+    path: Path, scale: int, image: Callable
+) -> dict[str, tuple[np.ndarray, bool]]:
     """{name: (uint8 [H, W, 3], whether the file is gray)} of the full-size images."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: expected the archive")
-    from PIL import Image  # here: other datasets need no decoder
+        raise FileNotFoundError(f"{shown(path)} not found: expected the archive")
 
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                file = Path(name)
-                reduced = file.parent.name.startswith("LR_")
-                if reduced or file.suffix not in (".png", ".jpg"):
-                    continue
-                image = Image.open(io.BytesIO(archive.read(name)))
-                pixels = np.asarray(image.convert("RGB"))
-                found[file.stem] = pixels, image.mode == "L"
-    except (zipfile.BadZipFile, OSError) as e:
-        raise ValueError(f"{path}: {e}; expected photographs") from None
-    if not found:
-        raise ValueError(f"{path} holds no photographs, expected PNG or JPEG files")
-    return found
+    def photograph(file: BinaryIO) -> tuple[np.ndarray, bool]:
+        read = image(file)
+        if min(read.size) < scale:
+            raise ValueError(f"{read.width} x {read.height} pixels, at least {scale}")
+        return np.asarray(read.convert("RGB")), read.mode == "L"
+
+    def wanted(name: str) -> bool:
+        reduced = Path(name).parent.name.startswith("LR_")
+        return not reduced and name.endswith((".png", ".jpg"))
+
+    expected = "photographs as PNG or JPEG files"
+    found = unzip(path, wanted, photograph, expected)
+    return {Path(name).stem: pixels for name, pixels in found.items()}
 
 
 def _upright(image: np.ndarray) -> np.ndarray:
