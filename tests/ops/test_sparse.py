@@ -1,5 +1,7 @@
 """Sparse convolutions against masked dense ones; networks, search, voxels, a study."""
 
+import zipfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,6 +323,70 @@ def test_modelnet_file(tmp_path, shared_data):
         data.load("modelnet40", tmp_path)
     with pytest.raises(FileNotFoundError, match="expected the point clouds"):
         data.load("modelnet40", tmp_path / "none")
+
+
+def clouds(**changes):
+    """The arrays of a small file; those that are changed are as a function gives."""
+    found = {
+        "xyz_int16": np.ones((4, 5, 3), np.int16),
+        "label": np.array([0, 1, 0, 1]),
+        "is_test": np.array([False, False, True, True]),
+    }
+    return found | {key: change(found[key]) for key, change in changes.items()}
+
+
+@pytest.mark.parametrize(
+    "says, changes",
+    [
+        ("label 2 at position 3", {"label": lambda x: x + (np.arange(4) == 3)}),
+        (r"int64\[4, 1\]", {"label": lambda x: x[:, None]}),
+        (r"complex128\[4\]", {"label": lambda x: 1j * x}),
+        (r"bool\[\], expected", {"is_test": lambda x: np.array(True)}),
+        ("train_image is .* non-empty", {"is_test": np.ones_like}),
+        (r"int16\[4, 0, 3\]", {"xyz_int16": lambda x: x[:, :0]}),
+        ("complex64", {"xyz_int16": lambda x: x.astype(np.complex64)}),
+        ("datetime64", {"xyz_int16": lambda x: x.astype("M8[s]")}),
+        ("expected arrays", {"xyz_int16": lambda x: np.zeros(x.shape, "i2,i2")}),
+        ("allow_pickle", {"xyz_int16": lambda x: x.astype(object)}),
+        ("more than 33554432", {"xyz_int16": lambda x: np.ones((1, 2**23, 3), "i2")}),
+        (r"8193, 1, 3\]", {"xyz_int16": lambda x: np.ones((8193, 1, 3), np.int16)}),
+    ],
+)
+def test_arrays_that_are_no_clouds(says, changes, tmp_path):
+    np.savez_compressed(tmp_path / voxels.FILE, **clouds(**changes))
+    with pytest.raises(ValueError, match=says) as error:
+        data.load("modelnet40", tmp_path)
+    assert str(error.value).isprintable()
+    assert "non-empty" in says or voxels.FILE in str(error.value)
+
+
+def npy(header, size=0):
+    return b"\x93NUMPY\1\0\x76\0" + header.ljust(117) + b"\n" + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        npy(b"{'descr': '<i2', 'shape': (((("),
+        npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (2**50, 512, 3), }"),
+        npy(b"{'descr': '<i2', 'fortran_order': False, 'shape': (%d, 3), }" % 2**50),
+    ],
+    ids=["empty", "short", "text", "power", "large"],
+)
+def test_damaged_files_of_clouds(content, tmp_path):
+    path = tmp_path / voxels.FILE
+    for whole in (True, False):
+        if whole:
+            path.write_bytes(content)
+        else:
+            with zipfile.ZipFile(path, "w") as file:
+                for key in voxels.KEYS:
+                    file.writestr(f"{key}.npy", content)
+        with pytest.raises(ValueError, match="expected arrays") as error:
+            data.load("modelnet40", tmp_path)
+        assert str(error.value).isprintable() and str(path) in str(error.value)
 
 
 def test_drawers_are_held_out_and_lists_hold_all_sites(shared_data):

@@ -6,12 +6,14 @@ or 255. Networks over active sites take them so.
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import read_array
 
-from quantnet_jax.data.dataset import Dataset, check
+from quantnet_jax.data.dataset import Dataset, check, check_labels
+from quantnet_jax.data.files import shown
+from quantnet_jax.data.zips import unzip
 
 SIDE = 24
 """Of the grids of `read_modelnet` and `shapes`."""
@@ -19,6 +21,10 @@ POINTS = 512
 """Of a generated shape."""
 FILE = "modelnet40_airplane_bathtub_512.npz"
 NAMES = ("airplane", "bathtub")
+CLOUDS = 2**13
+"""Of a file, at most; the one of the two classes has 882."""
+LARGEST = 2**25
+"""Bytes of an array in it, at most."""
 KEYS = ("xyz_int16", "label", "is_test")
 SHAPES = ("sphere", "cube", "cylinder", "cone", "torus", "cross", "helix", "disc")
 
@@ -60,15 +66,30 @@ def read_modelnet(folder: str | Path) -> Dataset:
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: expected the point clouds")
-    try:
-        with np.load(path) as file:
-            xyz, label, test = (file[key] for key in KEYS)
-        image = voxelize(xyz.astype(np.float32) / 32000)
-        label, test = label.astype(np.int32), test.astype(bool)
-        parts = [x[part] for part in (~test, test) for x in (image, label)]
-    except (OSError, KeyError, ValueError, IndexError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path}: {e}; expected arrays {', '.join(KEYS)}") from None
+        raise FileNotFoundError(f"{shown(path)} not found: expected the point clouds")
+    names = [f"{key}.npy" for key in KEYS]
+    expected = f"arrays {', '.join(KEYS)}"
+    found = unzip(path, names.__contains__, read_array, expected, LARGEST)
+    kinds = ("i", "iu", "biu")
+    arrays = [found.get(name, np.empty(0)) for name in names]
+    xyz, label, test = arrays
+    if (
+        any(x.dtype.kind not in kind for x, kind in zip(arrays, kinds, strict=True))
+        or xyz.dtype.itemsize != 2
+        or xyz.ndim != 3
+        or xyz.shape[1:] != (max(1, xyz.shape[1]), 3)
+        or not label.shape == test.shape == xyz.shape[:1]
+        or len(xyz) > CLOUDS
+    ):
+        listed = ", ".join(f"{x.dtype}{list(x.shape)}" for x in arrays)
+        raise ValueError(
+            f"{shown(path)}: found {listed:.200}, expected {expected}: int16[N, P, 3], "
+            f"int[N] and bool[N], P > 0, N at most {CLOUDS}"
+        )
+    check_labels(label, len(NAMES), shown(path))
+    image = voxelize(xyz.astype(np.float32) / 32000)
+    label, test = label.astype(np.int32), test.astype(bool)
+    parts = [x[part] for part in (~test, test) for x in (image, label)]
     return check(Dataset(*parts, classes=NAMES, name="modelnet40"))
 
 
