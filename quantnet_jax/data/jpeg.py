@@ -17,6 +17,7 @@ import numpy as np
 
 from quantnet_jax.data import turbo
 from quantnet_jax.data.turbo import Box, cover, shrinkage
+from quantnet_jax.data.zips import open_image
 
 _COUNTER = np.array([0, 0, 0, 1], np.uint64)
 _LOCAL = threading.local()  # the generator of each thread
@@ -97,15 +98,9 @@ def decode(content: bytes, box: Callable[[int, int], Box], size: int) -> np.ndar
     return _decode(content, checked, size) if out is None else out
 
 
-def _open(content: bytes):
-    from PIL import Image  # only streamed datasets need Pillow
-
-    return Image.open(io.BytesIO(content))
-
-
 def _decode(content: bytes, box: Callable[[int, int], Box], size: int) -> np.ndarray:
     """What `turbo.decode` does, with Pillow, for every image that Pillow reads."""
-    image = _open(content)
+    image = open_image(io.BytesIO(content))
     width, height = image.size
     chosen = box(width, height)
     shrink = shrinkage(chosen, size)
@@ -149,7 +144,7 @@ def decode_eval(content: bytes, size: int, resize: int) -> np.ndarray:
     Raises:
       OSError: the image is damaged or too large.
     """
-    image = _open(content)
+    image = open_image(io.BytesIO(content))
     check_size(*image.size)
     image, short = image.convert("RGB"), min(image.size)
     if not resize:

@@ -1,6 +1,7 @@
 """Images of one's own in folders by class: the list, in memory, streamed, errors."""
 
 import io
+import os
 
 import jax
 import numpy as np
@@ -121,6 +122,38 @@ def test_unreadable_images_are_counted_or_named(mine):
     assert found.train_size == 23 and list(np.bincount(found.train_data["label"])) == [
         *(8, 7, 8),
     ]
+
+
+def test_only_regular_files_are_read(mine, monkeypatch):
+    monkeypatch.setattr(folders, "LARGEST", 10_000)
+    bad = mine / "train" / "red" / "z.png"
+    for make in (
+        lambda: os.mkfifo(bad),
+        lambda: bad.symlink_to("/dev/zero"),
+        lambda: bad.write_bytes(bytes(10_001)),
+        bad.mkdir,
+    ):
+        make()
+        with pytest.raises(ValueError, match=r"z.png: OSError: it (is no|has more)"):
+            made(config_of(mine))
+        bad.rmdir() if bad.is_dir() else bad.unlink()
+    bad.symlink_to(mine / "train" / "red" / "0.png")
+    assert made(config_of(mine)).train_size == 25
+    os.mkfifo(mine / "train" / "blue" / "!.png")
+    with pytest.raises(ValueError, match=r"!.png is not an image.*no regular file"):
+        made(config_of(mine, data__image_size=0))
+
+
+def test_names_that_are_not_printable_are_escaped(mine):
+    for name in (b"we\nird\x1b.png", b"\xff\xfe.png"):
+        path = os.fsencode(mine / "train" / "red") + b"/" + name
+        with open(path, "wb") as file:
+            file.write(b"junk")
+        says = r"(\\x1b|\\udcff).*OSError: no image of a known format;"
+        with pytest.raises(ValueError, match=says) as error:
+            made(config_of(mine))
+        assert str(error.value).isprintable()
+        os.unlink(path)
 
 
 def test_errors_name_the_folder(mine):

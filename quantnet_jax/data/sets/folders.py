@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from quantnet_jax.data.dataset import Dataset, check
-from quantnet_jax.data.files import as_folder
+from quantnet_jax.data.files import LARGEST, as_folder, one_line, shown
 from quantnet_jax.data.jpeg import check_size, decode_eval
+from quantnet_jax.data.zips import open_image
 
 FOLDER = "folder"
 """The name of such a dataset in a configuration."""
@@ -40,21 +41,23 @@ def listing(folder: Any) -> Dataset:
     """
     root = as_folder(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
+        raise FileNotFoundError(f"{shown(root)}: no such folder")
     train = root / "train" if (root / "train").is_dir() else root
     classes = tuple(sorted(x.name for x in _visible(train) if x.is_dir()))
     tests = [root / name for name in TEST if train != root and (root / name).is_dir()]
     arrays = [*_files(train, classes)]
     if not len(arrays[0]):
         raise FileNotFoundError(
-            f"{train}: no images, expected CLASS/FILE with one of {', '.join(ENDINGS)}"
+            f"{shown(train)}: no images, expected CLASS/FILE with one of "
+            f"{', '.join(ENDINGS)}"
         )
     for c in np.flatnonzero(np.bincount(arrays[1], minlength=len(classes)) == 0):
-        raise ValueError(f"{train / classes[c]}: no images in this class")
+        raise ValueError(f"{shown(train / classes[c])}: no images in this class")
     if tests:
         others = {x.name for x in _visible(tests[0]) if x.is_dir()} - {*classes}
         if others:
-            raise ValueError(f"{tests[0] / min(others)}: no such class in {train}")
+            where = shown(tests[0] / min(others))
+            raise ValueError(f"{where}: no such class in {shown(train)}")
         arrays += _files(tests[0], classes)
     else:
         arrays += [np.empty(0, object), np.empty(0, np.int32)]
@@ -92,13 +95,13 @@ class Files:
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """{'image': bytes, 'label': int} of some rows."""
         return [
-            {"image": plain(self.paths[i].read_bytes()), "label": int(self.label[i])}
+            {"image": plain(content(self.paths[i])), "label": int(self.label[i])}
             for i in rows
         ]
 
     def name(self, row: int) -> str:
         """For messages."""
-        return str(self.paths[row])
+        return shown(self.paths[row])
 
 
 def sources(dataset: Dataset) -> tuple[Files, Files]:
@@ -107,6 +110,21 @@ def sources(dataset: Dataset) -> tuple[Files, Files]:
         Files(dataset.train_image, dataset.train_label, dataset.classes),
         Files(dataset.test_image, dataset.test_label, dataset.classes),
     )
+
+
+def content(path: Any) -> bytes:
+    """What a file holds.
+
+    Raises:
+      OSError: it is too large, or no regular file: a pipe or device never ends.
+    """
+    if not path.is_file():
+        raise OSError("it is no regular file, expected an image")
+    with path.open("rb") as file:
+        found = file.read(LARGEST + 1)
+    if len(found) > LARGEST:
+        raise OSError(f"it has more than {LARGEST} bytes, expected an image")
+    return found
 
 
 def plain(content: bytes) -> bytes:
@@ -119,7 +137,7 @@ def plain(content: bytes) -> bytes:
     """
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(io.BytesIO(content)) as image:
         check_size(*image.size)
         if image.mode == "F":
             raise OSError("its pixels are floats, expected integers")
@@ -151,10 +169,12 @@ def first_size(dataset: Dataset) -> tuple[int, int]:
 
     path = dataset.train_image[0]
     try:
-        with Image.open(io.BytesIO(plain(path.read_bytes()))) as image:
+        with Image.open(io.BytesIO(plain(content(path)))) as image:
             return image.height, image.width
     except Exception as error:  # decoders document no list of them
-        raise ValueError(f"{path} is not an image, or damaged: {error}") from None
+        raise ValueError(
+            f"{shown(path)} is not an image, or damaged: {one_line(error)}"
+        ) from None
 
 
 def decoded(dataset: Dataset, size: int, unreadable: Any) -> Dataset:
