@@ -56,6 +56,11 @@ def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def reason(error: BaseException, most: int = 300) -> str:
+    """The message of an error on one line, cut where it is long; else its type."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def show(value: Any) -> str:
     """`repr` on one line, cut where it is long."""
     try:

@@ -135,10 +135,8 @@ class Run:
 
     def score(self, folded: PyTree) -> float:
         """The primary metric on the test images."""
-        scoring, placed = (
-            self.exp.scoring,
-            self.exp.runner.place(dequantize_tree(folded)),
-        )
+        scoring = self.exp.scoring
+        placed = self.exp.runner.place(dequantize_tree(folded))
         return float(scoring.measure(scoring.predict(placed)))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from quantnet_jax.common.limits import check_options, defaults_of, limits_of, passes
-from quantnet_jax.common.names import nearest, show
+from quantnet_jax.common.names import nearest, reason, show
 from quantnet_jax.core import schedules
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.quantizers.members import MEMBERS, Member
@@ -70,7 +70,7 @@ def find(
             raise ValueError("expected a factory, and its options as name=value")
         limits_of(factory)
     except (Exception, SystemExit) as e:  # whatever somebody's own may raise
-        raise ValueError(f"quantizer={show(name)}: {_text(e)}") from None
+        raise ValueError(f"quantizer={show(name)}: {reason(e)}") from None
     return Member(cast(Any, factory), "soft"), given
 
 
@@ -115,14 +115,10 @@ def make(
     try:
         quantizer = member.factory(**made)
     except (Exception, SystemExit) as e:
-        raise ValueError(f"{wrong}: {_text(e)}") from None
+        raise ValueError(f"{wrong}: {reason(e)}") from None
     if not isinstance(quantizer, Quantizer):
         raise ValueError(f"{wrong}: it returned a {type(quantizer).__name__}")
     return quantizer
-
-
-def _text(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _copy(options: Mapping) -> dict:

@@ -265,7 +265,9 @@ NEED_TEACHER = (
     *("output_mimicking", "weight_mimicking"),
 )
 """Terms that need `config.teacher`."""
-NEED_INPUTS = ("input_correlation", "quantization_error")
+NEED_SPARSE = ("quantization_error",)
+"""Terms of the kernels of sparse convolutions."""
+NEED_INPUTS = ("input_correlation", *NEED_SPARSE)
 """Terms that need the inputs of convolutions."""
 
 

@@ -14,7 +14,7 @@ import jax
 from quantnet_jax import models
 from quantnet_jax.common.limits import defaults_of
 from quantnet_jax.tasks import term_paths
-from quantnet_jax.tasks.terms import TERMS
+from quantnet_jax.tasks.terms import NEED_SPARSE, TERMS
 from quantnet_jax.trees import tree
 
 PyTree = Any
@@ -212,7 +212,7 @@ def _check_paths(row: Mapping[str, Any], params: PyTree) -> None:
         return
     found = term_paths.matching(params, pattern := options["pattern"])
     of_sparse = [p for p, w in found.items() if p.endswith("kernel") and w.ndim == 3]
-    if row["name"] == "quantization_error" and not of_sparse:
+    if row["name"] in NEED_SPARSE and not of_sparse:
         raise term_paths.no_sparse(pattern)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from quantnet_jax.common.names import show
+from quantnet_jax.common.names import reason, show
 from quantnet_jax.common.specs import OPTAX
 from quantnet_jax.core.schedules import from_spec
 
@@ -88,6 +88,5 @@ def _expected(found: str, name: str):
     try:
         yield
     except Exception as e:
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
         expected = f"expected arguments of optax.{name}"
-        raise ValueError(f"{found}, {expected}: {reason}") from None
+        raise ValueError(f"{found}, {expected}: {reason(e)}") from None
