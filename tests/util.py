@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import Quantizer, no_params, no_penalty
-from quantnet_jax.quantizers.ste import hard_sign
+from quantnet_jax.quantizers.binary.ste import hard_sign
 from quantnet_jax.tasks import Source, classification
 from quantnet_jax.training import steps
 from quantnet_jax.training.estimators import gradients

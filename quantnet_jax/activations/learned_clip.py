@@ -18,7 +18,7 @@ from quantnet_jax.activations.quantizer import (
 )
 from quantnet_jax.common.limits import Number
 from quantnet_jax.core.quantizer import as_schedule, factory, no_penalty
-from quantnet_jax.quantizers.learned_clip import Calibrates, clipped
+from quantnet_jax.quantizers.multibit.learned_clip import Calibrates, clipped
 from quantnet_jax.quantizers.options import Bits, Share, Weight
 
 Steps = Annotated[int, Number(0, 2**31 - 1, whole=True)]

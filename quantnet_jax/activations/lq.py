@@ -14,8 +14,8 @@ from quantnet_jax.activations.quantizer import (
 from quantnet_jax.common.limits import Number
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import factory
+from quantnet_jax.quantizers.multibit.uniform import rms
 from quantnet_jax.quantizers.options import FewBits
-from quantnet_jax.quantizers.uniform import rms
 
 RIDGE = 1e-4
 

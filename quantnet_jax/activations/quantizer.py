@@ -10,7 +10,7 @@ from quantnet_jax.core.combine import straight_through
 from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.core.quantizer import Quantizer, no_penalty
 from quantnet_jax.core.surrogates import half_up
-from quantnet_jax.quantizers.learned_clip import SMALLEST as SMALLEST
+from quantnet_jax.quantizers.multibit.learned_clip import SMALLEST as SMALLEST
 
 PyTree = Any
 

@@ -4,8 +4,8 @@ from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.uniform import learned_step_activation
 from quantnet_jax.core.quantizer import as_schedule, factory
 from quantnet_jax.core.surrogates import half_up, soft_round_slope, with_slope
+from quantnet_jax.quantizers.multibit.soft_round import Softness
 from quantnet_jax.quantizers.options import ManyBits
-from quantnet_jax.quantizers.soft_round import Softness
 
 
 @factory
@@ -22,7 +22,7 @@ def soft_round_activation(
     Learned: s, one per tensor, as in `lsq`.
 
     Reference: QGait, arXiv 2405.13859; a reconstruction, see
-    `quantnet_jax.quantizers.soft_round`.
+    `quantnet_jax.quantizers.multibit.soft_round`.
     Deviations: the formula, the values of k.
 
     Args:

@@ -9,24 +9,12 @@ from typing import Any, NamedTuple
 
 from quantnet_jax.common.limits import Number, limits_of
 from quantnet_jax.core.quantizer import Quantizer, identity
-from quantnet_jax.quantizers.ausn import ausn
-from quantnet_jax.quantizers.bitat import bitat
-from quantnet_jax.quantizers.bitnet import bitnet
-from quantnet_jax.quantizers.classification import binarizing_by_classification
-from quantnet_jax.quantizers.cpq import cpq, dropbits
-from quantnet_jax.quantizers.direct import direct
-from quantnet_jax.quantizers.dsq import dsq, dsq_soft
-from quantnet_jax.quantizers.learned_clip import learned_clip
-from quantnet_jax.quantizers.lq_nets import lq_nets
-from quantnet_jax.quantizers.metaquant import metaquant
-from quantnet_jax.quantizers.proxquant import proxquant
-from quantnet_jax.quantizers.quantization_networks import quantization_networks
-from quantnet_jax.quantizers.quantnet import quantnet
-from quantnet_jax.quantizers.relaxed import rq
-from quantnet_jax.quantizers.sign import tanh_sign
-from quantnet_jax.quantizers.soft_round import soft_round
-from quantnet_jax.quantizers.standardized import adabin, irnet, recu
-from quantnet_jax.quantizers.ste import (
+from quantnet_jax.quantizers.binary.bitat import bitat
+from quantnet_jax.quantizers.binary.classification import binarizing_by_classification
+from quantnet_jax.quantizers.binary.metaquant import metaquant
+from quantnet_jax.quantizers.binary.proxquant import proxquant
+from quantnet_jax.quantizers.binary.standardized import adabin, irnet, recu
+from quantnet_jax.quantizers.binary.ste import (
     approx_sign,
     binary_ste,
     binaryconnect,
@@ -34,8 +22,19 @@ from quantnet_jax.quantizers.ste import (
     swish_sign,
     xnor,
 )
-from quantnet_jax.quantizers.twn import twn
-from quantnet_jax.quantizers.uniform import dorefa, lsq, pact
+from quantnet_jax.quantizers.multibit.ausn import ausn
+from quantnet_jax.quantizers.multibit.cpq import cpq, dropbits
+from quantnet_jax.quantizers.multibit.direct import direct
+from quantnet_jax.quantizers.multibit.dsq import dsq, dsq_soft
+from quantnet_jax.quantizers.multibit.learned_clip import learned_clip
+from quantnet_jax.quantizers.multibit.lq_nets import lq_nets
+from quantnet_jax.quantizers.multibit.quantization_networks import quantization_networks
+from quantnet_jax.quantizers.multibit.relaxed import rq
+from quantnet_jax.quantizers.multibit.soft_round import soft_round
+from quantnet_jax.quantizers.multibit.ternary import bitnet, twn
+from quantnet_jax.quantizers.multibit.uniform import dorefa, lsq, pact
+from quantnet_jax.quantizers.quantnet import quantnet
+from quantnet_jax.quantizers.sign import tanh_sign
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 

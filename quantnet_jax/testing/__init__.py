@@ -61,7 +61,7 @@ def check_quantizer(
       ValueError: for arguments that make no sense.
 
     Example:
-      >>> from quantnet_jax.quantizers.ste import binary_ste
+      >>> from quantnet_jax.quantizers.binary.ste import binary_ste
       >>> check_quantizer(binary_ste(), forward="hard", shape=(3, 3, 2, 4))
     """
     laws = set(laws)

@@ -13,9 +13,9 @@ from quantnet_jax.core.quantizer import PerTensor
 from quantnet_jax.core.schedules import linear
 from quantnet_jax.core.surrogates import ede_slope
 from quantnet_jax.quantizers import create
-from quantnet_jax.quantizers.quantization_networks import boundaries
+from quantnet_jax.quantizers.binary.standardized import laplace_quantile
+from quantnet_jax.quantizers.multibit.quantization_networks import boundaries
 from quantnet_jax.quantizers.sign import staircase
-from quantnet_jax.quantizers.standardized import laplace_quantile
 
 pytestmark = pytest.mark.optimized
 

@@ -12,8 +12,8 @@ from quantnet_jax.core.regularizers import (
     kurtosis,
     orthogonality,
 )
+from quantnet_jax.quantizers.binary.ste import binary_ste
 from quantnet_jax.quantizers.sign import RANGES, tanh_sign
-from quantnet_jax.quantizers.ste import binary_ste
 
 pytestmark = pytest.mark.optimized  # smallest gradients are compared
 

@@ -18,8 +18,8 @@ from quantnet_jax.core.qtensor import QTensor, dequantize
 from quantnet_jax.core.quantizer import Quantizer, identity
 from quantnet_jax.core.schedules import exponential, linear
 from quantnet_jax.quantizers import MEMBERS
+from quantnet_jax.quantizers.binary.ste import binary_ste
 from quantnet_jax.quantizers.sign import tanh_sign
-from quantnet_jax.quantizers.ste import binary_ste
 from quantnet_jax.testing import ORDER, check_docstring, check_quantizer
 
 SHARPNESS = exponential(0.5, 200.0, 10)

@@ -13,9 +13,9 @@ from util import equations, noisy, normal, with_zeros
 from quantnet_jax import quantizers
 from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.schedules import exponential, linear
+from quantnet_jax.quantizers.binary.ste import binary_ste
 from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import RANGES, staircase, tanh_sign
-from quantnet_jax.quantizers.ste import binary_ste
 from quantnet_jax.quantizers.subnet import normalize, subnet
 from quantnet_jax.trees.tree import Rule, tree_quantizer
 

@@ -82,7 +82,7 @@ def followed(tmp_path_factory):
     copy = tmp_path_factory.mktemp("guide")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "quantnet_jax", copy / "quantnet_jax", ignore=ignored)
-    (new,) = re.findall(r"`(quantnet_jax/quantizers/\w+\.py)`, complete", PAGE)
+    (new,) = re.findall(r"`(quantnet_jax/quantizers/\w+/\w+\.py)`, complete", PAGE)
     assert not (copy / new).exists()
     (copy / new).write_text(code("The file") + "\n", encoding="utf-8")
     (copy / LIST).write_text(with_row((copy / LIST).read_text("utf-8")), "utf-8")

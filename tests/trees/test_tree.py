@@ -12,11 +12,11 @@ from util import clip_sign, equations, normal
 
 from quantnet_jax.core.qtensor import QTensor, dequantize, validate
 from quantnet_jax.core.quantizer import PerTensor, identity
-from quantnet_jax.quantizers.lq_nets import lq_nets
-from quantnet_jax.quantizers.metaquant import metaquant
+from quantnet_jax.quantizers.binary.metaquant import metaquant
+from quantnet_jax.quantizers.binary.ste import binary_ste, binaryconnect
+from quantnet_jax.quantizers.multibit.lq_nets import lq_nets
 from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import tanh_sign
-from quantnet_jax.quantizers.ste import binary_ste, binaryconnect
 from quantnet_jax.trees.tree import (
     Rule,
     dequantize_tree,

@@ -16,8 +16,8 @@ from quantnet_jax.core.quantizer import (
     factory,
     no_penalty,
 )
+from quantnet_jax.quantizers.multibit.uniform import rms
 from quantnet_jax.quantizers.options import FewBits
-from quantnet_jax.quantizers.uniform import rms
 
 EPS = 1e-12
 REACH = {1: 0.8, 2: 1.5, 3: 2.0, 4: 2.5}

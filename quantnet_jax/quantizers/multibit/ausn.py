@@ -8,8 +8,8 @@ from quantnet_jax.core.combine import straight_through
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import PerTensor, Quantizer, factory, no_penalty
 from quantnet_jax.core.surrogates import identity_slope, with_slope
+from quantnet_jax.quantizers.multibit.uniform import scale_gradient
 from quantnet_jax.quantizers.options import ManyBits
-from quantnet_jax.quantizers.uniform import scale_gradient
 
 EPS = 1e-12
 

@@ -19,8 +19,8 @@ from quantnet_jax.core.quantizer import (
     no_penalty,
 )
 from quantnet_jax.core.surrogates import clip_slope, identity_slope, sign, with_slope
+from quantnet_jax.quantizers.binary.ste import sign_ste
 from quantnet_jax.quantizers.options import Bits
-from quantnet_jax.quantizers.ste import sign_ste
 
 EPS = 1e-12
 

@@ -15,8 +15,8 @@ from quantnet_jax.core.quantizer import (
     factory,
     no_penalty,
 )
+from quantnet_jax.quantizers.multibit.uniform import rms
 from quantnet_jax.quantizers.options import Sharpness
-from quantnet_jax.quantizers.uniform import rms
 
 GridBits = Annotated[int, Number(2, 4, whole=True)]
 """Of a code: every grid point is paid for in memory."""

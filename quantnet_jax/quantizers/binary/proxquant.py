@@ -10,8 +10,8 @@ from quantnet_jax.core.quantizer import (
     no_penalty,
 )
 from quantnet_jax.core.surrogates import sign
+from quantnet_jax.quantizers.binary.ste import hard_sign
 from quantnet_jax.quantizers.options import Weight
-from quantnet_jax.quantizers.ste import hard_sign
 
 
 @factory

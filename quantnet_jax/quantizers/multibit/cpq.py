@@ -15,8 +15,14 @@ from quantnet_jax.core.quantizer import (
     factory,
     no_penalty,
 )
+from quantnet_jax.quantizers.multibit.relaxed import (
+    GridBits,
+    grid,
+    instead,
+    odds,
+    start,
+)
 from quantnet_jax.quantizers.options import Sharpness, Weight
-from quantnet_jax.quantizers.relaxed import GridBits, grid, instead, odds, start
 
 MaskedBits = Annotated[int, Number(3, 4, whole=True)]
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from quantnet_jax.common.limits import Choice
 from quantnet_jax.core.combine import scale_by_mean_abs, straight_through
 from quantnet_jax.core.quantizer import Quantizer, factory, no_penalty
+from quantnet_jax.quantizers.binary.ste import sign_ste
+from quantnet_jax.quantizers.multibit.uniform import tanh_over_max
 from quantnet_jax.quantizers.options import Width
-from quantnet_jax.quantizers.ste import sign_ste
 from quantnet_jax.quantizers.subnet import EXACT, NONLINEARITIES, Nonlinearity
-from quantnet_jax.quantizers.uniform import tanh_over_max
 
 NETWORKS = ("fcgrad", "multifc", "lstmfc")
 FORWARDS = ("bwn", "dorefa")

@@ -13,8 +13,8 @@ from quantnet_jax.core.quantizer import (
     no_penalty,
 )
 from quantnet_jax.core.surrogates import identity_slope, sign, with_slope
+from quantnet_jax.quantizers.multibit.uniform import rms
 from quantnet_jax.quantizers.options import Bits, Sharpness
-from quantnet_jax.quantizers.uniform import rms
 
 EPS = 1e-12
 sign_of_phi = with_slope(sign, identity_slope)

@@ -10,8 +10,8 @@ from quantnet_jax.core.quantizer import (
     factory,
 )
 from quantnet_jax.core.surrogates import soft_round_slope
+from quantnet_jax.quantizers.multibit.uniform import learned_step
 from quantnet_jax.quantizers.options import ManyBits
-from quantnet_jax.quantizers.uniform import learned_step
 
 Softness = Annotated[ScalarOrSchedule, Scheduled(Number(0, 100))]
 """k of the soft round, 0 for the straight-through."""

@@ -1,0 +1,1 @@
+"""Members of 1 bit alone."""
