@@ -7,10 +7,9 @@ keys that hold a `/`): the structure is that of the caller's state.
 
 import contextlib
 import os
-import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,15 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from quantnet_jax.checkpoint import layout
+from quantnet_jax.checkpoint import layout, storage
 from quantnet_jax.checkpoint.layout import REST, WEIGHTS, Damaged, Restored, short
-from quantnet_jax.checkpoint.storage import (
-    StorageError,
-    check_room,
-    check_writable,
-    set_aside_damaged,
-    without_warning,
-)
+from quantnet_jax.checkpoint.storage import StorageError, saving, without_warning
 from quantnet_jax.common.files import as_path, in_bucket, move
 
 FOLDER = "checkpoints"
@@ -73,7 +66,7 @@ class Checkpoints:
         self._deletes = deletes and not read_only
         self._metric = metric
         if not read_only:
-            check_writable(self.directory)
+            storage.check_writable(self.directory)
         elif not self._path.is_dir():
             raise FileNotFoundError(
                 f"no checkpoints in workdir {os.fspath(workdir)!r} (expected the folder"
@@ -81,7 +74,7 @@ class Checkpoints:
             )
         if not read_only and processes == 1:
             # Orbax would refuse the whole folder for the metrics of one step.
-            set_aside_damaged(self._path)
+            storage.set_aside_damaged(self._path)
         # `best_fn` with `max_to_keep` would delete a newest checkpoint that is not the
         # best; without `best_fn` Orbax does not write the metrics to disk.
         best = policies.BestN(
@@ -105,12 +98,11 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
             read_only=read_only,
         )
-        handlers = {
-            WEIGHTS: ocp.StandardCheckpointHandler(),
-            REST: ocp.StandardCheckpointHandler(),
-            _EXTRA: ocp.JsonCheckpointHandler(),
-            _AUX: ocp.StandardCheckpointHandler(),
+        arrays = (WEIGHTS, REST, _AUX)
+        handlers: dict[str, Any] = {
+            item: ocp.StandardCheckpointHandler() for item in arrays
         }
+        handlers[_EXTRA] = ocp.JsonCheckpointHandler()
         try:
             with without_warning("directory is read only"):
                 self._manager = ocp.CheckpointManager(
@@ -149,11 +141,10 @@ class Checkpoints:
         Raises:
           StorageError: one of them could not be written.
         """
-        with self._storage():
+        with saving(self.directory):
             self._manager.wait_until_finished()
-        if self._deletes:
-            if not in_bucket(self._path):
-                shutil.rmtree(self._path / _DELETED, ignore_errors=True)
+        if self._deletes and not in_bucket(self._path):
+            shutil.rmtree(self._path / _DELETED, ignore_errors=True)
 
     # Saving ---------------------------------------------------------------------------
     def save(
@@ -196,24 +187,13 @@ class Checkpoints:
         scores = {k: float(v) for k, v in (metrics or {}).items()}
         ranked = np.isfinite(scores.get(self._metric, np.nan))
         self.wait()
-        check_room(self.directory, size)
-        with self._storage(), without_warning(*EXPECTED):
+        storage.check_room(self.directory, size)
+        with saving(self.directory), without_warning(*EXPECTED):
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(**items),
                 metrics=scores if ranked else None,
             )
-
-    @contextlib.contextmanager
-    def _storage(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            cause = re.search(r"[^:\[\]]*\[os_error_code='\d+'\]", str(error))
-            raise StorageError(
-                f"cannot write a checkpoint into {self.directory!r} "
-                f"({cause[0].strip() if cause else short(error)})"
-            ) from error
 
     # Restoring ------------------------------------------------------------------------
     def restore(
@@ -299,10 +279,8 @@ class Checkpoints:
         wanted = {k: arrays for k, arrays in layout.split(like).items() if arrays}
         items = (*wanted, _AUX) if REST in wanted else tuple(wanted)
         metadata = self._metadata(step, items)
-        aux = {
-            k: jax.ShapeDtypeStruct(v.shape, v.dtype)
-            for k, v in metadata.pop(_AUX, {}).items()
-        }
+        aux = metadata.pop(_AUX, {})
+        aux = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in aux.items()}
         layout.check_fits(wanted, metadata, self._folder(step))
         restores: dict[str, Any] = {
             item: ocp.args.StandardRestore(jax.tree.map(layout.target, arrays))

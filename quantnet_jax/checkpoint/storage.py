@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import IO, Any
 
+from quantnet_jax.checkpoint.layout import short
 from quantnet_jax.checkpoint.lease import BUSY, Lease
 from quantnet_jax.common.files import as_path, in_bucket, move
 
@@ -44,6 +46,19 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except kinds as e:
         reason = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
         raise StorageError(f"cannot write {os.fspath(path)!r} ({reason})") from e
+
+
+@contextlib.contextmanager
+def saving(folder: str) -> Iterator[None]:
+    """Makes whatever Orbax raises while it writes into a folder one StorageError."""
+    try:
+        yield
+    except Exception as error:
+        cause = re.search(r"[^:\[\]]*\[os_error_code='\d+'\]", str(error))
+        raise StorageError(
+            f"cannot write a checkpoint into {folder!r} "
+            f"({cause[0].strip() if cause else short(error)})"
+        ) from error
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax import models
 from quantnet_jax.core import regularizers
 from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
@@ -51,6 +52,19 @@ class Realized(NamedTuple):
 
 REALIZED = Realized._make((STATE, STATE, REPLICATED, REPLICATED))
 """Where the parts go, for `Runner.compile`: the host reads the last two."""
+
+
+def make_fold(quantizer: Quantizer) -> Callable:
+    """Makes `fold(params, batch_stats, axis_name)`: hard weights, normalizations in.
+
+    With `QTensor` leaves, for a runner to compile.
+    """
+
+    def folded(params, stats, axis_name):
+        del axis_name
+        return models.fold(quantizer.hard(params["quant"], params["model"]), stats)
+
+    return folded
 
 
 def make_realize(quantizer: Quantizer) -> Callable:

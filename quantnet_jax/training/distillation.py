@@ -96,6 +96,12 @@ def with_teacher(prepare: Callable, outputs: Callable) -> Callable:
     return prepare_both
 
 
+def beside(data: PyTree, teacher: Teacher, runner: Runner) -> dict[str, PyTree]:
+    """The data of a step with the teacher's parameters, on the devices."""
+    folded, params = runner.replicate((teacher.folded, teacher.params))
+    return {"set": data, "teacher": folded, "teacher_params": params}
+
+
 def _check(teacher: Config, config: Config, feed: Feed, runner: Runner):
     """Refuses a teacher that is not float, or has another task or other images."""
     for name, value, wanted in (

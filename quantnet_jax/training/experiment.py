@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantnet_jax import config as config_lib
-from quantnet_jax import data as qdata
-from quantnet_jax import models
 from quantnet_jax.config import Config
 from quantnet_jax.core.quantizer import Quantizer, prepared
 from quantnet_jax.distributed import hosts, runners
@@ -22,11 +20,15 @@ from quantnet_jax.tasks import Source, Task
 from quantnet_jax.tasks.terms import NEED_INPUTS
 from quantnet_jax.training import build_check, dispatch, distillation, parts, steps
 from quantnet_jax.training.estimators import estimator, gradients, reptile
-from quantnet_jax.training.feed import Feed, dispatches, make_feed
-from quantnet_jax.training.state import TrainState, create_state, scored
+from quantnet_jax.training.feed import Feed, dispatches, make_feed, test_rows
+from quantnet_jax.training.state import TrainState, first_state, scored
 from quantnet_jax.trees import tree
 
 PyTree = Any
+PARTS = "runner feed steps steps_per_call task buckets tx gradients train_step".split()
+"""Of an `Experiment`, which can fail."""
+STEPPED = (runners.STATE, runners.REPLICATED)
+"""Where the results of a step go."""
 
 
 class Experiment:
@@ -65,11 +67,8 @@ class Experiment:
     @cached_property
     def task(self) -> Task:
         """What a batch is, its loss and its metrics."""
-        feed = self.feed
-        held = {"train": feed.train_data, "test": feed.test_data}
-        held = None if feed.train_data is None else held
-        about = (feed.shape, feed.mean, feed.std, feed.info, held)
-        source = Source(feed.prepare, *about)
+        f = self.feed
+        source = Source(f.prepare, f.shape, f.mean, f.std, f.info, f.held())
         return parts.make_task(self.config, source)
 
     @cached_property
@@ -83,11 +82,9 @@ class Experiment:
 
     def test_batches(self) -> Iterator:
         """This process' batches of an evaluation, each example once."""
-        size, r = self.task.test_size, self.runner
-        if size is None:
+        if (size := self.task.test_size) is None:
             return self.feed.test()
-        process = {"process_index": r.process_index, "process_count": r.process_count}
-        return qdata.eval_batches(size, self.config.eval_batch_size, **process)
+        return test_rows(size, self.config, self.runner)
 
     # Steps of one epoch, a fraction in general, and of the whole run.
     epoch_steps = property(lambda self: self._sizes[0])
@@ -96,7 +93,7 @@ class Experiment:
     @cached_property
     def data(self) -> dict[str, PyTree]:
         """'train' and 'test': what the devices hold of the dataset; None: streamed."""
-        arrays = {"train": self.feed.train_data, "test": self.feed.test_data}
+        arrays = self.feed.held() or {"train": None, "test": None}
         replicate = self.runner.replicate
         return {k: None if x is None else replicate(x) for k, x in arrays.items()}
 
@@ -121,11 +118,10 @@ class Experiment:
     @cached_property
     def model(self):
         """The linen network."""
-        options = self.task.model_options
+        c, options = self.config, self.task.model_options
         # A network that adapts to each example normalizes by that example alone.
-        adapts = self.task.inner_rate is not None
-        axis_name = None if adapts else self.runner.axis_name
-        return parts.make_model(self.config, options, axis_name, self.steps)
+        axis_name = self.runner.axis_name if self.task.inner_rate is None else None
+        return parts.make_model(c, options, axis_name, self.steps)
 
     @cached_property
     def _image(self) -> jax.ShapeDtypeStruct:
@@ -151,22 +147,14 @@ class Experiment:
     @cached_property
     def state(self) -> TrainState:
         """Before the first step, on the devices."""
-        seed, decay = self.config.seed, self.config.ema_decay
-        # Parts are made before the trace: what is cached must not hold tracers.
-        model, quantizer, tx = self.model, self.quantizer, self.tx
-        real = bool(self.config.activation.name)  # then BatchNorm takes its statistics
+        c = self.config
+        real = bool(c.activation.name)  # then BatchNorm takes its statistics
         images = jnp.zeros(self._image.shape)
         if real:
             images = self.prepare["test"](None, self.feed.sample())["input"]
-
-        def init(images):
-            # Not inside jit with the training: two small programs compile faster.
-            key = jax.random.key(seed)
-            variables = model.init(jax.random.fold_in(key, 0), images, train=real)
-            key = jax.random.fold_in(key, 1)
-            return create_state(variables, quantizer, tx, key, averaged=decay > 0)
-
-        return self.runner.place(jax.device_get(jax.jit(init)(images)))
+        args = (self.model, self.quantizer, self.tx, images, c.seed)
+        averaged = c.ema_decay > 0
+        return self.runner.place(first_state(*args, train=real, averaged=averaged))
 
     # Training -------------------------------------------------------------------------
     @cached_property
@@ -192,9 +180,7 @@ class Experiment:
         """The second argument of the training step."""
         if self.teacher is None:
             return self.data["train"]
-        held = self.runner.replicate((self.teacher.folded, self.teacher.params))
-        names = ("teacher", "teacher_params")
-        return {"set": self.data["train"], **dict(zip(names, held, strict=True))}
+        return distillation.beside(self.data["train"], self.teacher, self.runner)
 
     @cached_property
     def gradients(self) -> gradients.Gradients:
@@ -217,13 +203,10 @@ class Experiment:
     @cached_property
     def _loss(self) -> Callable:
         c = self.config
+        inputs = any(row["name"] in NEED_INPUTS for row in c.terms)
+        more = {"terms": parts.make_terms(c), "inputs": inputs}
         return steps.make_loss(
-            self._apply,
-            self.quantizer,
-            self.task,
-            seed=c.seed,
-            terms=parts.make_terms(c),
-            inputs=any(row["name"] in NEED_INPUTS for row in c.terms),
+            self._apply, self.quantizer, self.task, seed=c.seed, **more
         )
 
     @cached_property
@@ -234,12 +217,9 @@ class Experiment:
     @cached_property
     def steps_per_call(self) -> int:
         """Most steps of one dispatch."""
-        return dispatch.steps_per_call(
-            self.config.steps_per_call,
-            self.config.log_every,
-            in_memory=self.feed.train_data is not None,
-            backend=hosts.backend(),
-        )
+        c, held = self.config, self.feed.train_data is not None
+        options = {"in_memory": held, "backend": hosts.backend()}
+        return dispatch.steps_per_call(c.steps_per_call, c.log_every, **options)
 
     @cached_property
     def _step(self) -> Callable:
@@ -250,15 +230,13 @@ class Experiment:
     @cached_property
     def train_step(self) -> Callable:
         """`(state, train_data, batch) -> (state, metrics)`; donates the state."""
-        stepped = (runners.STATE, runners.REPLICATED)
-        return self.runner.compile(self._step, 2, out=stepped, donate=True)
+        return self.runner.compile(self._step, 2, out=STEPPED, donate=True)
 
     @cached_property
     def train_chunk(self) -> Callable:
         """As `train_step`, of stacked batches, with the metrics of each step."""
-        stepped = (runners.STATE, runners.REPLICATED)
         chunk = steps.make_chunk(self._step)
-        return self.runner.compile(chunk, 2, out=stepped, donate=True, axis=1)
+        return self.runner.compile(chunk, 2, out=STEPPED, donate=True, axis=1)
 
     @cached_property
     def is_finite(self) -> Callable[[TrainState], bool]:
@@ -275,20 +253,16 @@ class Experiment:
     @cached_property
     def scoring(self) -> Scoring:
         """The compiled functions of evaluation."""
+        batches = {"train": lambda: self.feed.train(0), "test": self.test_batches}
         return make_scoring(
-            self.model,
-            self._realize,
-            self.runner,
-            self.task,
-            self.data,
-            self.prepare,
-            {"train": lambda: self.feed.train(0), "test": self.test_batches},
-            self.config.recalibration_batches,
-            self._adapt
-            and reptile.make_outputs(
-                self._adapt, self._apply, self.quantizer, self.prepare["test"]
-            ),
+            *(self.model, self._realize, self.runner, self.task, self.data),
+            *(self.prepare, batches, self.config.recalibration_batches, self._adapted),
         )
+
+    @cached_property
+    def _adapted(self) -> Callable | None:
+        adapt, more = self._adapt, (self._apply, self.quantizer, self.prepare["test"])
+        return adapt and reptile.make_outputs(adapt, *more)
 
     def evaluate(self, state: TrainState, codes: dict | None = None):
         """(scores, layers, codes); `codes` are those of the evaluation before."""
@@ -300,13 +274,7 @@ class Experiment:
 
     @cached_property
     def _fold_hard(self) -> Callable:
-        quantizer = self.quantizer
-
-        def folded(params, stats, axis_name):
-            hard = quantizer.hard(params["quant"], params["model"])
-            return models.fold(hard, stats)
-
-        return self.runner.compile(folded, replicated=2)
+        return self.runner.compile(gap.make_fold(self.quantizer), replicated=2)
 
     def deployed(self, state: TrainState, bn: bool = False) -> PyTree:
         """Parameters of the folded network, with QTensor leaves.
@@ -327,8 +295,6 @@ def build(config: Config, devices: list | None = None) -> Experiment:
       ValueError, FileNotFoundError: one line that names the key or the file.
     """
     exp = Experiment(config, devices)
-    for part in ("runner", "feed", "steps", "steps_per_call", "task", "buckets"):
-        getattr(exp, part)
-    for part in ("tx", "gradients", "train_step"):
+    for part in PARTS:
         getattr(exp, part)
     return exp

@@ -52,6 +52,12 @@ class Feed(NamedTuple):
     sample: Callable[[], dict[str, np.ndarray]]
     unreadable: Callable[[], int] = lambda: 0
 
+    def held(self) -> dict[str, PyTree] | None:
+        """'train' and 'test': the examples; None if streamed."""
+        if self.train_data is None:
+            return None
+        return {"train": self.train_data, "test": self.test_data}
+
 
 def make_feed(config: Config, runner: Runner) -> Feed:
     """The feed that `config.data` describes, for this process.
@@ -159,8 +165,18 @@ def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
         test_data=qdata.split(dataset, "test"),
         prepare=_prepare(config, mean, std, pad=c.pad, crop=c.crop),
         train=train,
-        test=lambda: qdata.eval_batches(test_size, config.eval_batch_size, **process),
+        test=lambda: test_rows(test_size, config, runner),
         sample=sample,
+    )
+
+
+def test_rows(size: int, config: Config, runner: Runner) -> Iterator:
+    """This process' batches of the rows of a set, each row once."""
+    return qdata.eval_batches(
+        size,
+        config.eval_batch_size,
+        process_index=runner.process_index,
+        process_count=runner.process_count,
     )
 
 

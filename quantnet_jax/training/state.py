@@ -60,6 +60,36 @@ def create_state(
     )
 
 
+def first_state(
+    model: Any,
+    quantizer: Quantizer,
+    tx: optax.GradientTransformation,
+    examples: PyTree,
+    seed: int,
+    *,
+    train: bool,
+    averaged: bool = False,
+) -> TrainState:
+    """The state of a seed before the first step, on the host.
+
+    Args:
+      model: a linen network.
+      quantizer, tx, averaged: of `create_state`.
+      examples: a batch, whose shape alone counts unless `train`.
+      seed: of the run.
+      train: whether BatchNorm takes the statistics of `examples`.
+    """
+
+    def init(examples):
+        key = jax.random.key(seed)
+        variables = model.init(jax.random.fold_in(key, 0), examples, train=train)
+        key = jax.random.fold_in(key, 1)
+        return create_state(variables, quantizer, tx, key, averaged=averaged)
+
+    # Not inside jit with the training: two small programs compile faster.
+    return jax.device_get(jax.jit(init)(examples))
+
+
 def average(
     state: TrainState, params: PyTree, batch_stats: PyTree, decay: float
 ) -> dict[str, PyTree]:

@@ -213,6 +213,15 @@ def test_imports_only_go_down():
     assert not offences(sources)
 
 
+def test_rooms_and_files_are_small():
+    rooms: dict[str, int] = {}
+    for path, text in package_sources().items():
+        assert text.count("\n") <= 300, f"{path} has more than 300 lines"
+        room, _, file = path.rpartition("/")
+        rooms[room] = rooms.get(room, 0) + (file != "__init__.py")
+    assert max(rooms.values()) <= 12, rooms
+
+
 def test_configs_import_only_the_config_library():
     allowed = {"ml_collections", "quantnet_jax"}
     paths = sorted((ROOT / "configs").glob("*.py"))

@@ -25,13 +25,7 @@ from safetensors.numpy import save
 from quantnet_jax.common.files import write_atomic
 from quantnet_jax.core.qtensor import QTensor, code_bits, validate
 from quantnet_jax.deploy.format import sparse, structure
-from quantnet_jax.deploy.format.packed import (
-    Packed,
-    Words,
-    leaves,
-    nested,
-    pack_tree,
-)
+from quantnet_jax.deploy.format.packed import Packed, Words, leaves, nested, pack_tree
 from quantnet_jax.deploy.format.sparse import is_count
 
 FORMAT = 2
