@@ -19,7 +19,10 @@ def provenance() -> dict:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the package runs from, '+' if it was edited."""
+    """Commit of the checkout that the package runs from, '+' if it was edited.
+
+    Records in its `results/` are not edits: a study appends to them run by run.
+    """
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*args):
@@ -30,7 +33,8 @@ def _commit() -> str | None:
     try:
         if pathlib.Path(git("rev-parse", "--show-toplevel")) != root:
             return None
-        edited = git("status", "--porcelain", "--untracked-files=no")
+        where = ("--", ".", ":!results")
+        edited = git("status", "--porcelain", "--untracked-files=no", *where)
         return git("rev-parse", "HEAD") + ("+" if edited else "")
     except (OSError, subprocess.CalledProcessError):
         return None
