@@ -29,7 +29,8 @@ STUDY = common.quick(
         "warm, mimicking": of(toward(1.4), MIMIC, initialization="warm"),
         "quantnet": Row("quantnet", initialization="scratch"),
     },
-    columns=("hard + BN", "soft", "hard", "kurtosis", "quantnet - row"),
+    eval_every=1.0,  # flips are counted from one evaluation to the next
+    columns=("hard + BN", "soft", "hard", "kurtosis", "flips", "quantnet - row"),
     initializations=(*common.scratch(4.0), Initialization("warm", 4.0, 4.0)),
     float_initializations=common.scratch(4.0),
 )

@@ -20,32 +20,37 @@ def base():
     return c
 
 
-def search(beta: float) -> dict:
-    """The changes of a supernet, with the weight of the quantization error.
+def search(size: int) -> dict:
+    """The changes of a supernet, with the quantization error in its loss.
 
-    On half of the training images, so that it takes half of the steps.
+    Args:
+      size: training examples: half of them, so that it takes half of the steps.
     """
     c = base()
-    omniglot_sparse.search(c, beta)
-    changes = {"data.train_size": 15 * CLASSES // 2, "model.shift": "search"}
+    omniglot_sparse.search(c)
+    changes = {"data.train_size": size, "model.shift": "search"}
     return changes | {"terms": c.terms, "optimizers": c.optimizers}
 
 
-ROWS = {
-    "binary": Row("binary_ste"),
-    "search": Row("binary_ste", search(1.0), like="binary"),
-    "binary, searched": Row("binary_ste", FOUND, like="binary", start="search"),
-    FLOAT: Row("identity", FLOATS, like="binary"),
-    "binary, random": Row("binary_ste", RANDOM, like="binary"),
-    "quantnet": Row("quantnet", like="binary"),
-    "quantnet, searched": Row("quantnet", FOUND, like="binary", start="search"),
-}
+def rows(size: int) -> dict[str, Row]:
+    """Float, binary, with random and with searched offsets; see `search`."""
+    return {
+        "binary": Row("binary_ste"),
+        "search": Row("binary_ste", search(size), like="binary"),
+        "binary, searched": Row("binary_ste", FOUND, like="binary", start="search"),
+        FLOAT: Row("identity", FLOATS, like="binary"),
+        "binary, random": Row("binary_ste", RANDOM, like="binary"),
+        "quantnet": Row("quantnet", like="binary"),
+        "quantnet, searched": Row("quantnet", FOUND, like="binary", start="search"),
+    }
+
+
 STUDY = Study(
     f"Omniglot's strokes, {CLASSES} characters, drawers held out; sparse2d of width 16",
     common.INNER,
     common.configure,
     base,
-    ROWS,
+    rows(15 * CLASSES // 2),
     common.scratch(12.0),
     (5e-3,),
     validation_size=180,

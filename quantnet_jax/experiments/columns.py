@@ -159,6 +159,12 @@ def _of_layers(key: str, form: str = ".2f") -> Callable[[Cell], str]:
     return cell
 
 
+def _flips(x: Cell) -> str:
+    """Percent of the codes that differ from those of the evaluation before the last."""
+    last = [r["curve"][-1]["flips"] for r in x.found if r["layers"] and "curve" in r]
+    return mean_std([100 * flips for flips in last]) if last else ""
+
+
 def _learned_bytes(x: Cell) -> str:
     sizes = [packed_bytes(r["layers"]) for r in x.found if r["layers"]]
     return mean_std([size / 1000 for size in sizes]) if sizes else ""
@@ -197,6 +203,7 @@ COLUMNS: dict[str, Callable[[Cell], str]] = BEFORE | {
     "bits": _of_layers("bits"),
     "kB": _learned_bytes,
     "kurtosis": _of_layers("kurtosis"),
+    "flips": _flips,
     "off grid": _of_layers("off", ".3f"),
     "step time": _step_time,
     "minutes": _minutes,

@@ -541,6 +541,18 @@ def test_choice_is_the_first_of_equals_and_needs_the_whole_search():
     assert grid.choice(TINY, records, "quantnet") is None
 
 
+def test_flips_are_those_of_the_last_evaluation():
+    curves = [[None, 0.5, last] for last in (0.01, 0.03)]
+    found = [
+        {"layers": {"a": {}}, "curve": [{"flips": f} for f in flips]}
+        for flips in curves
+    ]
+    cell = columns.Cell(TINY, {}, "quantnet", found, {})
+    assert columns.COLUMNS["flips"](cell) == "2.00 ± 1.41"
+    floats = columns.Cell(TINY, {}, "float", [found[0] | {"layers": {}}], {})
+    assert columns.COLUMNS["flips"](floats) == ""
+
+
 def test_packed_bytes_by_hand():
     layers = {
         "a": {"shape": [3, 3, 2, 5], "bits": 1, "floats": [2, 5]},
