@@ -12,6 +12,7 @@ from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.quantizer import PerTensor
 from quantnet_jax.core.schedules import linear, piecewise
 from quantnet_jax.quantizers import create
+from quantnet_jax.quantizers.multibit import relaxed
 
 pytestmark = pytest.mark.optimized
 
@@ -63,12 +64,22 @@ def odds_by_hand(w, a=A, b=B, s=S, bits=2):
     """(..., L) in float64, and the grid."""
     g = a * (np.arange(2**bits) - 2 ** (bits - 1)) + b
     x = np.clip(w, g[0] - a / 2, g[-1] + a / 2)[..., None]
-    mass = logistic((g + a / 2 - x) / s) - logistic((g - a / 2 - x) / s) + 1e-8
+    mass = logistic((g + a / 2 - x) / s) - logistic((g - a / 2 - x) / s)
     return mass / mass.sum(-1, keepdims=True), g
 
 
 def differences(fn, x, i=1e-5):
     return (fn(x + i) - fn(x - i)) / (2 * i)
+
+
+def test_of_far_points_the_likelier_one_is_known():
+    w, s = np.linspace(-0.7, 0.4, 12, dtype=np.float32), 0.03
+    grid = relaxed.Grid(jnp.float32(A) * jnp.arange(-2.0, 2.0) + B, A, s)
+    wanted, points = odds_by_hand(w.astype(np.float64), s=s)
+    np.testing.assert_allclose(grid.points, points, rtol=1e-6)
+    found, seen = np.asarray(relaxed.odds(w, grid)), wanted > 1e-12
+    assert seen.sum() > 30 and (wanted < 1e-8).any()
+    np.testing.assert_allclose(found[seen], wanted[seen], rtol=1e-3)
 
 
 def test_rq_without_noise_is_the_mean_of_its_grid():

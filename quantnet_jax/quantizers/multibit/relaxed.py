@@ -21,7 +21,7 @@ from quantnet_jax.quantizers.options import Sharpness
 GridBits = Annotated[int, Number(2, 4, whole=True)]
 """Of a code: every grid point is paid for in memory."""
 EPS = 1e-12
-SMALLEST_ODDS = 1e-8
+SMALLEST_ODDS = 1e-30
 
 
 class Grid(NamedTuple):
@@ -68,9 +68,12 @@ def odds(w: jax.Array, g: Grid) -> jax.Array:
     # Not jnp.clip, which halves the gradient on the edge.
     w = jnp.where(w < low, low, jnp.where(w > high, high, w))[..., None]
     edges = jnp.concatenate([g.points - g.width / 2, high[None]])
-    edges = edges.reshape((1,) * (w.ndim - 1) + (-1,))
-    below = jax.lax.logistic((edges - w) / g.noise)
-    mass = below[..., 1:] - below[..., :-1] + SMALLEST_ODDS
+    far = (edges.reshape((1,) * (w.ndim - 1) + (-1,)) - w) / g.noise
+    # Differences near 0, not near 1: which of two far points is likelier counts where
+    # the ones between are dropped.
+    side = jnp.where(far[..., :-1] > 0, -1.0, 1.0)
+    below, above = (jax.lax.logistic(side * x) for x in (far[..., :-1], far[..., 1:]))
+    mass = side * (above - below) + SMALLEST_ODDS
     return mass / jnp.sum(mass, axis=-1, keepdims=True)
 
 
