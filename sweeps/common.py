@@ -56,7 +56,8 @@ def configure(
         section["sharpness"] = dict(sharpness)
     if "sharpness" in section:
         section["sharpness"]["start"] *= start.sharpness
-    c.quantizer[row.method] = ConfigDict(section)
+    if row.method in quantizers.MEMBERS:  # others have their options in the name
+        c.quantizer[row.method] = ConfigDict(section)
     with c.unlocked():  # an option may be one that neither recipe nor base has
         c.update_from_flattened_dict(dict(row.changes))
     if any(term["name"] in NEED_TEACHER for term in c.terms):
@@ -150,7 +151,10 @@ def quick(
     changes: dict[str, Any] | None = None,
     **options: Any,
 ) -> Study:
-    """A study of minutes, of the bundled images: one learning rate, without a search.
+    """A study of minutes, of the bundled images.
+
+    At one learning rate, without a search, unless `options` has `learning_rates`: then
+    each row searches its own.
 
     Args:
       title: of what is compared.
@@ -170,6 +174,7 @@ def quick(
         return c
 
     ahead = ("quantnet - row",) * ("quantnet" in rows)
+    searched = "learning_rates" in options
     given = {
         "base": base,
         "initializations": scratch(epochs),
@@ -182,7 +187,8 @@ def quick(
     rows = dict(rows)
     first = next(row for row in rows if row != FLOAT)
     for name, row in rows.items():
-        alone = name in (first, FLOAT) or row.initialization
+        alone = searched or name in (first, FLOAT) or row.initialization
         rows[name] = row if alone else row._replace(like=first)
-    title = f"{title}; learning rate 0.1 for all rows, not searched"
+    if not searched:
+        title = f"{title}; learning rate 0.1 for all rows, not searched"
     return Study(title, INNER, configure, rows=rows, **given | options)
