@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from quantnet_jax.common.names import nearest
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -247,9 +248,8 @@ def _class_labels(dataset, classes) -> list[int]:
     labels = []
     for c in [classes] if isinstance(classes, str) else classes:
         if isinstance(c, str) and c not in known:
-            near = difflib.get_close_matches(c, known, 1, 0)
             raise ValueError(
-                f"classes: {dataset.name} has no class {c!r}; nearest is {near[0]!r}"
+                f"classes: {dataset.name} has no class {c!r}{nearest(c, known)}"
             )
         label = known.index(c) if isinstance(c, str) else int(c)
         if not 0 <= label < len(known):

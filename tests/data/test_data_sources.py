@@ -590,7 +590,7 @@ def test_subset_shares_are_off_by_less_than_one(train):
         (dict(train=257), "train=257: synthetic holds 256"),
         (dict(test=0), "test=0"),
         (dict(classes=9), "classes=9: synthetic has 4"),
-        (dict(classes=["class_9"]), "no class 'class_9'; nearest is 'class_"),
+        (dict(classes=["class_9"]), "no class 'class_9'; did you mean 'class_"),
         (dict(classes=[4]), "no label 4, expected 0 to 3"),
         (dict(classes=[1, 1]), "none twice"),
     ],

@@ -22,7 +22,7 @@ ORDER = (
 # Rooms that see less than what is below them: what runs a deployed network needs no
 # training, data loads without networks, files are written without knowing a run.
 ONLY = {
-    "data": set(),
+    "data": {"common"},
     "models": {"common", "core", "ops", "activations"},
     "distributed": {"common", "core", "trees"},
     "checkpoint": {"common", "trees"},

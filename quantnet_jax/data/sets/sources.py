@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quantnet_jax.common.names import nearest
 from quantnet_jax.data.dataset import (
     Dataset,
     check,
@@ -136,9 +136,7 @@ def load(
     """
     folder = folder or None
     if name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, 1, 0)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name={name!r} is no known dataset{hint} (known: {NAMES})")
+        raise ValueError(f"name={name!r} is no known dataset{nearest(name, NAMES)}")
     if sizes and name not in GENERATED:
         raise ValueError(
             f"{sorted(sizes)} are arguments of 'synthetic', not of {name!r}; use "
