@@ -83,11 +83,12 @@ def dropbits(
 ) -> Quantizer:
     """CPQ with DropBits: grid points are dropped bit by bit, the width is learned.
 
-    Forward: as `cpq`, over the points that masks leave: r_i M_i / sum_j r_j M_j. Point
-      a k + b has M = m_1 ... m_v for k an odd multiple of 2^(bits - 2 - v), and 1 for
-      multiples of 2^(bits-2): without m_v the grid is that of one bit less, down to
-      2. m = clip(1.2 sigmoid((l + ln u - ln(1 - u)) / (2/3)) - 0.1, 0, 1), u uniform,
-      the logit l = sharpness(step) log a (hard concrete; u = 1/2 without a key).
+    Forward: as `cpq`, over the points that masks leave: r_i M_i / sum_j r_j M_j, by
+      noise of 2^(dropped bits) sigma, as wide as the grid that is left. Point a k + b
+      has M = m_1 ... m_v for k an odd multiple of 2^(bits - 2 - v), and 1 for multiples
+      of 2^(bits-2): without m_v the grid is that of one bit less, down to 2. m =
+      clip(1.2 sigmoid((l + ln u - ln(1 - u)) / (2/3)) - 0.1, 0, 1), u uniform, l =
+      sharpness(step) log a the logit (hard concrete; u = 1/2 without a key).
       Deployed: bits with log a <= 0, and those below, are dropped; the levels of
       dropped points are equal to their neighbours', which packing leaves out.
     Backward: as in `cpq`, through M for log a. The penalty is weight(step) times the
@@ -96,7 +97,8 @@ def dropbits(
 
     Reference: Lee et al., arXiv 2109.02100 and 1911.12990. Which points go together
     was not read in the papers: a reconstruction.
-    Deviations: the pattern of the masks, the sharpness, at least 2 bits.
+    Deviations: the pattern of the masks, the width of the noise, the sharpness, 2 bits
+    at least.
 
     Args:
       bits: at most, 3 or 4.
@@ -125,8 +127,13 @@ def dropbits(
             logit = logit + jnp.log(u) - jnp.log(1.0 - u)
         m = (HIGH - LOW) * jax.lax.logistic(logit / TEMPERATURE) + LOW
         m = jnp.where(m <= 0.0, 0.0, jnp.where(m >= 1.0, 1.0, m))
-        masks = jnp.concatenate([jnp.ones((1,), jnp.float32), jnp.cumprod(m)])[needed]
-        r = odds(w, g) * masks.reshape((1,) * w.ndim + (-1,))
+        on = jnp.cumprod(m)
+        masks = jnp.concatenate([jnp.ones((1,), jnp.float32), on])[needed]
+        # The noise is that of the points that are left: from one to the next.
+        wider = 2.0 ** jnp.sum((on <= 0.0).astype(jnp.float32))
+        r = odds(w, g._replace(noise=wider * g.noise)) * masks.reshape(
+            (1,) * w.ndim + (-1,)
+        )
         r = r / jnp.sum(r, axis=-1, keepdims=True)
         index = jnp.argmax(r, axis=-1)
         return instead(chosen(r, index, g.points), g.points[index])
