@@ -20,7 +20,7 @@ EFFECTS = (
     "scale, filter, start, decay",
 )
 """Rows of the ablation that docs/method.md speaks of."""
-SUMMARY = ("small_short", "small_full")
+SUMMARY = ("small_short", "small_full", "small_claim")
 
 
 def last(name: str, folder: pathlib.Path, **wanted: Any) -> Record:
