@@ -82,7 +82,10 @@ def about(name: str, study: Study, records: Records) -> str:
 
 
 def verdict(study: Study, records: Records) -> str:
-    """The order of the methods, in numbers; of an ablation, the best row of each."""
+    """The order of the methods, in numbers; of an ablation, the best row of each.
+
+    '' for a study without plain signs, which has no order.
+    """
     found = {row: finals(study, records, row) for row in study.rows}
     complete = [row for row in study.rows if len(found[row]) == len(study.seeds)]
     scores = {r: s for r in complete if (s := values(study, found[r], "hard_bn"))}
@@ -96,7 +99,10 @@ def verdict(study: Study, records: Records) -> str:
         names = {r: r if ":" in r or r == m else f"{m}: {r}" for m, r in best.items()}
         shown = ", ".join(f"{_escaped(x)} {means[r]:.2f}" for r, x in names.items())
         return f"Best row of each method: {shown}."
-    stes = [r for r in means if r.removesuffix(", Adam") in PLAIN_STE]
+    plain = [r for r in study.rows if r.removesuffix(", Adam") in PLAIN_STE]
+    if not plain:
+        return ""
+    stes = [r for r in plain if r in means]
     if "quantnet" not in means or not stes:
         return "Order: not yet complete."
     best = max(stes, key=means.__getitem__)
@@ -152,7 +158,7 @@ def section(
     searched = any(list(grid.search_runs(study, row)) for row in study.rows)
     if searched and not study.search_from:
         parts.append(search(study, records))
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _escaped(row: str) -> str:

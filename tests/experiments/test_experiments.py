@@ -523,6 +523,9 @@ def test_tables(options):
     assert "0.1: 57.00, 0.2: 58.00" in text  # of the search
     for row in TINY.rows:
         assert cells(tables.table(TINY, {}), row)[3] == "not run"
+    assert tables.verdict(TINY, {}) == "Order: not yet complete."
+    signless = TINY._replace(rows={k: TINY.rows[k] for k in ("float", "quantnet")})
+    assert tables.verdict(signless, {}) == ""
     lasting = TINY._replace(last=2)
     curve = [{"hard_bn": 0.1 * e} for e in (1, 2, 3)]
     saved = [made_up(0.9) | {"curve": curve}]
