@@ -100,6 +100,20 @@ def claim() -> dict[str, Row]:
     }
 
 
+def widths() -> dict[str, Row]:
+    """QuantNet of 2 to 4 bits at two rates, LSQ beside it, and float."""
+    found = {FLOAT: Row("identity", {}, (0.2,))}
+    for rate in (0.1, 0.2):
+        for bits in (2, 4):
+            row = schedule("quantnet", 0.03, 20.0, **{"quantizer.quantnet.bits": bits})
+            found[f"quantnet, {bits} bits, {rate:g}"] = row._replace(
+                learning_rates=(rate,)
+            )
+            row = Row("lsq", {"quantizer.lsq.bits": bits}, (rate,))
+            found[f"lsq, {bits} bits, {rate:g}"] = row
+    return found
+
+
 def fixed() -> dict[str, Row]:
     """The members that matter most, by settings that are not searched."""
     quantnet = schedule("quantnet", 0.03, 20.0)
