@@ -1,5 +1,6 @@
 """Post-training of a run: calibrated activations, scores, the command and its files."""
 
+import ast
 import json
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 import tiny
 
 import quantnet_jax as qn
-from quantnet_jax import activations, evaluate, models, posttrain
+from quantnet_jax import activations, evaluate, models, posttrain, sensitivity
+from quantnet_jax.analysis.sensitivity import Choice
 from quantnet_jax.posttrain import __main__ as command
+from quantnet_jax.posttrain import run as posttrain_run
 from quantnet_jax.posttrain.sites import calibrate_sites
 from quantnet_jax.training import experiment
 
@@ -97,6 +100,54 @@ def test_refuses_in_one_line(trained, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "restore", lambda *_: (quantized, quantized.state, 0))
     assert command.main(["--workdir=run"]) == 1
     assert "quantizer.name='quantnet', expected 'identity'" in capsys.readouterr().err
+
+
+def test_widths_for_a_budget(trained, monkeypatch, tmp_path, capsys):
+    """Each layer alone, by hand; the fewest bits, the most, and what is refused."""
+    monkeypatch.setattr(
+        evaluate, "restore", lambda workdir, step="latest": (*trained, 4)
+    )
+    out = tmp_path / "widths.json"
+    args = ["run", "--quantizer=lsq", "--bits", "2", "8", "--layers=all"]
+    assert sensitivity.main([*args, "--budget=1000000", f"--out={out}"]) == 0
+    said, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert set(found["options"]) == {
+        f"{name}/kernel" for name in ("stem", "conv1", "conv2", "head")
+    }
+    run = posttrain_run.of_state(*trained)
+    w = run.params["conv1"]["kernel"]
+    q = qn.quantizers.create("lsq", bits=2)
+    made = qn.dequantize(q.hard(q.init(jax.random.key(0), w), w))
+    assert len(np.unique(made)) <= 4
+    alone = run.params | {"conv1": {"kernel": made}}
+    two, eight = (found["options"]["conv1/kernel"][b] for b in ("2", "8"))
+    assert two["score"] == pytest.approx(run.score(run.folded(alone)))
+    assert two["nbytes"] < eight["nbytes"]
+    assert found["float"] == pytest.approx(run.score(run.folded(run.params)))
+    line = next(x for x in said.splitlines() if "--config.rules=" in x)
+    rules = ast.literal_eval(ast.literal_eval(line.split("--config.rules=")[1]))
+    assert found["nbytes"] <= 1_000_000 and found["loss"] >= 0
+    config = tiny.tiny_config(rules=rules, layers="all", quantizer__name="lsq")
+    config.quantizer.lsq.bits = found["bits"]
+    rows = dict.fromkeys(found["options"], found["bits"])
+    rows |= {row["pattern"]: row["bits"] for row in rules}
+    built = experiment.Experiment(config).buckets
+    for path in rows:
+        (bucket,) = [b for b in built if path in b.paths]
+        assert f"bits={rows[path]}" in repr(bucket.quantizer)
+    fewest = sum(x["2"]["nbytes"] for x in found["options"].values())
+    assert sensitivity.main([*args, f"--budget={fewest}"]) == 0
+    assert f"{fewest:,} bytes by" in capsys.readouterr().out
+    assert sensitivity.main([*args, f"--budget={fewest - 1}"]) == 1
+    said = capsys.readouterr().err
+    assert f"budget={fewest - 1} bytes, expected {fewest} at least" in said
+
+
+def test_most_layers_follow_the_default_rule():
+    choice = Choice({"a/kernel": "2", "b/kernel": "8", "c/kernel": "2"}, 0.1, 10)
+    made = sensitivity._chosen(choice, "lsq")
+    row = {"pattern": "b/kernel", "quantizer": "lsq", "bits": 8}
+    assert (made["bits"], made["rules"]) == (2, (row,))
 
 
 def test_the_room_can_be_called(trained):

@@ -155,6 +155,8 @@ COMMANDS = {
     "export": ["--workdir=no"],
     "export_onnx": ["--artifact=no"],
     "predict": ["no", "no.png"],
+    "posttrain": ["no"],
+    "sensitivity": ["no"],
     "summary": ["--artifact=no"],
     "report": ["no"],
     "zoo": ["no"],
