@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.combine import chain
 from quantnet_jax.core.quantizer import PerTensor, Quantizer, as_schedule, factory
-from quantnet_jax.experiments.study import Row
+from quantnet_jax.experiments.study import FLOAT, Row
 from quantnet_jax.quantizers.options import Sharpness
 from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import staircase
@@ -97,6 +97,11 @@ def with_options(**options) -> Row:
 
 
 Q = "quantizer.quantnet."
+DISTILLED = {
+    "terms": ({"name": "distillation", "weight": 0.5},),
+    "init_pattern": "params/model/stem/kernel",
+}
+"""By the float twin, as teacher; of its weights the float stem alone is taken over."""
 STUDY = small_schedule.STUDY._replace(
     title=small_schedule.STUDY.title.replace(
         "Where the sharpness begins and ends", "One change of QuantNet at a time"
@@ -113,6 +118,8 @@ STUDY = small_schedule.STUDY._replace(
         "meta rate 1e-2": with_options(**{"meta.learning_rate": 1e-2}),
         "growth: linear": with_options(**{Q + "sharpness.schedule": "linear"}),
         "average of weights": with_options(ema_decay=0.99),
+        FLOAT: Row("identity", {}, (0.2,)),
+        "distilled": with_options(**DISTILLED)._replace(start=FLOAT),
         "label smoothing": with_options(**{"task.classification.label_smoothing": 0.1}),
     },
 )

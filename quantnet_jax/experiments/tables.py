@@ -96,7 +96,10 @@ def verdict(study: Study, records: Records) -> str:
             rows.setdefault(study.rows[row].method, []).append(row)
         best = {m: max(x, key=means.__getitem__) for m, x in rows.items()}
         # A row of the first method may be named by what it changes alone.
-        names = {r: r if ":" in r or r == m else f"{m}: {r}" for m, r in best.items()}
+        short = lambda m: m.split("(")[0].rpartition(":")[2]  # of one's own quantizer
+        names = {
+            r: r if ":" in r or r == m else f"{short(m)}: {r}" for m, r in best.items()
+        }
         shown = ", ".join(f"{_escaped(x)} {means[r]:.2f}" for r, x in names.items())
         return f"Best row of each method: {shown}."
     plain = [r for r in study.rows if r.removesuffix(", Adam") in PLAIN_STE]
