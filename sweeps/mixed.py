@@ -31,6 +31,7 @@ STUDY = common.quick(
         ),
         "mixed, 7,128 bytes": of(3, **{layer(1, 1): 4, layer(2, 1): 4, layer(3, 1): 2}),
         "largest layer 3 bits": of(2, **{layer(3, 2): 3}),
+        "quantnet, 3 bits": Row("quantnet", {"quantizer.quantnet.bits": 3}),
     },
     columns=("bits", "kB", "soft", "hard", "hard + BN"),
     seeds=tuple(range(5)),
