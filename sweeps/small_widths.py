@@ -10,4 +10,5 @@ STUDY = small_schedule.STUDY._replace(
         "Where the sharpness begins and ends", "2 to 4 bits, and the rate for them"
     ),
     rows=rows.widths(),
+    columns=("soft", "hard", "hard + BN", "soft - (hard + BN)"),
 )
