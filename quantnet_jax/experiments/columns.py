@@ -99,7 +99,9 @@ def _initialization(x: Cell) -> str:
 
 
 def _ahead(x: Cell) -> str:
-    ours = finals(x.study, x.records, "quantnet") if x.row != "quantnet" else []
+    if x.row == "quantnet" or "quantnet" not in x.study.rows:
+        return ""
+    ours = finals(x.study, x.records, "quantnet")
     return difference(values(x.study, ours, "hard_bn"), x.values("hard_bn"))
 
 
