@@ -120,6 +120,8 @@ STUDY = small_schedule.STUDY._replace(
         "average of weights": with_options(ema_decay=0.99),
         FLOAT: Row("identity", {}, (0.2,)),
         "distilled": with_options(**DISTILLED)._replace(start=FLOAT),
+        "dorefa": Row("dorefa", {}, (0.4,)),
+        "dorefa: distilled": Row("dorefa", DISTILLED, (0.4,), start=FLOAT),
         "label smoothing": with_options(**{"task.classification.label_smoothing": 0.1}),
     },
 )
