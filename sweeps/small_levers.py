@@ -16,6 +16,8 @@ from quantnet_jax.quantizers.sign import staircase
 from quantnet_jax.quantizers.subnet import normalize, subnet
 from sweeps import rows, small_schedule
 
+START, END = 0.03, 20.0
+"""The sharpness of the recipe, at the first and at the last step."""
 FLOOR = 0.3
 """Least part of the schedule's sharpness that a layer may learn."""
 SPREAD = 0.5
@@ -69,10 +71,10 @@ def frozen(*, sharpness: Sharpness = 1.0) -> Quantizer:
     """QuantNet whose decided weights get no gradient once the sharpness is high.
 
     Forward: as `quantnet` without a scale. Backward: of it, but 0 where |soft| is above
-    DECIDED and the sharpness above its LATE-th part, in logarithms from 0.03 to 20.
+    DECIDED and the sharpness above its LATE-th part, in logarithms from START to END.
     """
     v, q = as_schedule(sharpness), quantnet(sharpness=sharpness, scale="none")
-    late = 0.03 * (20.0 / 0.03) ** LATE
+    late = START * (END / START) ** LATE
 
     def soft(qparams, w, *, step, key=None):
         b = q.soft(qparams, w, step=step, key=key)
@@ -82,7 +84,7 @@ def frozen(*, sharpness: Sharpness = 1.0) -> Quantizer:
     return q._replace(soft=soft)
 
 
-SCHEDULE = {"schedule": "exponential", "start": 0.03, "end": 20.0, "until": 1.0}
+SCHEDULE = {"schedule": "exponential", "start": START, "end": END, "until": 1.0}
 
 
 def own(name: str) -> Row:
@@ -92,7 +94,7 @@ def own(name: str) -> Row:
 
 def with_options(**options) -> Row:
     """QuantNet by the recipe's schedule, with other options."""
-    row = rows.schedule("quantnet", 0.03, 20.0)
+    row = rows.schedule("quantnet", START, END)
     return row._replace(changes={**row.changes, **options})
 
 

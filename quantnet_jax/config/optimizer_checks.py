@@ -15,7 +15,8 @@ USED_BY = {"optimizer": "options", "schedule": "schedule_options"}
 def completed(row: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `optimizers` as a section, with what it lacks from 'weights'.
 
-    Arguments for a function of optax are not inherited where the row names one of ours.
+    `options` and `schedule_options`, arguments of an optax function, are not taken over
+    where the row names an optimizer or a schedule of ours.
     """
     given = {k: v for k, v in row.items() if k != "pattern"}
     unused = {o: () for k, o in USED_BY.items() if given.get(k) in OURS[k]}

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantnet_jax import config as config_lib
-from quantnet_jax.config import Config
+from quantnet_jax.config import Config, check
 from quantnet_jax.core.quantizer import Quantizer, prepared
 from quantnet_jax.distributed import hosts, runners
 from quantnet_jax.evaluation import gap
@@ -27,8 +26,7 @@ from quantnet_jax.trees import tree
 PyTree = Any
 PARTS = "runner feed steps steps_per_call task buckets tx gradients train_step".split()
 """Of an `Experiment`, which can fail."""
-STEPPED = (runners.STATE, runners.REPLICATED)
-"""Where the results of a step go."""
+STEPPED = (runners.STATE, runners.REPLICATED)  # where the results of a step go
 
 
 class Experiment:
@@ -44,7 +42,7 @@ class Experiment:
     """
 
     def __init__(self, config: Config, devices: list | None = None):
-        config_lib.check(config)
+        check(config)
         self.config = config
         self._devices = devices
 
@@ -203,10 +201,11 @@ class Experiment:
     @cached_property
     def _loss(self) -> Callable:
         c = self.config
-        inputs = any(row["name"] in NEED_INPUTS for row in c.terms)
-        more = {"terms": parts.make_terms(c), "inputs": inputs}
         return steps.make_loss(
-            self._apply, self.quantizer, self.task, seed=c.seed, **more
+            *(self._apply, self.quantizer, self.task),
+            seed=c.seed,
+            terms=parts.make_terms(c),
+            inputs=any(row["name"] in NEED_INPUTS for row in c.terms),
         )
 
     @cached_property
@@ -218,8 +217,9 @@ class Experiment:
     def steps_per_call(self) -> int:
         """Most steps of one dispatch."""
         c, held = self.config, self.feed.train_data is not None
-        options = {"in_memory": held, "backend": hosts.backend()}
-        return dispatch.steps_per_call(c.steps_per_call, c.log_every, **options)
+        return dispatch.steps_per_call(
+            c.steps_per_call, c.log_every, in_memory=held, backend=hosts.backend()
+        )
 
     @cached_property
     def _step(self) -> Callable:

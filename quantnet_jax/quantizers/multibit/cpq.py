@@ -131,9 +131,8 @@ def dropbits(
         masks = jnp.concatenate([jnp.ones((1,), jnp.float32), on])[needed]
         # The noise is that of the points that are left: from one to the next.
         wider = 2.0 ** jnp.sum((on <= 0.0).astype(jnp.float32))
-        r = odds(w, g._replace(noise=wider * g.noise)) * masks.reshape(
-            (1,) * w.ndim + (-1,)
-        )
+        r = odds(w, g._replace(noise=wider * g.noise))
+        r = r * masks.reshape((1,) * w.ndim + (-1,))
         r = r / jnp.sum(r, axis=-1, keepdims=True)
         index = jnp.argmax(r, axis=-1)
         return instead(chosen(r, index, g.points), g.points[index])
