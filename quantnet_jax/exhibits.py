@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from quantnet_jax import summary
+from quantnet_jax import export
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.training.experiment import Experiment
 from quantnet_jax.training.state import TrainState, scored
@@ -32,7 +32,10 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
       {'size': payload, float_bytes, compression, macs, 'kernels': {path: images}} and,
       if the task has something to show of predictions, 'panels'.
     """
-    found: dict[str, Any] = {"size": _size(exp), "kernels": _kernels(exp, state)}
+    found: dict[str, Any] = {
+        "size": _size(exp, state),
+        "kernels": _kernels(exp, state),
+    }
     if outputs is not None:
         examples = _examples(exp)
         some = jax.tree.map(lambda x: x[: len(examples["label"])], outputs)
@@ -46,10 +49,10 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
     return found
 
 
-def _size(exp: Experiment) -> dict[str, Any]:
-    made = summary.from_parts(exp.config, exp.task, exp.feed)
+def _size(exp: Experiment, state: TrainState) -> dict[str, Any]:
+    spec = export.make_spec(exp.config, exp.task, exp.feed)
     try:
-        sizes = summary_lib.summarize_network(*made)
+        sizes = summary_lib.summarize_network(exp.deployed(state), spec)
     except ValueError:  # a network whose products cannot be counted
         return {}
     names = ("payload", "float_bytes", "compression", "macs")

@@ -6,10 +6,12 @@
 
 Of a configuration (a file, or one that ships), of a run, or of an exported file or
 zoo:NAME; each may be given without its flag, too. Nothing is trained: shapes suffice.
-The payload is that of the exported file to the byte.
+The payload is that of the exported file to the byte. Of a run it is its export, with
+the bits that it learned; of one that has none, its configuration.
 """
 
 import json
+import os
 import pathlib
 import sys
 import types
@@ -18,9 +20,11 @@ from typing import Any
 import jax
 
 import quantnet_jax
-from quantnet_jax import deploy, tasks
+from quantnet_jax import deploy
 from quantnet_jax.common import command
+from quantnet_jax.common.files import as_path
 from quantnet_jax.deploy import summary as summary_lib
+from quantnet_jax.deploy.export import FILES
 from quantnet_jax.zoo import PREFIX
 
 PyTree = Any
@@ -42,20 +46,12 @@ def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
       ValueError, FileNotFoundError: the configuration is wrong, or a dataset that has
         to be read is missing.
     """
-    from quantnet_jax.training import parts
-
-    source = _source(config)
-    return from_parts(config, parts.make_task(config, source), source)
-
-
-def from_parts(
-    config: Any, task: tasks.Task, source: Any
-) -> tuple[PyTree, deploy.NetworkSpec]:
-    """As `from_config`, for a task that is made already."""
     from quantnet_jax import export
     from quantnet_jax.training import parts
     from quantnet_jax.trees import tree
 
+    source = _source(config)
+    task = parts.make_task(config, source)
     parts.make_activation(config)  # refuses what does not fit the network
     origin = {"method": config.quantizer.name, "data": config.data.name}
     spec = export.make_spec(config, task, source, origin=origin)
@@ -132,9 +128,12 @@ def _kind(word: str) -> str:
 
 
 def _network(args: Any, overrides: list[str]) -> tuple[PyTree, deploy.NetworkSpec]:
-    if args.artifact:
+    artifact = args.artifact
+    if args.workdir and (made := as_path(args.workdir) / "export" / FILES[0]).is_file():
+        artifact = os.fspath(made)
+    if artifact:
         # Codes, as in the file, whatever `load` would choose to run.
-        loaded = quantnet_jax.load(args.artifact, popcount=False)
+        loaded = quantnet_jax.load(artifact, popcount=False)
         return loaded.params, loaded.spec
     from quantnet_jax import config as config_lib
     from quantnet_jax.config import flags

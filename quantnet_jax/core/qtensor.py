@@ -7,6 +7,7 @@ from typing import TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from quantnet_jax.core.serial import Serializable
 
@@ -77,8 +78,8 @@ def code_bits(levels: int) -> int:
 def trim(qt: QTensor) -> QTensor:
     """`qt` without repeated levels, if its codes take fewer bits then; equal values.
 
-    For a quantizer that learns its width: dropped levels repeat their neighbours. Not
-    for use inside jit (it reads values).
+    For a quantizer that learns its width: dropped levels repeat their neighbours. Where
+    values are not at hand (inside jit, of shapes) nothing is trimmed.
 
     Example:
       >>> levels = jnp.asarray([-2.0, -2.0, 0.0, 0.0])
@@ -86,7 +87,8 @@ def trim(qt: QTensor) -> QTensor:
       >>> trim(qt).bits, dequantize(trim(qt)).tolist()
       (1, [-2.0, 0.0])
     """
-    if qt.levels.ndim != 1:
+    unknown = isinstance(qt.levels, Tracer | jax.ShapeDtypeStruct)
+    if unknown or qt.levels.ndim != 1:
         return qt
     found, place = np.unique(np.asarray(qt.levels), return_inverse=True)
     if len(found) < 2 or code_bits(len(found)) == qt.bits:

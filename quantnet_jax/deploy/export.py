@@ -14,7 +14,7 @@ import jax.export
 import numpy as np
 
 from quantnet_jax.common.files import as_path, in_bucket, write_atomic
-from quantnet_jax.core.qtensor import is_qtensor, trim
+from quantnet_jax.core.qtensor import is_qtensor
 from quantnet_jax.deploy import onnx as onnx_files
 from quantnet_jax.deploy import stablehlo
 from quantnet_jax.deploy.predictor import load, save
@@ -79,8 +79,6 @@ def export_tree(
                     (target / path.name).unlink(missing_ok=True)
         return made | {"folder": os.fspath(target)}
     folder, tree = pathlib.Path(folder), jax.device_get(tree)
-    trimmed = lambda x: trim(x) if is_qtensor(x) else x
-    tree = jax.device_get(jax.tree.map(trimmed, tree, is_leaf=is_qtensor))
     predict = predict or _plain(spec, batches)
     same = same or _close
     hard = wanted = predict(dequantize_tree(tree))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations import ActivationQuantizer
+from quantnet_jax.core.qtensor import is_qtensor, trim
 from quantnet_jax.deploy.format import sparse
 from quantnet_jax.deploy.format.artifact import NO_FILE
 from quantnet_jax.deploy.format.packed import Words, is_quantized, leaves
@@ -219,6 +220,7 @@ def _tensor(path: str, leaf: Any, float_size: int) -> _Tensor:
         size = float_size if dtype == jnp.float32 else dtype.itemsize
         floats = size * math.prod(shape)
         return _Tensor(path, shape, 8 * size, False, 0, 0, 0, floats)
+    leaf = trim(leaf) if is_qtensor(leaf) else leaf  # as it is saved
     codes = -(-math.prod(shape) * leaf.bits // 8)
     levels, scale = (4 * math.prod(x.shape) for x in (leaf.levels, leaf.scale))
     pruned = 0

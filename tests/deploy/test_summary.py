@@ -17,7 +17,7 @@ from flax import nnx
 from tiny import tiny_config
 
 import quantnet_jax as qn
-from quantnet_jax import data, deploy, export
+from quantnet_jax import data, deploy, exhibits, export
 from quantnet_jax import summary as command
 from quantnet_jax.deploy.summary import summarize, summarize_network, to_dict
 from quantnet_jax.deploy.summary_text import to_text
@@ -85,6 +85,32 @@ def test_a_network_its_file_and_its_configuration_agree(tmp_path, capsys):
     assert found["float_bytes"] == 4 * sum(x.size for x in kept)
     assert found["compression"] == found["float_bytes"] / found["payload"]
     assert found["model"] == "small" and found["method"] == "binary_ste"
+
+
+def test_widths_that_were_learned_are_those_of_the_file(tmp_path, capsys):
+    """Of 4 bits without masks, and 2 with both: half of the codes' bytes."""
+    config = tiny_config(quantizer__name="dropbits")
+    exp = experiment.build(config)
+
+    def masked(path, x):
+        dropped = path[-1].key == "kept" and "conv1" in str(path)
+        return jnp.full_like(x, -1) if dropped else x
+
+    params = jax.tree_util.tree_map_with_path(masked, exp.state.params)
+    state = exp.state._replace(params=params)
+    tree, spec = exp.deployed(state), export.make_spec(config, exp.task, exp.feed)
+    (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "export").mkdir()
+    written = deploy.save(tmp_path / "export" / "model.safetensors", tree, spec)
+    assert exhibits.collect(exp, state)["size"]["payload"] == written["payload"]
+    assert command.main([f"--workdir={tmp_path}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["payload"] == written["payload"]
+    learned = {row["path"]: row for row in found["layers"]}
+    widest = {row.path: row for row in of_config(config).rows}
+    assert (learned["conv1"]["bits"], learned["conv2"]["bits"]) == (2, 4)
+    assert 2 * learned["conv1"]["codes"] == widest["conv1"].codes
+    assert learned["conv2"]["codes"] == widest["conv2"].codes
 
 
 @pytest.mark.parametrize("classes", [10, 100])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.core.packing import pack, unpack
-from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
+from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor, trim
 from quantnet_jax.core.serial import Serializable
 from quantnet_jax.trees.paths import named
 
@@ -112,11 +112,12 @@ def unflatten(like: PyTree, found: Mapping[str, Any]) -> PyTree:
 
 
 def pack_tree(params: PyTree) -> PyTree:
-    """Packs every QTensor of a tree; float leaves stay."""
+    """Packs every QTensor of a tree, trimmed (`qtensor.trim`); float leaves stay."""
 
     def one(x):
         if not is_qtensor(x):
             return x
+        x = trim(x)
         return Packed(pack(x.codes, x.bits), x.levels, x.scale, tuple(x.shape))
 
     return jax.tree.map(one, params, is_leaf=is_qtensor)
