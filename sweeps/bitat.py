@@ -5,18 +5,17 @@ from sweeps import common
 
 BLOCKS = 5
 SIGN = {"activation.name": "approx_sign"}
+
+
+def moving_average(pattern: str) -> tuple[dict, ...]:
+    """The optimizer of state whose "gradient" is its distance from what it follows."""
+    plain = {"optimizer": "sgd", "schedule": "constant", "learning_rate": 0.05}
+    return ({"pattern": pattern, **plain, "momentum": 0.0, "weight_decay": 0.0},)
+
+
 FOLLOW = {
     "terms": ({"name": "input_correlation"},),
-    "optimizers": (
-        {
-            "pattern": "quant/.*correlation",
-            "optimizer": "sgd",
-            "schedule": "constant",
-            "learning_rate": 0.05,
-            "momentum": 0.0,
-            "weight_decay": 0.0,
-        },
-    ),
+    "optimizers": moving_average("quant/.*correlation"),
 }
 """A moving average of the input correlations."""
 

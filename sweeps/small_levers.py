@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from quantnet_jax.core.combine import chain
 from quantnet_jax.core.quantizer import PerTensor, Quantizer, as_schedule, factory
 from quantnet_jax.experiments.study import FLOAT, Row
-from quantnet_jax.quantizers.options import Sharpness
+from quantnet_jax.quantizers.options import Sharpness, Weight
 from quantnet_jax.quantizers.quantnet import quantnet
 from quantnet_jax.quantizers.sign import staircase
 from quantnet_jax.quantizers.subnet import normalize, subnet
-from sweeps import rows, small_schedule
+from sweeps import bitat, rows, small_schedule
 
 START, END = 0.03, 20.0
 """The sharpness of the recipe, at the first and at the last step."""
@@ -84,12 +84,49 @@ def frozen(*, sharpness: Sharpness = 1.0) -> Quantizer:
     return q._replace(soft=soft)
 
 
+@jax.custom_vjp
+def _weighed(importance: jax.Array, c: jax.Array) -> jax.Array:
+    """`c`; the "gradient" of the importance moves it towards |dL/dc c|."""
+    return c
+
+
+def _weighed_back(held, g):
+    importance, c = held
+    return importance - jnp.abs(g * c), g
+
+
+_weighed.defvjp(lambda importance, c: (c, (importance, c)), _weighed_back)
+
+
+@factory
+def important(*, sharpness: Sharpness = 1.0, penalty: Weight = 0.0) -> Quantizer:
+    """QuantNet whose penalty is weighted by the importance of each weight.
+
+    Forward: of `quantnet` without a scale. Backward: exact autodiff.
+    Penalty: penalty(step) times the mean of (1 - b^2) i / (mean of i over a filter),
+    with i a moving average of |dL/dc c|, c what the sub-network returns.
+    Learned: i by plain gradient descent, see IMPORTANCE.
+    """
+    v, weight, plain = as_schedule(sharpness), as_schedule(penalty), staircase()
+    init = lambda key, w: PerTensor({"importance": jnp.zeros(w.shape, jnp.float32)})
+
+    def soft(qparams, w, *, step, key=None):
+        return jnp.tanh(v(step) * _weighed(qparams.value["importance"], w))
+
+    def distance(qparams, w, *, step):
+        i = jax.lax.stop_gradient(qparams.value["importance"])
+        i = i / (jnp.mean(i, axis=tuple(range(w.ndim - 1)), keepdims=True) + 1e-30)
+        return weight(step) * jnp.mean(i * (1.0 - jnp.tanh(v(step) * w) ** 2))
+
+    return _ending(plain._replace(init=init, soft=soft, penalty=distance))
+
+
 SCHEDULE = {"schedule": "exponential", "start": START, "end": END, "until": 1.0}
 
 
-def own(name: str) -> Row:
+def own(name: str, more: str = "", **changes) -> Row:
     """A quantizer of this file by the recipe's schedule."""
-    return Row(f"sweeps.small_levers:{name}(sharpness={SCHEDULE!r})")
+    return Row(f"sweeps.small_levers:{name}(sharpness={SCHEDULE!r}{more})", changes)
 
 
 def with_options(**options) -> Row:
@@ -99,11 +136,17 @@ def with_options(**options) -> Row:
 
 
 Q = "quantizer.quantnet."
-DISTILLED = {
-    "terms": ({"name": "distillation", "weight": 0.5},),
-    "init_pattern": "params/model/stem/kernel",
-}
-"""By the float twin, as teacher; of its weights the float stem alone is taken over."""
+CLIPPED = {"meta.clip": 1.0}
+PENALTY = ", penalty={'schedule': 'linear', 'end': 0.5}"
+IMPORTANCE = {"optimizers": bitat.moving_average("quant/.*importance")}
+
+
+def distilled(weight: float = 0.5) -> dict:
+    """By the float twin, as teacher; of its weights the float stem alone is taken."""
+    terms = ({"name": "distillation", "weight": weight},)
+    return {"terms": terms, "init_pattern": "params/model/stem/kernel"}
+
+
 STUDY = small_schedule.STUDY._replace(
     title=small_schedule.STUDY.title.replace(
         "Where the sharpness begins and ends", "One change of QuantNet at a time"
@@ -121,9 +164,18 @@ STUDY = small_schedule.STUDY._replace(
         "growth: linear": with_options(**{Q + "sharpness.schedule": "linear"}),
         "average of weights": with_options(ema_decay=0.99),
         FLOAT: Row("identity", {}, (0.2,)),
-        "distilled": with_options(**DISTILLED)._replace(start=FLOAT),
+        "distilled": with_options(**distilled())._replace(start=FLOAT),
         "dorefa": Row("dorefa", {}, (0.4,)),
-        "dorefa: distilled": Row("dorefa", DISTILLED, (0.4,), start=FLOAT),
+        "dorefa: distilled": Row("dorefa", distilled(), (0.4,), start=FLOAT),
         "label smoothing": with_options(**{"task.classification.label_smoothing": 0.1}),
+        "penalty by importance": own("important", PENALTY, **IMPORTANCE),
+        "learned sharpness, clipped": own("learned_sharpness", **CLIPPED),
+        "these, distilled": own("learned_sharpness", **CLIPPED, **distilled())._replace(
+            start=FLOAT
+        ),
+        "distilled: weight 0.9": with_options(**distilled(0.9))._replace(start=FLOAT),
+        "dorefa: distilled, weight 0.9": Row(
+            "dorefa", distilled(0.9), (0.4,), start=FLOAT
+        ),
     },
 )
