@@ -100,6 +100,13 @@ def claim() -> dict[str, Row]:
     }
 
 
+def distilled(row: Row, weight: float = 0.5) -> Row:
+    """A row whose teacher is the float twin, from which it has the stem as well."""
+    terms = ({"name": "distillation", "weight": weight},)
+    changes = {"terms": terms, "init_pattern": "params/model/stem/kernel"}
+    return row._replace(changes={**row.changes, **changes}, start=FLOAT)
+
+
 def widths() -> dict[str, Row]:
     """QuantNet of 2 to 4 bits at two rates, LSQ beside it, and float."""
     found = {FLOAT: Row("identity", {}, (0.2,))}

@@ -137,14 +137,8 @@ def with_options(**options) -> Row:
 
 Q = "quantizer.quantnet."
 CLIPPED = {"meta.clip": 1.0}
-PENALTY = ", penalty={'schedule': 'linear', 'end': 0.5}"
+PENALTY = ", penalty={'schedule': 'linear', 'start': 0.0, 'end': 0.5, 'until': 1.0}"
 IMPORTANCE = {"optimizers": bitat.moving_average("quant/.*importance")}
-
-
-def distilled(weight: float = 0.5) -> dict:
-    """By the float twin, as teacher; of its weights the float stem alone is taken."""
-    terms = ({"name": "distillation", "weight": weight},)
-    return {"terms": terms, "init_pattern": "params/model/stem/kernel"}
 
 
 STUDY = small_schedule.STUDY._replace(
@@ -164,18 +158,14 @@ STUDY = small_schedule.STUDY._replace(
         "growth: linear": with_options(**{Q + "sharpness.schedule": "linear"}),
         "average of weights": with_options(ema_decay=0.99),
         FLOAT: Row("identity", {}, (0.2,)),
-        "distilled": with_options(**distilled())._replace(start=FLOAT),
+        "distilled": rows.distilled(with_options()),
         "dorefa": Row("dorefa", {}, (0.4,)),
-        "dorefa: distilled": Row("dorefa", distilled(), (0.4,), start=FLOAT),
+        "dorefa: distilled": rows.distilled(Row("dorefa", {}, (0.4,))),
         "label smoothing": with_options(**{"task.classification.label_smoothing": 0.1}),
         "penalty by importance": own("important", PENALTY, **IMPORTANCE),
         "learned sharpness, clipped": own("learned_sharpness", **CLIPPED),
-        "these, distilled": own("learned_sharpness", **CLIPPED, **distilled())._replace(
-            start=FLOAT
-        ),
-        "distilled: weight 0.9": with_options(**distilled(0.9))._replace(start=FLOAT),
-        "dorefa: distilled, weight 0.9": Row(
-            "dorefa", distilled(0.9), (0.4,), start=FLOAT
-        ),
+        "these, distilled": rows.distilled(own("learned_sharpness", **CLIPPED)),
+        "distilled: weight 0.9": rows.distilled(with_options(), 0.9),
+        "dorefa: distilled, weight 0.9": rows.distilled(Row("dorefa", {}, (0.4,)), 0.9),
     },
 )
