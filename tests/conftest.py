@@ -5,6 +5,7 @@ of a session and, but in modules marked `optimized`, with little optimization.
 """
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -32,6 +33,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+gc.set_threshold(100_000, 20, 20)  # tracing makes many objects, and few cycles
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

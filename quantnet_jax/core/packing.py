@@ -1,5 +1,6 @@
 """Codes of 1 to 8 bits in bytes, and back."""
 
+import functools
 import math
 
 import jax
@@ -27,6 +28,11 @@ def pack(codes: jax.Array, bits: int) -> jax.Array:
       [13]
     """
     _check_bits(bits)
+    return _pack(codes, bits)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _pack(codes: jax.Array, bits: int) -> jax.Array:
     planes = codes.reshape(-1, 1) >> jnp.arange(bits, dtype=jnp.uint8)[None]
     return jnp.packbits((planes & jnp.uint8(1)).reshape(-1), bitorder="little")
 
@@ -45,6 +51,12 @@ def unpack(packed: jax.Array, bits: int, shape: tuple[int, ...]) -> jax.Array:
             f"`packed` has shape {packed.shape}; {size} codes of {bits} bits take "
             f"({expected},)"
         )
+    return _unpack(packed, bits, tuple(shape))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _unpack(packed: jax.Array, bits: int, shape: tuple[int, ...]) -> jax.Array:
+    size = math.prod(shape)
     stream = jnp.unpackbits(packed, bitorder="little")[: size * bits]
     weights = jnp.left_shift(jnp.uint8(1), jnp.arange(bits, dtype=jnp.uint8))
     codes = (stream.reshape(-1, bits) * weights[None]).sum(-1, dtype=jnp.uint8)

@@ -1,6 +1,7 @@
 """The deployed tensor: codes, a table of levels, a scale."""
 
 import dataclasses
+import functools
 import math
 from typing import TypeGuard
 
@@ -102,6 +103,7 @@ def is_qtensor(x: object) -> TypeGuard[QTensor]:
     return isinstance(x, QTensor)
 
 
+@functools.partial(jax.jit, inline=True)
 def encode(x: jax.Array, levels: jax.Array) -> jax.Array:
     """Codes of the nearest level.
 
@@ -126,6 +128,7 @@ def dequantize(qt: QTensor | jax.Array) -> jax.Array:
     return lookup(qt) * qt.scale if isinstance(qt, QTensor) else qt
 
 
+@functools.partial(jax.jit, inline=True)
 def lookup(qt: QTensor) -> jax.Array:
     """Float32 `levels[codes]`: the values of a QTensor before its scale."""
     if qt.levels.ndim == 1:
@@ -162,7 +165,7 @@ def validate(qt: QTensor, name: str = "tensor") -> QTensor:
             f"{qt.shape}"
         )
     for field, x in (("levels", qt.levels), ("scale", qt.scale)):
-        if x.dtype != jnp.float32 or not bool(jnp.isfinite(x).all()):
+        if x.dtype != jnp.float32 or not np.isfinite(x).all():
             raise ValueError(f"{name}: {field} must be finite float32, got {x.dtype}")
     fits = qt.scale.ndim in (0, qt.codes.ndim) and all(
         s in (1, c) for s, c in zip(qt.scale.shape, qt.codes.shape, strict=False)

@@ -130,6 +130,7 @@ def tables(bits: int) -> np.ndarray:
     return np.stack([magnitudes(x) for x in layouts(bits)])
 
 
+@functools.partial(jax.jit, inline=True)
 def encode(x: jax.Array, table: jax.Array) -> jax.Array:
     """Codes of the nearest level, halves away from zero.
 
@@ -151,6 +152,7 @@ def encode(x: jax.Array, table: jax.Array) -> jax.Array:
     return code.astype(jnp.uint8)
 
 
+@functools.partial(jax.jit, static_argnums=1, inline=True)
 def search(w: jax.Array, bits: int) -> Found:
     """The layout and the scale with the least clipping and rounding error.
 

@@ -113,11 +113,15 @@ def _make_case(q, forward, shape, seed, perturb) -> Case:
     normal = rng.normal(size=shape).astype(np.float32)
     zeros = np.where(rng.random(shape) < 0.2, np.float32(0), normal)
     key, init_key = jax.random.split(jax.random.key(seed))
-    start = q.init(init_key, jnp.asarray(zeros))
-    qparams = jax.tree.map(
-        lambda x: x + perturb * _spread(x) * rng.normal(size=x.shape).astype(x.dtype),
-        start,
-    )
+    start = jax.jit(q.init)(init_key, jnp.asarray(zeros))
+
+    def noisy(x):
+        x = np.asarray(x)
+        spread = np.sqrt(np.mean(x * x)) or 1.0
+        noise = perturb * spread * rng.normal(size=x.shape)
+        return jnp.asarray(x + noise.astype(x.dtype))
+
+    qparams = jax.tree.map(noisy, start)
     levels = _levels(q, qparams, jnp.asarray(zeros))
     midpoints = (levels[1:] + levels[:-1]) / 2
     special = np.concatenate([midpoints, levels, np.asarray([-1.0, 1.0, 0.0])])
@@ -162,11 +166,6 @@ def _levels(q, qparams, w) -> np.ndarray:
     if not is_qtensor(qt):
         return np.zeros(0)
     return np.asarray(qt.levels).reshape(-1, qt.levels.shape[-1])[0]
-
-
-def _spread(x: jax.Array) -> jax.Array:
-    rms = jnp.sqrt(jnp.mean(x * x))
-    return jnp.where(rms > 0, rms, jnp.ones_like(rms))
 
 
 def _everything(q, cotangent, qparams, w, step, key) -> dict:
