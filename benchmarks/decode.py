@@ -27,11 +27,11 @@ PACKAGES = ("pillow", "cykooz-resizer", "turbojpeg")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("decode", __doc__, repeats=40, load=math.inf)
+    parser = timing.parser("benchmarks.decode", __doc__, repeats=40, load=math.inf)
     parser.add_argument("--images", required=True, help="zip archive of JPEGs")
     parser.add_argument("--size", type=int, default=224, help="pixels of a crop")
     args = parser.parse_args(argv)
-    return timing.main("decode", args, argv, measure)
+    return timing.main("benchmarks.decode", args, argv, measure)
 
 
 def measure(args) -> dict:

@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("latency", __doc__, repeats=40, load=0.3)
+    parser = timing.parser("benchmarks.latency", __doc__, repeats=40, load=0.3)
     parser.add_argument("--network", default="resnet20", choices=tuple(NETWORKS))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.worker is not None:
         print(json.dumps(worker(args)))
         return 0
-    return timing.main("latency", args, argv, measure)
+    return timing.main("benchmarks.latency", args, argv, measure)
 
 
 def measure(args) -> dict:

@@ -50,14 +50,14 @@ COMPILED = (GRID[0], FIRST)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("performance", __doc__, repeats=10, load=math.inf)
+    parser = timing.parser("benchmarks.performance", __doc__, repeats=10, load=math.inf)
     parser.add_argument("--compile", action="store_true", help="measure no time")
     parser.add_argument("--count", action="store_true", help="compile nothing either")
     parser.add_argument("--points", type=int, default=0, help="the first ones alone")
     args = parser.parse_args(argv)
-    name = "cost" if args.count else "compiled" if args.compile else "performance"
+    file = "cost" if args.count else "compiled" if args.compile else ""
     hosts.enable_compilation_cache()
-    return timing.main(name, args, argv, measure)
+    return timing.main("benchmarks.performance", args, argv, measure, file)
 
 
 def measure(args) -> dict:

@@ -29,12 +29,12 @@ PADDING = ((1, 1), (1, 1))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("popcount", __doc__, repeats=100, load=1.5)
+    parser = timing.parser("benchmarks.popcount", __doc__, repeats=100, load=1.5)
     parser.add_argument(
         "--shapes", nargs="+", default=SHAPES, help="PIXELSxCHANNELS, square images"
     )
     args = parser.parse_args(argv)
-    return timing.main("popcount", args, argv, measure)
+    return timing.main("benchmarks.popcount", args, argv, measure)
 
 
 def measure(args) -> dict:

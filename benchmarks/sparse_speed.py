@@ -31,12 +31,12 @@ GROUPS = 4
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("sparse_speed", __doc__, repeats=50, load=1.5)
+    parser = timing.parser("benchmarks.sparse_speed", __doc__, repeats=50, load=1.5)
     parser.add_argument(
         "--cases", nargs="+", default=CASES, help="SIDES x CHANNELS : share of sites"
     )
     args = parser.parse_args(argv)
-    return timing.main("sparse_speed", args, argv, measure)
+    return timing.main("benchmarks.sparse_speed", args, argv, measure)
 
 
 def measure(args) -> dict:

@@ -28,7 +28,7 @@ TORCH = pathlib.Path(__file__).with_name("torch_step.py")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("step_time", __doc__, repeats=30, load=2.5)
+    parser = timing.parser("benchmarks.step_time", __doc__, repeats=30, load=2.5)
     parser.add_argument("--model", default="resnet20", help="name of the network")
     parser.add_argument("--batch", type=int, default=128, help="over all devices")
     parser.add_argument("--devices", type=int, default=1, help="how many to use")
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="", help="time its rows instead")
     parser.add_argument("--torch", default="", help="a Python that has PyTorch")
     args = parser.parse_args(argv)
-    return timing.main("step_time", args, argv, measure)
+    return timing.main("benchmarks.step_time", args, argv, measure)
 
 
 def measure(args) -> dict:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: interleaved timing, an idle check, provenance, records."""
+"""What benchmarks and measurements share: interleaved timing, idle check, records."""
 
 import argparse
 import os
@@ -22,9 +22,9 @@ WARM_UP = 3
 def parser(
     name: str, doc: str | None, repeats: int, load: float
 ) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """The options that every program has; `name` is that of its module."""
     made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=str(doc).splitlines()[0]
+        prog=f"python -m {name}", description=str(doc).splitlines()[0]
     )
     made.add_argument("--repeats", type=int, default=repeats, help="rounds")
     made.add_argument(
@@ -35,15 +35,20 @@ def parser(
 
 
 def main(
-    name: str, args: argparse.Namespace, argv: list[str] | None, measure: Callable
+    name: str,
+    args: argparse.Namespace,
+    argv: list[str] | None,
+    measure: Callable,
+    file: str = "",
 ) -> int:
-    """Measures and appends the record to results/NAME.jsonl; the exit code.
+    """Measures and appends the record to results/FILE.jsonl; the exit code.
 
     Args:
-      name: of the benchmark.
+      name: of the module, ROOM.FILE.
       args: of `parser`.
       argv: the words that they were parsed from.
       measure: `args -> record`; its ValueErrors are reported in one line.
+      file: of the records, that of the module by default.
     """
     before = os.getloadavg()
     try:
@@ -59,11 +64,12 @@ def main(
         print(f"error: {e}", file=sys.stderr)
         return 2
     words = sys.argv[1:] if argv is None else argv
-    command = shlex.join(["python", "-m", f"benchmarks.{name}", *words])
+    file = file or name.rpartition(".")[2]
+    command = shlex.join(["python", "-m", name, *words])
     about = provenance()
     about["versions"] |= found.pop("versions", {})
     record = {
-        "benchmark": name,
+        "benchmark": file,
         **found,
         "repeats": args.repeats,
         "command": command,
@@ -73,8 +79,8 @@ def main(
         "load": {"before": before, "after": os.getloadavg()},
         **about,
     }
-    results.append(name, record, args.results)
-    print(f"appended to {args.results / name}.jsonl")
+    results.append(file, record, args.results)
+    print(f"appended to {args.results / file}.jsonl")
     return 0
 
 

@@ -53,7 +53,9 @@ def bsd100(folder: pathlib.Path) -> str:
     lines = [["bicubic", f"{first['bicubic_hard']:.2f}", ""]]
     lines += [[k, f"{x['hard']:.2f}", f"{x['ssim_hard']:.4f}"] for k, x in rows.items()]
     head = ("row", f"PSNR of {first['examples']} images (dB)", "SSIM")
-    return f"{markdown(head, lines, 'xrr')}\n\nCommand: `{found[-1]['command']}`."
+    words = found[-1]["command"].split(maxsplit=3)[3]  # whatever room it was in
+    command = f"Command: `python -m measurements.bsd100 {words}`."
+    return f"{markdown(head, lines, 'xrr')}\n\n{command}"
 
 
 def _mean(runs: list[Record], key: str) -> float:

@@ -1,4 +1,4 @@
-"""The benchmarks' programs on tiny settings, not their numbers."""
+"""Programs that time and measure, on tiny settings, not their numbers."""
 
 import io
 import math
@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 
 from benchmarks import (
-    bsd100,
     decode,
     first_prediction,
     latency,
-    mismatch,
     performance,
     popcount,
-    sparse_error,
     sparse_speed,
     step_time,
     timing,
 )
+from measurements import bsd100, mismatch, sparse_error
 from quantnet_jax import config as config_lib
 from quantnet_jax.experiments import results
 

@@ -34,6 +34,7 @@ PAGES = ["README.md"] + sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")
 )
 DEFAULT_CONFIG = "configs/default.py"  # what train.py takes where none is given
+OURS = ("quantnet_jax", "tools", "benchmarks", "measurements", "tests")
 # Commands of the system whose arguments say nothing about this repository.
 FOREIGN = {"git", "cd", "tensorboard", "tfds", "gcloud", "export"}
 
@@ -81,7 +82,7 @@ def problems(args):
             return pip_problems(rest[2:])
         if rest[:1] == ["-m"]:
             module, spec = rest[1], None
-            if module.split(".")[0] in ("quantnet_jax", "tools", "benchmarks", "tests"):
+            if module.split(".")[0] in OURS:
                 spec = importlib.util.find_spec(module)
             return ([] if spec else [module]) + flag_problems(rest[2:])
         return missing_files(rest[:1]) + flag_problems(rest[1:])

@@ -1,6 +1,6 @@
 """Initializers, architectures, seeds: what can be quantized after training?
 
-    python -m benchmarks.initialization          # half an hour on one core
+    python -m measurements.initialization          # half an hour on one core
 
 Small networks on a part of the bundled images. Weights: per tensor, largest |w|, round
 to nearest, every kernel; 1 bit: mean squared error. Activations: 8 bits, largest, at
@@ -41,14 +41,16 @@ WIDTHS: dict[str, tuple[Any, int]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("initialization", __doc__, repeats=2, load=math.inf)
+    parser = timing.parser(
+        "measurements.initialization", __doc__, repeats=2, load=math.inf
+    )
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--test-images", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args(argv)
-    return timing.main("initialization", args, argv, measure)
+    return timing.main("measurements.initialization", args, argv, measure)
 
 
 def measure(args) -> dict:

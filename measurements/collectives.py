@@ -1,6 +1,6 @@
 """Counts what one training step sends between devices, in the compiled program.
 
-    python -m benchmarks.collectives
+    python -m measurements.collectives
 
 Programs are compiled for 8 devices of a CPU, and not run. How many bytes are reduced
 depends on the network alone: not on the batch, on the size of the images or, in data
@@ -42,8 +42,12 @@ PLACES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("collectives", __doc__, repeats=2, load=math.inf)
-    return timing.main("collectives", parser.parse_args(argv), argv, measure)
+    parser = timing.parser(
+        "measurements.collectives", __doc__, repeats=2, load=math.inf
+    )
+    return timing.main(
+        "measurements.collectives", parser.parse_args(argv), argv, measure
+    )
 
 
 def measure(args) -> dict:

@@ -1,6 +1,6 @@
 r"""Compares post-training methods on float runs, bit width by bit width.
 
-    python -m benchmarks.posttrain --runs runs/float0 runs/float1 runs/float2
+    python -m measurements.posttrain --runs runs/float0 runs/float1 runs/float2
 
 The runs are those of three seeds of
 
@@ -59,7 +59,8 @@ ACTIVATIONS: tuple[tuple[int, int, float], ...] = (
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.posttrain", description=str(__doc__).splitlines()[0]
+        prog="python -m measurements.posttrain",
+        description=str(__doc__).splitlines()[0],
     )
     parser.add_argument("--runs", nargs="+", required=True, help="folders of runs")
     parser.add_argument("--images", type=int, default=512)
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         "images": args.images,
         "positions": POSITIONS,
         "command": shlex.join(
-            ["python", "-m", "benchmarks.posttrain", *(argv or sys.argv[1:])]
+            ["python", "-m", "measurements.posttrain", *(argv or sys.argv[1:])]
         ),
         **provenance(),
     }

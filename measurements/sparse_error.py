@@ -1,6 +1,6 @@
 """Quantization error of the outputs of the layers, for the runs of the study sparse.
 
-    python -m benchmarks.sparse_error --work=runs    # after the study, where it ran
+    python -m measurements.sparse_error --work=runs    # after the study, where it ran
 
 See `quantnet_jax.analysis.output_error`; the stem is float and left out.
 """
@@ -19,11 +19,13 @@ NAME = "sparse"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("sparse_error", __doc__, repeats=2, load=math.inf)
+    parser = timing.parser(
+        "measurements.sparse_error", __doc__, repeats=2, load=math.inf
+    )
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--study", default=NAME)
     args = parser.parse_args(argv)
-    return timing.main("sparse_error", args, argv, measure)
+    return timing.main("measurements.sparse_error", args, argv, measure)
 
 
 def measure(args) -> dict:

@@ -1,6 +1,6 @@
 """Measures the gradient mismatch of some methods along their training.
 
-    python -m benchmarks.mismatch          # half an hour on one core
+    python -m measurements.mismatch          # half an hour on one core
 
 See `quantnet_jax.analysis.mismatch` for what is measured. A small network on a part of
 the bundled images, each method at the learning rate that the study gap_table found.
@@ -29,13 +29,13 @@ SMALL, LARGE = 0.05, 0.3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("mismatch", __doc__, repeats=2, load=math.inf)
+    parser = timing.parser("measurements.mismatch", __doc__, repeats=2, load=math.inf)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--directions", type=int, default=300)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--epochs", type=float, default=6.0)
     args = parser.parse_args(argv)
-    return timing.main("mismatch", args, argv, measure)
+    return timing.main("measurements.mismatch", args, argv, measure)
 
 
 def measure(args) -> dict:

@@ -1,6 +1,6 @@
 """Scores the networks of the study super_resolution on BSD100, whole images.
 
-    python -m benchmarks.bsd100 --runs=runs          # five minutes on one core
+    python -m measurements.bsd100 --runs=runs          # five minutes on one core
 
 RUNS is the --work of the study; the folder of the photographs is that of its runs.
 """
@@ -20,12 +20,12 @@ KEYS = ("hard", "ssim_hard", "bicubic_hard", "examples")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.parser("bsd100", __doc__, repeats=2, load=math.inf)
+    parser = timing.parser("measurements.bsd100", __doc__, repeats=2, load=math.inf)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--rows", nargs="+", default=ROWS)
     parser.add_argument("--data", default="bsd100_x2")
     args = parser.parse_args(argv)
-    return timing.main("bsd100", args, argv, measure)
+    return timing.main("measurements.bsd100", args, argv, measure)
 
 
 def measure(args) -> dict[str, Any]:
