@@ -18,7 +18,7 @@ def base():
 def _rows():
     claim = rows.claim()
     of = {n: claim[n] for n in rows.SMALL_TUNED if n != FLOAT}
-    found = {"quantnet": of.pop("quantnet"), FLOAT: claim[FLOAT]} | of
+    found = {FLOAT: claim[FLOAT], "quantnet": of.pop("quantnet")} | of
     found = {n: r if n == FLOAT else rows.distilled(r) for n, r in found.items()}
     return found | {"quantnet, not distilled": claim["quantnet"]}
 
