@@ -30,8 +30,12 @@ LOOK = 0.2
 
 # What is left -------------------------------------------------------------------------
 def wanted(study: Study, records: Records, only: Iterable[str]) -> list[Run]:
-    """The plan, or of it the rows of `only` and the float row that they need."""
-    rows = {*only, *(study.rows[r].like for r in only)}
+    """The plan, or of it the rows of `only` and those that they need."""
+    rows, left = set(), list(only)
+    while left:  # a row that one starts from may start from another
+        rows.add(name := left.pop())
+        row = study.rows[name]
+        left += {row.like, row.start} - rows - {""}
     needed = lambda r: r.row == FLOAT and r.kind in ("search", "float")
     found = grid.plan(study, records)
     return [r for r in found if not rows or r.row in rows or needed(r)]

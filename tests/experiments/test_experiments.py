@@ -194,6 +194,19 @@ def test_rows_of_only_and_what_they_need(options, calls):
     assert len(labels(options, "float/")) == 3
 
 
+def test_rows_of_only_and_what_they_start_from(options, calls):
+    chain = {
+        "first": Row("identity", learning_rates=(0.1,)),
+        "second": Row("clipped_ste", like="first", start="first"),
+        "third": Row("quantnet", like="first", start="second"),
+        "apart": Row("dorefa", like="first"),
+    }
+    study = TINY._replace(rows=chain, initializations=common.scratch(1.0), seeds=(0,))
+    assert run(options._replace(only=("third",)), study) == 0
+    finals = [f"final/{name}-seed0" for name in ("first", "second", "third")]
+    assert labels(options, "final/") == finals
+
+
 def test_a_run_that_breaks_stops_only_what_needs_it(
     options, calls, monkeypatch, capsys
 ):
