@@ -9,6 +9,8 @@ from sweeps import common
 CLIP, ACTIVATION = "quantizer.learned_clip.", "activation.learned_clip."
 CALIBRATION = 0.3
 """Weight of the calibration loss."""
+BASE = "float, trained on"
+"""The float network of as many steps as the others have in total."""
 
 
 def base():
@@ -53,7 +55,7 @@ def rows() -> dict[str, Row]:
     """The widths; at each of them without a part; QuantNet's weights."""
     found = {FLOAT: Row("identity")}
     found |= {f"{bits} bits": at(bits) for bits in (4, 8)}
-    found["float, trained on"] = Row("identity")
+    found[BASE] = Row("identity")
     found["2 bits"] = at(2)
     found["4 bits, not calibrated"] = at(4, calibrates="")
     found["4 bits, float sums"] = at(4, skips=None)
@@ -65,6 +67,12 @@ def rows() -> dict[str, Row]:
         found[f"{bits} bits, float sums"] = at(bits, skips=None)
         found[f"{bits} bits, not calibrated"] = at(bits, calibrates="")
     found["quantnet, 2 bits"] = at(2, "quantnet")
+    found["quantnet, 4 bits, sums 8 bits"] = at(4, "quantnet", skips=8)
+    found |= {
+        x: r._replace(initialization="warm") for x, r in found.items() if x != FLOAT
+    }
+    for row in (BASE, "4 bits", "quantnet, 4 bits"):
+        found[f"{row}, longer"] = found[row]._replace(initialization="longer")
     return found
 
 
@@ -74,7 +82,7 @@ STUDY = Study(
     common.earlier,
     base,
     rows(),
-    (Initialization("warm", 120.0, 40.0),),
+    (Initialization("warm", 120.0, 40.0), Initialization("longer", 120.0, 120.0)),
     (1e-3,),
     float_initializations=common.scratch(120.0),
     search=0.01,  # there is nothing to choose

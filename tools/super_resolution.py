@@ -5,40 +5,52 @@ from typing import Any
 
 from quantnet_jax.experiments import columns, grid, results
 from quantnet_jax.experiments.tables import markdown
+from sweeps.super_resolution import BASE
 
 NAME = "super_resolution"
 SETS = ("set5", "set14")
-BASE = "float, trained on"
-"""The float network of as many steps as the others have in total."""
 Record = dict[str, Any]
 
 
-def _found(folder: pathlib.Path) -> dict[str, list[Record]]:
-    study = grid.load(NAME)
-    records = results.of_study(NAME, study, folder)
-    return {row: columns.finals(study, records, row) for row in study.rows}
+def _found(name: str, folder: pathlib.Path) -> dict[str, list[Record]]:
+    """{row: its runs that did not diverge}; no key without a run."""
+    study = grid.load(name)
+    records = results.of_study(name, study, folder)
+    runs = {row: columns.finals(study, records, row) for row in study.rows}
+    good = lambda found: [r for r in found if not r.get("diverged")]
+    return {row: good(found) for row, found in runs.items() if found}
 
 
-def widths(folder: pathlib.Path) -> str:
-    """PSNR and SSIM of each row on each set; bicubic interpolation first."""
-    found, lines = _found(folder), []
-    done = [r for runs in found.values() for r in runs if not r.get("diverged")]
-    if done:
-        plain = [f"{done[0][f'bicubic_{x}_hard']:.2f}" for x in SETS]
-        lines.append(["bicubic", *plain, "", "", "", "", ""])
-    base = {x: _mean(found[BASE], f"psnr_{x}_hard") for x in SETS}
-    for row, runs in found.items():
-        good = [r for r in runs if not r.get("diverged")]
-        if not good:
-            state = "diverged" if runs else "not run"
+def _kind(row: str) -> str:
+    """'x4: ' of 'x4: 4 bits', '' of '4 bits'."""
+    return row[: row.index(": ") + 2] if ": " in row else ""
+
+
+def _base(row: str) -> str:
+    """The float network of as many steps as a row, of the same kind and length."""
+    return _kind(row) + BASE + ", longer" * row.endswith(", longer")
+
+
+def widths(folder: pathlib.Path, name: str = NAME) -> str:
+    """PSNR and SSIM of each row on each set; bicubic interpolation before its own."""
+    found, lines, above = _found(name, folder), [], ""
+    for row in grid.load(name).rows:
+        runs = found.get(row)
+        if not runs:
+            state = "not run" if runs is None else "diverged"
             lines.append([row, state, *[""] * 6])
             continue
-        scores = [columns.mean_std([r[f"psnr_{x}_hard"] for r in good]) for x in SETS]
-        lost = [_mean(good, f"psnr_{x}_hard") - base[x] for x in SETS]
-        alike = [f"{_mean(good, f'ssim_{x}_hard'):.4f}" for x in SETS]
-        shown = [f"{x:+.2f}" if row != BASE else "" for x in lost]
-        minutes = f"{_mean(good, 'wall') / 60:.1f}"
-        lines.append([row, *scores, *shown, *alike, minutes])
+        if (plain := f"{_kind(row)}bicubic") != above:
+            values = [f"{runs[0][f'bicubic_{x}_hard']:.2f}" for x in SETS]
+            lines.append([plain, *values, *[""] * 5])
+            above = plain
+        scores = [columns.mean_std([r[f"psnr_{x}_hard"] for r in runs]) for x in SETS]
+        lost, base = ["", ""], found.get(_base(row))
+        if base and row != _base(row):
+            keys = [f"psnr_{x}_hard" for x in SETS]
+            lost = [f"{_mean(runs, k) - _mean(base, k):+.2f}" for k in keys]
+        alike = [f"{_mean(runs, f'ssim_{x}_hard'):.4f}" for x in SETS]
+        lines.append([row, *scores, *lost, *alike, f"{_mean(runs, 'wall') / 60:.1f}"])
     head = ("row", "Set5 (dB)", "Set14 (dB)", f"- {BASE}: Set5", "Set14")
     return markdown((*head, "SSIM Set5", "SSIM Set14", "minutes"), lines, "xrrrrrrr")
 
@@ -59,10 +71,11 @@ def bsd100(folder: pathlib.Path) -> str:
 
 
 def _mean(runs: list[Record], key: str) -> float:
-    return sum(r[key] for r in runs) / len(runs) if runs else float("nan")
+    return sum(r[key] for r in runs) / len(runs)
 
 
 BLOCKS = {
     "super resolution": widths,
+    "super resolution: more": lambda folder: widths(folder, "super_resolution_more"),
     "super resolution: BSD100": bsd100,
 }
