@@ -150,19 +150,14 @@ def estimate(records: Records, run: Run, device: str = "") -> float | None:
     done = [r for r in records.values() if not r.get("diverged")]
     done = [r for r in done if r["device"] == device or not device]
     own = [r for r in done if r["row"] == run.row]
-    pace = lambda r: seconds_of(r) / r["epochs"]
-    if same := [seconds_of(r) for r in own if r["epochs"] == run.epochs]:
+    pace = lambda r: results.seconds_of(r) / r["epochs"]
+    if same := [results.seconds_of(r) for r in own if r["epochs"] == run.epochs]:
         return max(same)
     if not done or run.epochs is None:
         return None
     return run.epochs * (
         max(map(pace, own)) if own else statistics.median(map(pace, done))
     )
-
-
-def seconds_of(record: Record) -> float:
-    """Wall time of a run, compilation included where that was recorded."""
-    return max(record.get("wall", 0.0), record["seconds"])
 
 
 def machine() -> tuple[str, str]:

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from quantnet_jax.experiments.study import Records, Row, Study
+from quantnet_jax.experiments.study import Record, Records, Row, Study
 from quantnet_jax.logging import records
 
 FOLDER = pathlib.Path("results")
@@ -85,3 +85,8 @@ def changed(record: dict, wanted: dict[str, Any], row: Row) -> list[str]:
     old = record["settings"]
     keys = {k for k in wanted if k in old or k in row.changes}
     return sorted(k for k in keys if k not in old or old[k] != wanted[k])
+
+
+def seconds_of(record: Record) -> float:
+    """Wall time of a run, compilation included where that was recorded."""
+    return max(record.get("wall", 0.0), record["seconds"])

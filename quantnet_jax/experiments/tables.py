@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
-from quantnet_jax.experiments import grid
+from quantnet_jax.experiments import grid, results
 from quantnet_jax.experiments.columns import (
     BEFORE,
     COLUMNS,
@@ -68,6 +68,7 @@ def about(name: str, study: Study, records: Records) -> str:
         last = f"mean of the last {study.last} epochs"
     seeds = ", ".join(map(str, study.seeds))
     scored = metric(found[0] if found else {})
+    minutes = sum(map(results.seconds_of, records.values())) / 60
     unit = scored["unit"].strip()
     return "\n".join(
         [
@@ -76,6 +77,7 @@ def about(name: str, study: Study, records: Records) -> str:
             f"Seeds {seeds}; {scored['name']} in {UNITS.get(unit, unit)} on "
             f"{'validation' if study.validate else 'test'} images, {last}.",
             f"Device: {'; '.join(sorted(devices)) or 'none'}. "
+            f"All runs, one after another: {minutes:.0f} minutes. "
             f"Command: `python -m quantnet_jax.experiments run {name}`.",
         ]
     )
