@@ -8,7 +8,7 @@ Command:   python train.py --config=configs/cifar100_small.py \
            (and small_ablation, small_short)
 Hardware:  one CPU core.
 Wall time: two minutes; variant 'full' nine.
-Expected:  soft, hard, float: see docs/results.md, 'small_short' for 10 epochs of this,
+Expected:  soft, hard, float: see docs/studies.md, 'small_short' for 10 epochs of this,
            'small_full' for variant 'full'.
 
 The CPU-sized protocol: the first 20 classes (10,000 training and 2,000 test images),

@@ -2,10 +2,10 @@
 
 Command:   python train.py
 Hardware:  one or two CPU cores, about 2 minutes
-Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; docs/results.md),
+Accuracy:  soft 89.4, hard 89.4, gap 0.0, float 89.8 (three seeds; docs/studies.md),
            with a sharpness from 0.3 to 10 until 0.9, the recipe of that time
 
-Schedule, unit and learning rates were chosen on validation images, see docs/results.md.
+Schedule, unit and learning rates were chosen on validation images, see docs/studies.md.
 """
 
 from quantnet_jax.config import base

@@ -11,8 +11,7 @@ hard = q.hard(qparams, params)               # QTensor leaves: what ships
 logits = model.apply({"params": qn.dequantize_tree(hard)}, images)
 
 qn.save("own.safetensors", hard)             # packed; qn.load(path, apply=...) runs it
-predictor = qn.load("model.safetensors")     # an exported network, ready to run
-predictor = qn.load("zoo:NAME")              # one of `python -m quantnet_jax.zoo`
+predictor = qn.load("model.safetensors")     # an exported network, or "zoo:NAME"
 """
 
 import importlib
@@ -54,6 +53,7 @@ from quantnet_jax.quantizers.binary.ste import (
     swish_sign,
     xnor,
 )
+from quantnet_jax.quantizers.members import MEMBERS
 from quantnet_jax.quantizers.multibit.ausn import ausn
 from quantnet_jax.quantizers.multibit.cpq import cpq, dropbits
 from quantnet_jax.quantizers.multibit.direct import direct
@@ -91,21 +91,21 @@ if TYPE_CHECKING:
         to_stablehlo,
     )
     from quantnet_jax.deploy.summary import summarize as summary
+    from quantnet_jax.evaluation.gap import evaluate_tree
     from quantnet_jax.own import Update, gap, make_update, recalibrate
     from quantnet_jax.posttrain.driver import posttrain
 
 __version__ = "0.1.0"
 
 # Imported when asked for (PEP 562), so that `import quantnet_jax` needs jax alone.
-_MODULES = (
-    *("activations", "data", "deploy", "models", "nnx", "quantizers", "tasks"),
-    *("posttrain", "summary", "testing", "zoo"),
-)
-_OF_OWN = ("Update", "gap", "make_update", "recalibrate")
-_OF_DEPLOY = (
-    *("NetworkSpec", "Predictor", "export_tree", "to_onnx"),
-    "to_stablehlo",
-)
+_MODULES = ("activations", "data", "deploy", "models", "nnx", "posttrain")
+_MODULES += ("quantizers", "summary", "tasks", "testing", "zoo")
+_PLACES = {
+    "own": ("Update", "gap", "make_update", "recalibrate"),
+    "deploy": ("NetworkSpec", "Predictor", "TreePredictor", "export_tree", "to_onnx")
+    + ("to_stablehlo",),
+    "evaluation.gap": ("evaluate_tree",),
+}
 
 __all__ = [
     "Axes",
@@ -116,6 +116,7 @@ __all__ = [
     "Quantizer",
     "Reparam",
     "Rule",
+    "TreePredictor",
     "Update",
     "activations",
     "adabin",
@@ -145,6 +146,7 @@ __all__ = [
     "dsq",
     "dsq_soft",
     "encode",
+    "evaluate_tree",
     "export_tree",
     "factory",
     "gap",
@@ -219,8 +221,8 @@ def save(
       {'payload': bytes of tensors, 'file': bytes of the file}.
 
     Raises:
-      ValueError: in one line, with the path of the leaf, what a file cannot hold (NaN
-        and infinity included), or that the outputs differ; nothing is written then.
+      ValueError: with the path of the leaf, what a file cannot hold (NaN and infinity
+        included), or that the outputs differ; nothing is written then.
 
     Example:
       >>> import tempfile
@@ -248,14 +250,11 @@ def load(
 @overload
 def load(path: str | os.PathLike, *, like: Any) -> "TreePredictor": ...
 def load(path, *, apply=None, like=None, popcount: bool | str = "auto"):
-    """Loads an exported network, or a tree of your own with its function.
-
-    Needs no training code; see `quantnet_jax.deploy` and `quantnet_jax.export`.
+    """Loads an exported network, or a tree of your own; needs no training code.
 
     Args:
-      path: a `model.safetensors` that `python -m quantnet_jax.export` wrote, or
-        'zoo:NAME' for a trained network of this package, see `quantnet_jax.zoo`; or a
-        file of `save`.
+      path: a `model.safetensors` that `python -m quantnet_jax.export` wrote, 'zoo:NAME'
+        for a trained network of `quantnet_jax.zoo`, or a file of `save`.
       apply: `(tree, *inputs) -> outputs`, the function of an own tree, with float32
         arrays in the place of quantized leaves.
       like: an own tree of the structure that was saved, with arrays or
@@ -274,8 +273,8 @@ def load(path, *, apply=None, like=None, popcount: bool | str = "auto"):
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: in one line, what is wrong with the file or the name, or that `like`
-        is missing or has other nodes, paths or shapes.
+      ValueError: what is wrong with the file or the name, or that `like` is missing or
+        has other nodes, paths or shapes.
     """
     from quantnet_jax import zoo
     from quantnet_jax.deploy import trees
@@ -286,14 +285,15 @@ def load(path, *, apply=None, like=None, popcount: bool | str = "auto"):
 
 
 def __getattr__(name: str) -> Any:
+    found = [place for place, names in _PLACES.items() if name in names]
     if name in _MODULES:
         return importlib.import_module(f"quantnet_jax.{name}")
-    if name in _OF_OWN:
-        return getattr(importlib.import_module("quantnet_jax.own"), name)
-    if name in _OF_DEPLOY:
-        return getattr(importlib.import_module("quantnet_jax.deploy"), name)
+    if found:
+        return getattr(importlib.import_module(f"quantnet_jax.{found[0]}"), name)
+    if name in MEMBERS:  # a row that was added
+        return MEMBERS[name].factory
     raise AttributeError(f"module 'quantnet_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *MEMBERS})

@@ -20,6 +20,7 @@ EFFECTS = (
     "scale, filter, start, decay",
 )
 """Rows of the ablation that docs/method.md speaks of."""
+CLAIMS = "small_claim", "small_distilled"
 SUMMARY = ("small_short", "small_full", "small_claim")
 
 
@@ -55,6 +56,23 @@ def summary(folder: pathlib.Path) -> str:
         rows.append((f"`{name}`", f"{epochs:g}", str(len(study.seeds)), *ahead, best))
     head = ("study", "epochs", "seeds", "QuantNet - float", "- tanh_sign")
     return markdown((*head, "- best tuned STE", "which is"), rows, "xrrrrr")
+
+
+def claim(folder: pathlib.Path) -> str:
+    """Members on the classes that chose nothing, from scratch and with a teacher."""
+    plain, taught = (scores(name, folder) for name in CLAIMS)
+    order = sorted(plain, key=lambda r: -statistics.mean(plain[r]))
+    rows = []
+    for row in (r for r in order if r in taught):
+        line = [row]
+        for found in (plain, taught):
+            mine, base = found[row], found["quantnet"]
+            line.append(columns.mean_std(mine) if mine else "not run")
+            other = row != "quantnet" and mine and base
+            line.append(columns.difference(base, mine) if other else "")
+        rows.append(line)
+    head = ("weights", "from scratch", "QuantNet - it", "with the float teacher")
+    return markdown((*head, "QuantNet - it"), rows, "xrrrr")
 
 
 def effects(folder: pathlib.Path) -> str:
@@ -261,6 +279,7 @@ def collectives(folder: pathlib.Path) -> str:
 
 BLOCKS: dict[str, Callable[[pathlib.Path], str]] = {
     "summary": summary,
+    "claim": claim,
     "effects": effects,
     "not run": not_run,
     "cards": cards,

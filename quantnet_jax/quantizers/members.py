@@ -38,7 +38,7 @@ from quantnet_jax.quantizers.sign import tanh_sign
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
-# Chosen on 20 classes of CIFAR-100 (docs/results.md, small_schedule): nearly linear for
+# Chosen on 20 classes of CIFAR-100 (docs/studies.md, small_schedule): nearly linear for
 # long, and hard at the last step alone.
 SHARPNESS = {"schedule": "exponential", "start": 0.03, "end": 20.0, "until": 1.0}
 PENALTY = {"schedule": "linear", "start": 0.0, "end": 0.0, "until": 0.9}

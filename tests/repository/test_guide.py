@@ -39,7 +39,7 @@ def code(title, language="python"):
 def row():
     """(import line, lines of the entry) that the page adds to the list."""
     diff = code("The row", "diff").splitlines()
-    first, *entry = [x[1:] for x in diff if x.startswith("+")]
+    first, *entry = (x[1:] for x in diff if x.startswith("+"))
     assert first.startswith("from ")
     return first, entry
 
@@ -48,8 +48,8 @@ def with_row(source):
     """The list of quantizers with the lines that the page adds."""
     first, entry = row()
     lines = source.splitlines()
-    imports = [x for x in lines if x.startswith("from quantnet_jax.quantizers.")]
-    lines.insert(lines.index(imports[0]), first)
+    before = max(x for x in lines if x.startswith("from ") and x < first)
+    lines.insert(lines.index(before) + 1, first)
     start = lines.index("MEMBERS: dict[str, Member] = {") + 1
     lines[start:start] = entry
     return "\n".join(lines) + "\n"
@@ -71,6 +71,7 @@ import quantnet_jax
 {new}
 assert quantnet_jax.__file__.startswith({copy!r}), quantnet_jax.__file__
 {laws}
+assert quantnet_jax.noisy_sign is noisy_sign and "noisy_sign" in dir(quantnet_jax)
 sys.argv = {command!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -117,6 +118,17 @@ def test_one_new_file_and_one_changed_list(followed):
     assert [x for x in before if after[x] != before[x]] == [LIST]
 
 
+def test_the_lines_of_the_page_are_linted(followed):
+    pytest.importorskip("ruff")
+    copy, _, new = followed
+    lint = [sys.executable, "-m", "ruff"]
+    config = f"--config={ROOT / 'pyproject.toml'}"
+    for words in (["check"], ["format", "--check"]):
+        command = [*lint, *words, config, copy / LIST, copy / new]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
 def test_quantizer_of_the_page_trains(followed):
     _, workdir, new = followed
     name = pathlib.Path(new).stem
@@ -141,4 +153,4 @@ def test_file_of_the_page_is_short():
 
 def test_table_has_a_line_for_every_law():
     rows = re.findall(r"^\| (\d+) \|", section("The laws"), re.M)
-    assert [int(x) for x in rows] == list(range(1, 15))
+    assert [int(x) for x in rows] == list(range(1, 16))
