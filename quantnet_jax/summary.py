@@ -23,6 +23,7 @@ import quantnet_jax
 from quantnet_jax import deploy
 from quantnet_jax.common import command
 from quantnet_jax.common.files import as_path
+from quantnet_jax.core.schedules import NOMINAL
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.deploy.export import FILES
 from quantnet_jax.zoo import PREFIX
@@ -57,7 +58,7 @@ def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
     spec = export.make_spec(config, task, source, origin=origin)
     key = jax.random.key(0)
     params = jax.eval_shape(spec.network().init, key, spec.input())["params"]
-    quantizer = tree.tree_quantizer(parts.make_rules(config, 1), params)
+    quantizer = tree.tree_quantizer(parts.make_rules(config, NOMINAL), params)
     hard = lambda p: deploy.pack_tree(quantizer.hard(quantizer.init(key, p), p))
     return jax.eval_shape(hard, params), spec
 

@@ -23,6 +23,7 @@ from quantnet_jax.activations.uniform import (
     lsq_activation,
     pact_activation,
 )
+from quantnet_jax.core.schedules import NOMINAL
 from quantnet_jax.quantizers import Member
 from quantnet_jax.quantizers.members import TWO_STAGES
 
@@ -78,7 +79,7 @@ def at_sites(
     name: str,
     sites: Iterable[str],
     rules: Iterable[Mapping[str, Any]] = (),
-    total_steps: int = 1,
+    total_steps: int = NOMINAL,
     **options: Any,
 ) -> ActivationQuantizer | dict[str, ActivationQuantizer]:
     """The quantizer of all sites of a network; with rules one for each, by site.

@@ -89,6 +89,14 @@ def _parse_optax(key: str, name: str, spec: Mapping) -> dict[str, tuple[Kind, An
     }
 
 
+def of_optax() -> dict[str, Callable[..., Callable]]:
+    """{name: function} of the schedules of optax: a number over the steps of a run."""
+    module = importlib.import_module("optax.schedules")
+    found = {x: getattr(module, x) for x in dir(module) if not x.startswith("_")}
+    ends = ("_schedule", "_decay")
+    return {x: f for x, f in found.items() if x.endswith(ends) and callable(f)}
+
+
 def find(name: str, key: str = "schedule") -> Callable[..., Callable]:
     """The function of optax that 'optax:NAME' names.
 
@@ -96,14 +104,13 @@ def find(name: str, key: str = "schedule") -> Callable[..., Callable]:
       ValueError: optax is not installed, or has no schedule of that name.
     """
     try:
-        module = importlib.import_module("optax.schedules")
+        known = of_optax()
     except ImportError as e:
         raise ValueError(f"{key}={show(name)} needs the package optax: {e}") from None
     word = name.removeprefix(OPTAX)
-    known = [x for x in dir(module) if x.endswith("schedule")]
     if word not in known:
         raise ValueError(f"{key}={show(name)}{nearest(word, known)}")
-    return getattr(module, word)
+    return known[word]
 
 
 def is_steps(option: str) -> bool:

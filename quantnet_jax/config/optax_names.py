@@ -28,15 +28,6 @@ def optimizers() -> list[str]:
     ]
 
 
-def schedules() -> list[str]:
-    """Schedules of one number over the steps of a run."""
-    return [
-        name
-        for name, _, _ in _functions()
-        if name.endswith(("_schedule", "_decay")) and not name.startswith("scale")
-    ]
-
-
 def _functions() -> list[tuple]:
     """(name, parameters, name of the returned type) of the public functions."""
     found = []

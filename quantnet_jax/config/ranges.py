@@ -1,6 +1,7 @@
 """What each key of a configuration may be."""
 
 from quantnet_jax import activations, models, quantizers, tasks
+from quantnet_jax.common import specs
 from quantnet_jax.common.limits import (
     Choice,
     Limit,
@@ -18,7 +19,7 @@ OURS = {
 }
 """Names that are none of optax."""
 OPTIMIZERS = (*OURS["optimizer"], *optax_names.optimizers())
-SCHEDULES = (*OURS["schedule"], *optax_names.schedules())
+SCHEDULES = (*OURS["schedule"], *specs.of_optax())
 STREAMED = ("imagenet2012",)
 """Datasets that are read while training."""
 TFDS = "tfds:"

@@ -104,6 +104,10 @@ def from_spec(spec: Mapping[str, Any], total_steps: int) -> ScalarOrSchedule:
     return KINDS[kind](spec["start"], spec["end"], spec["until"] * total_steps)
 
 
+NOMINAL = 10_000
+"""Steps of a run where none is at hand: no schedule matters in a network that ships."""
+
+
 def resolve(value: Any, total_steps: int) -> Any:
     """`from_spec` of a mapping; anything else as it is.
 

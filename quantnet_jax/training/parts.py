@@ -23,7 +23,7 @@ def make_model(
     config: Config,
     of_task: Mapping[str, Any],
     axis_name: str | None,
-    total_steps: int = 1,
+    total_steps: int = schedules.NOMINAL,
 ):
     """The network of `config.model`, with the options that follow from the task."""
     options = config_lib.model_options(config) | make_activation(config, total_steps)
@@ -55,7 +55,7 @@ def activation_rules(config: Config) -> list[dict[str, Any]]:
     return [dict(row) for row in config.activation.get("rules", ())]
 
 
-def make_activation(config: Config, total_steps: int = 1) -> dict:
+def make_activation(config: Config, total_steps: int = schedules.NOMINAL) -> dict:
     """Options of the network that follow from `config.activation`.
 
     Args:

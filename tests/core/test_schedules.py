@@ -138,6 +138,7 @@ def test_pieces_of_optax():
     [
         ({"schedule": "optax:cosine"}, "schedule='optax:cosine'.*cosine_decay_sched"),
         ({"schedule": "optax:os.system"}, "schedule='optax:os.system'.*known"),
+        ({"schedule": "optax:_schedule"}, "schedule='optax:_schedule'.*known"),
         ({"schedule": "os:system"}, "schedule='os:system'.*known"),
         ({"init_value": 1.0}, "decay_steps is missing"),
         ({"init_value": 1.0, "decay_stps": 1}, "decay_stps: .*mean 'decay_steps'"),

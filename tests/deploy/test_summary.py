@@ -397,6 +397,18 @@ def test_command_reads_configurations(capsys, monkeypatch, tmp_path):
     assert found["payload"] == of_config(config).payload
 
 
+def test_schedules_of_a_run_are_no_matter_in_what_ships():
+    warm = {"schedule": "optax:warmup_cosine_decay_schedule", "init_value": 0.5}
+    warm |= {"peak_value": 4.0, "warmup_steps": 0.1, "decay_steps": 1.0}
+    config = tiny_config(activation__name="soft_round")
+    plain = of_config(config)
+    with config.unlocked():
+        del config.activation.soft_round.k, config.quantizer.quantnet.sharpness
+        config.activation.soft_round.k = warm
+        config.quantizer.quantnet.sharpness = warm
+    assert of_config(config) == plain
+
+
 def test_shapes_of_known_sets():
     bundled = data.load("bundled")
     assert bundled.train_image.shape[1:] == command.IMAGES["bundled"]
