@@ -1,19 +1,24 @@
 """Signs of activations, with several surrogate gradients."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 
 from quantnet_jax.activations.quantizer import (
     ActivationQuantizer,
     straight_through_activation,
 )
+from quantnet_jax.common.limits import Choice
 from quantnet_jax.core.combine import uniform_levels
 from quantnet_jax.core.qtensor import QTensor
 from quantnet_jax.core.quantizer import factory, no_params
 from quantnet_jax.core.surrogates import SLOPES, sign, with_slope
 
+Slope = Annotated[str, Choice(tuple(SLOPES))]
+
 
 @factory
-def sign_activation(*, slope: str = "clip") -> ActivationQuantizer:
+def sign_activation(*, slope: Slope = "clip") -> ActivationQuantizer:
     """The sign of the activations.
 
     Forward: sign(x), sign(0) = +1.
@@ -30,8 +35,6 @@ def sign_activation(*, slope: str = "clip") -> ActivationQuantizer:
     Raises:
       ValueError: for another slope.
     """
-    if slope not in SLOPES:
-        raise ValueError(f"`slope` is {slope!r}, expected one of {', '.join(SLOPES)}")
     surrogate = with_slope(sign, SLOPES[slope])
 
     def hard(qparams, x):
@@ -75,7 +78,7 @@ def approx_sign() -> ActivationQuantizer:
 
 
 @factory
-def rsign(*, slope: str = "approx") -> ActivationQuantizer:
+def rsign(*, slope: Slope = "approx") -> ActivationQuantizer:
     """The sign of the activations beyond a learned threshold of each channel (RSign).
 
     Forward: sign(x - t), sign(0) = +1.

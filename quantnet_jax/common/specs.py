@@ -89,7 +89,7 @@ def _parse_optax(key: str, name: str, spec: Mapping) -> dict[str, tuple[Kind, An
     }
 
 
-def of_optax() -> dict[str, Callable[..., Callable]]:
+def of_optax() -> dict[str, Any]:
     """{name: function} of the schedules of optax: a number over the steps of a run."""
     module = importlib.import_module("optax.schedules")
     found = {x: getattr(module, x) for x in dir(module) if not x.startswith("_")}

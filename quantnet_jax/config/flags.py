@@ -1,15 +1,19 @@
 """The configuration of a command line: a file, a shipped name, overrides."""
 
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from quantnet_jax import models
 from quantnet_jax.common.command import OVERRIDE
 from quantnet_jax.common.names import ALIASES, nearest
 from quantnet_jax.config.keys import Config, base
 
+UNSET = re.compile(r"--?config[.]model[.](\w+)=None$")
+"""A word that gives an option of the network its own default."""
 MOST = 4
 """Keys of other sections that a message names."""
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -60,7 +64,9 @@ def read(name: str = "", overrides: Sequence[str] = ()) -> Config:
     Raises:
       ValueError, FileNotFoundError: one line that names what is wrong.
     """
-    words = ["", f"--config={find(name)}", *overrides]
+    unset = [w for w in overrides if UNSET.match(w)]
+    kept = [w for w in overrides if w not in unset]
+    words = ["", f"--config={find(name)}", *kept]
     values = flags.FlagValues()
     # Without a default of its own: ml_collections would read it, with the overrides,
     # here and now.
@@ -92,7 +98,23 @@ def read(name: str = "", overrides: Sequence[str] = ()) -> Config:
         raise ValueError(text) from e
     if rest[1:]:
         raise ValueError(f"unexpected argument {rest[1]!r}")
+    _fit_network(holder.value, overrides)
     return holder.value
+
+
+def _fit_network(config: Config, overrides: Sequence[str]) -> None:
+    """Unsets options of `config.model`: by '=None', and those of the file's network
+    that another one, which the command line names, does not have."""
+    given = {m[1] for w in overrides if (m := OVERRIDE.match(w))}
+    dropped = {m[1] for w in overrides if (m := UNSET.match(w))}
+    if unknown := sorted(dropped - set(config.model)):
+        raise ValueError(unknown_key([f"--config.model.{unknown[0]}=None"]))
+    if "model.name" in given and config.model.name in models.names():
+        has = models.options_of(config.model.name)
+        others = {k for k in config.model if k not in has and k != "name"}
+        dropped |= {k for k in others if f"model.{k}" not in given}
+    for key in dropped:
+        config.model[key] = None
 
 
 def _section(overrides: Sequence[str]) -> str:

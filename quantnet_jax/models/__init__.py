@@ -108,6 +108,12 @@ def enlarges(name: str) -> bool:
     return _MODELS[name][0] is SuperResolution
 
 
+def options_of(name: str) -> set[str]:
+    """Those of `OPTIONS` that the network of a given name has."""
+    fields = {f.name for f in dataclasses.fields(_MODELS[name][0])}
+    return OPTIONS.keys() & fields
+
+
 def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
     """Refuses options of a configuration that a network lacks or that are impossible.
 
@@ -119,9 +125,7 @@ def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
     Raises:
       ValueError: one line with the key, such as 'model.width'.
     """
-    cls, make = _MODELS[name]
-    fields = {f.name for f in dataclasses.fields(cls)}
-    known = {option for option in OPTIONS if option in fields}
+    make, known = _MODELS[name][1], options_of(name)
     for option, value in options.items():
         if option not in known:
             message = unknown(f"{section}.{option}", ["name", *known])

@@ -9,6 +9,7 @@ from tiny import tiny_config
 from quantnet_jax import config as config_lib
 from quantnet_jax.common.limits import Number, Scheduled
 from quantnet_jax.config import checks as config_check
+from quantnet_jax.config import flags
 
 
 def leaves(config, prefix=""):
@@ -311,3 +312,28 @@ def test_old_workdir_without_options_of_the_network(tmp_path):
         ValueError, match=r"created with model.width='\(absent\)', got 8"
     ):
         config_lib.check_same_run(tiny_config(model__width=8), tmp_path)
+
+
+# The command line ---------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["name=small"], {"name": "small", "width": 16, "shortcut": None}),
+        (["name=small", "width=None"], {"name": "small", "width": None}),
+        (["stem_strides=None"], {"name": "resnet8", "stem_strides": None}),
+    ],
+)
+def test_options_of_the_network_of_a_file_are_unset(words, expected):
+    config = flags.read("default", [f"--config.model.{word}" for word in words])
+    config_lib.check(config)
+    assert expected.items() <= config.model.to_dict().items()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_an_option_that_the_network_lacks_is_refused():
+    words = ["--config.model.name=small", "--config.model.shortcut=A"]
+    with pytest.raises(ValueError, match="unknown config key 'model.shortcut'"):
+        config_lib.check(flags.read("default", words))
+    with pytest.raises(ValueError, match="unknown config key 'model.bread'"):
+        flags.read("default", ["--config.model.bread=None"])
