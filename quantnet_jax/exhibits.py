@@ -38,7 +38,8 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
     }
     if outputs is not None:
         examples = _examples(exp)
-        some = jax.tree.map(lambda x: x[: len(examples["label"])], outputs)
+        count = len(next(iter(examples.values())))
+        some = jax.tree.map(lambda x: x[:count], outputs)
         if panels := exp.task.panels(some, examples):
             for sample in panels["samples"]:
                 if images := sample.get("images"):
@@ -93,14 +94,15 @@ def _pixels(image: np.ndarray) -> dict[str, Any]:
 
 
 def _examples(exp: Experiment) -> dict[str, np.ndarray]:
-    """Images, labels and targets of the first test examples, in order."""
-    rows = {name: [] for name in exp.feed.test_data or ("image", "label")}
+    """The first test examples, in order."""
+    rows: dict[str, list[np.ndarray]] = {}
     batches = itertools.islice(exp.feed.test(), -(-MOST // exp.config.eval_batch_size))
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0
-        for name, parts in rows.items():
+        for name in exp.feed.test_data or batch.keys() - {"index", "mask"}:
             if name in batch:
-                parts.append(np.asarray(batch[name])[real])
+                found = np.asarray(batch[name])[real]
             else:
-                parts.append(exp.feed.test_data[name][np.asarray(batch["index"])[real]])
+                found = exp.feed.test_data[name][np.asarray(batch["index"])[real]]
+            rows.setdefault(name, []).append(found)
     return {name: np.concatenate(parts) for name, parts in rows.items()}

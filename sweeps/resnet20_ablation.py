@@ -1,10 +1,10 @@
-"""What each part of QuantNet is worth on ResNet-20."""
+"""Ablation of QuantNet on ResNet-20."""
 
 from configs import cifar100_resnet20
 from sweeps import common, rows
 
 STUDY = common.resnet20(
-    "What each part of QuantNet is worth: CIFAR-100, ResNet-20, 60 epochs in total, "
+    "Ablation of QuantNet: CIFAR-100, ResNet-20, 60 epochs in total, "
     "one factor at a time, accuracy on 5,000 validation images",
     rows.ablation(),
     60.0,

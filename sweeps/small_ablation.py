@@ -1,9 +1,9 @@
-"""What each part of QuantNet is worth, within 10 epochs on two CPU cores."""
+"""Ablation of QuantNet, within 10 epochs on two CPU cores."""
 
 from sweeps import common, rows
 
 STUDY = common.small(
-    "What each part of QuantNet is worth: as 'small' with 10 epochs in total, one "
+    "Ablation of QuantNet: as 'small' with 10 epochs in total, one "
     "factor at a time, accuracy on 2,000 validation images",
     rows.ablation(),
     total=10.0,

@@ -29,7 +29,7 @@ def linear_state(quantizer, tx):
     if q.project is not None:
         tx = optim.projected(tx, q.project)
     if q.gradient is not None:
-        tx = optim.lagged(tx)
+        tx = optim.delayed(tx)
     state = create_state({"params": params}, q, tx, jax.random.key(1))
     estimator = gradients.joint
     if q.gradient is not None:

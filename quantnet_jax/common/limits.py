@@ -1,4 +1,4 @@
-"""What a setting may be, as plain data: a number in a range, a word of a list, ...
+"""Declarative constraints of settings: a number in a range, a word of a list, ...
 
 `check(key, value, limit)` refuses everything else in one line that names the key. It
 computes nothing with JAX: settings are checked before any device is touched.
@@ -21,7 +21,7 @@ LARGEST = 3.4e38
 
 
 class Number(NamedTuple):
-    """A finite number; a whole one is an int, for another one an int will do.
+    """A finite number: an integer only if `whole`; otherwise integers are accepted.
 
     Attributes:
       low, high: the range, both ends included.

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as far as it can be told from itself alone.
+"""Checks of a configuration that need nothing but the configuration.
 
 Nothing here touches a device or a file: `train.py` checks before it waits for other
 processes. What needs the data, the devices or the network is in `build_check`.
@@ -254,5 +254,5 @@ def _check_together(config: dict) -> None:
         raise ValueError(
             f"model.act={act!r} is never negative, so activation.name={name!r} would "
             "make +1 of all activations; expected 'hardtanh' (what a network gets "
-            "without model.act), 'identity' or 'prelu'"
+            "without model.act), 'identity', 'prelu' or 'rprelu'"
         )

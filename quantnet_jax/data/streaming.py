@@ -87,7 +87,7 @@ class Unreadable:
             raise ValueError(
                 f"{self.count} unreadable examples, expected at most "
                 f"data.max_unreadable={self.limit}: {'; '.join(listed)}"
-                f"{f'; and {more} more' if more else ''}; mend or remove them"
+                f"{f'; and {more} more' if more else ''}; fix or remove them"
             )
 
 

@@ -25,7 +25,7 @@ REACH = 1.25
 counted in the outermost bins."""
 AHEAD = 4
 """Streamed batches whose results are still being computed when more are sent to the
-devices; of a set that they hold, only rows are sent."""
+devices; of a device-resident dataset, only rows are sent."""
 DECIDED = 0.1
 """A weight is undecided if soft and hard differ by more than this share of the largest
 hard value; for binary weights: if |soft| < 0.9."""

@@ -31,6 +31,6 @@ def average_statistics(
     return _divide(total, float(count))
 
 
-# Compiled: a launch for the tree, not one for each of its leaves.
+# Compiled: one dispatch per tree instead of one per leaf.
 _add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 _divide = jax.jit(lambda tree, count: jax.tree.map(lambda x: x / count, tree))

@@ -70,7 +70,7 @@ class Cell(NamedTuple):
         return values(self.study, self.found, key)
 
 
-def _accuracy(key: str) -> Callable[[Cell], str]:
+def _score(key: str) -> Callable[[Cell], str]:
     return lambda x: mean_std(x.values(key))
 
 
@@ -189,16 +189,16 @@ BEFORE: dict[str, Callable[[Cell], str]] = {
 
 COLUMNS: dict[str, Callable[[Cell], str]] = BEFORE | {
     "W/A": _bits,
-    "soft": _accuracy("soft"),
-    "hard": _accuracy("hard"),
-    "hard + BN": _accuracy("hard_bn"),
+    "soft": _score("soft"),
+    "hard": _score("hard"),
+    "hard + BN": _score("hard_bn"),
     "soft - hard": _gap("hard"),
     "soft - (hard + BN)": _gap("hard_bn"),
     "quantnet - row": _ahead,
-    "train tasks": _accuracy("hard_train"),
-    "test tasks": _accuracy("hard"),
+    "train tasks": _score("hard_train"),
+    "test tasks": _score("hard"),
     "± of a run": lambda x: f"{statistics.mean(x.values('interval')):.2f}",
-    "generalization gap": _accuracy("generalization_gap"),
+    "generalization gap": _score("generalization_gap"),
     "levels": _levels,
     "bytes": _bytes,
     "smaller": _smaller,

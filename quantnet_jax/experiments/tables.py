@@ -131,6 +131,7 @@ def verdict(study: Study, records: Records) -> str:
 def search(study: Study, records: Records) -> str:
     """The scores by which initializations and learning rates were chosen."""
     lines = []
+    scored = metric(next(iter(records.values()), {}))["name"]
     for row in study.rows:
         by_start: dict[str, list[str]] = {}
         for run in grid.search_runs(study, row):
@@ -147,7 +148,7 @@ def search(study: Study, records: Records) -> str:
         f"Search: hard + BN on {study.validation_size:,} validation images, "
         f"{study.search:.2g} of the length, seed {study.seeds[0]}"
     )
-    body = markdown(("row", "initialization", "accuracy at each learning rate"), lines)
+    body = markdown(("row", "initialization", f"{scored} at each learning rate"), lines)
     return f"<details><summary>{head}</summary>\n\n{body}\n\n</details>"
 
 

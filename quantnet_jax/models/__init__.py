@@ -89,7 +89,7 @@ _MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
     "srresnet": (SuperResolution, srresnet),
 }
 
-# Decided by the name of the network, or none of the user's business.
+# Decided by the name of the network, or not user-configurable.
 _FIXED = {"blocks", "block", "dims", "ends", "name", "norm", "parent"}
 
 

@@ -20,7 +20,7 @@ class BatchNorm(nn.Module):
 
     Attributes:
       axis_name: mapped axis over which batch statistics are averaged, or None.
-      momentum: share of the old running statistics that is kept; 0.0 stores the
+      momentum: decay of the running statistics; 0.0 stores the
         statistics of the last batch, for an outside average.
       epsilon: added to the variance.
       zero_init: start the scale at zero, so that a residual block starts as identity.

@@ -2,7 +2,7 @@
 
 Jia Liu, Tianyu Chen et al., "QuantNet: Learning to Quantize by Learning within Fully
 Differentiable Framework", ECCV 2020 Workshops. Reconstruction (ours): the paper's
-abstract fixes the properties (a differentiable sub-network puts out the quantized
+abstract fixes the properties (a differentiable sub-network outputs the quantized
 weights; no straight-through estimator; no learned gradient estimator; any bit width),
 not the layers.
 """

@@ -19,7 +19,7 @@ from quantnet_jax.trees import tree
 
 PyTree = Any
 LARGEST_NETWORK = 2**30
-"""Parameters; what is beyond is a slip of the pen on any machine."""
+"""Parameters; larger values are surely typos."""
 LARGEST_BATCH = 4096
 """Of an evaluation with fewer examples than that; what is beyond is padding only."""
 LARGEST_RUN = 10**8

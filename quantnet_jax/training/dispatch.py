@@ -1,4 +1,4 @@
-"""Where the training loop stops, and which steps go to the devices together."""
+"""Evaluation and checkpoint steps; grouping of steps into scans."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

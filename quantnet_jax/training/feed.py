@@ -1,4 +1,4 @@
-"""Where batches come from: sets held on the device, or streamed; one interface."""
+"""Batches of device-resident or streamed datasets, by one interface."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple

@@ -194,8 +194,8 @@ def projected(
     return optax.GradientTransformation(init, update)
 
 
-class Lagged(NamedTuple):
-    """State of `lagged`.
+class Delayed(NamedTuple):
+    """State of `delayed`.
 
     Attributes:
       inner: state of the optimizer inside.
@@ -207,7 +207,7 @@ class Lagged(NamedTuple):
     pending: Any
 
 
-def lagged(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def delayed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx` that stores the pending gradient for a delayed update.
 
     The training step of a quantizer with a `gradient` reads and fills it.
@@ -215,11 +215,11 @@ def lagged(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
     def init(params):
         pending = jax.tree.map(jnp.zeros_like, params["model"])
-        return Lagged(tx.init(params), pending)
+        return Delayed(tx.init(params), pending)
 
     def update(updates, state, params=None):
         updates, inner = tx.update(updates, state.inner, params)
-        return updates, Lagged(inner, state.pending)
+        return updates, Delayed(inner, state.pending)
 
     return optax.GradientTransformation(init, update)
 
@@ -235,7 +235,7 @@ def fitted(
     """
     if quantizer.project is not None:
         tx = projected(tx, quantizer.project)
-    return tx if quantizer.gradient is None else lagged(tx)
+    return tx if quantizer.gradient is None else delayed(tx)
 
 
 def _is_matrix(params) -> Callable:

@@ -73,12 +73,6 @@ def make_activation(config: Config, total_steps: int = schedules.NOMINAL) -> dic
         raise ValueError(f"config.activation: {e}") from None
     found = {"act_quant": made, "sites": sites}
     if activations.find(name).signed:
-        if act == "relu":
-            raise ValueError(
-                f"model.act={act!r} is never negative, so activation.name={name!r} "
-                "would make +1 of all activations; expected 'hardtanh' (what a network "
-                "gets without model.act), 'identity' or 'prelu'"
-            )
         found |= {"act": act or "hardtanh"}
     return found
 

@@ -1,4 +1,4 @@
-"""The state of training: one pytree of arrays, and nothing that is not in it."""
+"""The complete training state, as one pytree."""
 
 from typing import Any, NamedTuple
 

@@ -498,17 +498,14 @@ def test_every_process_starts_from_the_same_images(streamed, tiny):
 
 
 def test_signed_activations_get_a_signed_nonlinearity():
-    act = lambda **model: (
-        parts.make_model(
-            tiny_config(model={"name": "small"} | model, **activation_of("sign_ste")),
-            {"outputs": 3},
-            None,
-        ).act
+    signed = lambda **model: tiny_config(
+        model={"name": "small"} | model, **activation_of("sign_ste")
     )
+    act = lambda **model: parts.make_model(signed(**model), {"outputs": 3}, None).act
     assert act() is models.ACTS["hardtanh"]
     assert act(act="prelu") is models.ACTS["prelu"]
     with pytest.raises(ValueError, match="model.act='relu'.*'sign_ste'.*hardtanh"):
-        act(act="relu")
+        config_lib.check(signed(act="relu"))
     config = tiny_config(**activation_of("pact"))
     assert parts.make_model(config, {"outputs": 3}, None).act is models.ACTS["relu"]
 

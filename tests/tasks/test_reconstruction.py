@@ -94,7 +94,7 @@ def test_report_and_progress_are_in_decibels(run, capsys):
 WORDS = re.compile(r"(?<!-)\b(labels?|classes|accurac(y|ies))\b", re.IGNORECASE)
 NEUTRAL = (
     *("training", "evaluation", "checkpoint", "distributed", "deploy", "report"),
-    *("logging", "export.py", "evaluate.py"),
+    *("logging", "posttrain", "export.py", "evaluate.py", "exhibits.py", "run.py"),
 )
 
 

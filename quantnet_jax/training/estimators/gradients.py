@@ -107,7 +107,7 @@ def delayed(
     """For a quantizer with a `gradient` of its own, learned through the update.
 
     The gradient of the loss for the quantized weights waits in the optimizer's state
-    (`optim.lagged`) until the next batch, whose loss is that of the weights after the
+    (`optim.delayed`) until the next batch, whose loss is that of the weights after the
     update it makes. So what makes a gradient of it is trained through that update
     (MetaQuant).
 
@@ -116,7 +116,7 @@ def delayed(
       prepare: `(data, batch) -> examples`, with augmentation.
       rate: learning rate of the weights, a schedule of the step.
       quantizer: over the tree of the model's parameters.
-      tx: the optimizer, of `optim.lagged`.
+      tx: the optimizer, of `optim.delayed`.
     """
     stop = jax.lax.stop_gradient
 
@@ -209,20 +209,20 @@ def accumulate(
     return carry, jax.tree.map(lambda x: x / parts, total)
 
 
-def check_accumulation(parts: int, mode: str, lagged: bool) -> None:
+def check_accumulation(parts: int, mode: str, delayed: bool) -> None:
     """Refuses what cannot be accumulated.
 
     Args:
       parts: value of `config.accumulation_steps`.
       mode: value of `config.meta.mode`.
-      lagged: whether the quantizer learns through the weights' update (`gradient`).
+      delayed: whether the quantizer learns through the weights' update (`gradient`).
 
     Raises:
       ValueError: one line that names the key.
     """
     if parts == 1:
         return
-    if mode != "joint" or lagged:
+    if mode != "joint" or delayed:
         other = f"meta.mode={mode!r}" if mode != "joint" else "a gradient network"
         raise ValueError(
             f"accumulation_steps={parts} cannot be combined with {other}, expected 1: "
