@@ -47,7 +47,7 @@ def get_config(variant: str = ""):
     if variant == "voxels":
         c.data.name, c.data.pad = "shapes", 1
         c.eval_batch_size = 250
-        c.model.name, c.model.width, c.model.capacity = "sparse3d", 8, 512
+        c.model.name, c.model.width, c.model.capacity = "sparse3d", 8, 704
         variant = ""
     if variant == "searched":
         c.init_from = "runs/omniglot_sparse_search"
@@ -68,4 +68,4 @@ def search(c, beta: float = 1.0):
 def shrink(c):
     search(c)
     c.model.shift = "search"
-    c.model.capacity, c.model.depth = 64, 1
+    c.model.capacity, c.model.depth = 0, 1

@@ -13,7 +13,7 @@ REST = (
     *("binarizing_by_classification", "quantization_networks", "swish_sign", "lsq"),
     *("pact", "dsq", "dsq_soft", "lq_nets", "proxquant"),
 )
-"""The other 1-bit members; `magnitude_aware` is the same function as `binary_ste`."""
+"""The other 1-bit members."""
 
 
 SMALL_TUNED = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import SITES, check_sites
@@ -27,7 +28,7 @@ from quantnet_jax.models.resnet import (
     imagenet_resnet,
 )
 from quantnet_jax.models.small import Small
-from quantnet_jax.models.sparse import SHIFTS, Sparse
+from quantnet_jax.models.sparse import SHIFTS, Sparse, check_capacity
 from quantnet_jax.models.super_resolution import SuperResolution, edsr, srresnet
 
 OPTIONS: dict[str, Limit] = {
@@ -59,6 +60,7 @@ __all__ = [
     "Small",
     "Sparse",
     "SuperResolution",
+    "check_images",
     "check_options",
     "create",
     "enlarges",
@@ -112,6 +114,13 @@ def options_of(name: str) -> set[str]:
     """Those of `OPTIONS` that the network of a given name has."""
     fields = {f.name for f in dataclasses.fields(_MODELS[name][0])}
     return OPTIONS.keys() & fields
+
+
+def check_images(name: str, options: Mapping[str, Any], images: np.ndarray) -> None:
+    """Raises a ValueError if the network of a given name would lose parts of images."""
+    cls, make = _MODELS[name]
+    if cls is Sparse and isinstance(make, partial):
+        check_capacity(images, make.keywords["dims"], options.get("capacity", 0))
 
 
 def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:

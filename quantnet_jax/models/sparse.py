@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
@@ -26,6 +27,28 @@ SHIFTS = ("none", "fixed", "search")
 STAGES = 3
 SIZE = 3
 """Of every kernel."""
+
+
+def check_capacity(images: np.ndarray, dims: int, capacity: int) -> None:
+    """Raises a ValueError if the lists of `Sparse` would lose sites of uint8 images.
+
+    Augmentation, which moves them against the cells of a stride, is not seen.
+    """
+    active = images.any(-1) if dims == 2 else images > 0
+    for stage in range(STAGES if capacity else 0):
+        most = int(active.reshape(len(active), -1).sum(1).max())
+        if most > capacity >> stage:
+            raise ValueError(
+                f"capacity={capacity} holds {capacity >> stage} sites in stage "
+                f"{stage + 1}, but an image has {most} active ones; expected at least "
+                f"{most << stage}, or 0 for all"
+            )
+        for axis in range(1, active.ndim):
+            even = np.take(active, range(0, active.shape[axis], 2), axis)
+            odd = np.take(active, range(1, active.shape[axis], 2), axis)
+            pairs = (slice(None),) * axis + (slice(odd.shape[axis]),)
+            even[pairs] |= odd
+            active = even
 
 
 class SparseConv(nn.Module):

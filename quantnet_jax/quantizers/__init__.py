@@ -7,6 +7,7 @@ name, too.
 
 import ast
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -68,6 +69,9 @@ def find(
         given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
         if call.args or None in given or not callable(factory):
             raise ValueError("expected a factory, and its options as name=value")
+        parameters = inspect.signature(factory).parameters.values()
+        if loose := [x.name for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]:
+            raise ValueError(f"{loose[0]!r} must be keyword-only: (*, {loose[0]}, ...)")
         limits_of(factory)
     except (Exception, SystemExit) as e:  # whatever somebody's own may raise
         raise ValueError(f"quantizer={show(name)}: {reason(e)}") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import models
 from quantnet_jax.common.limits import defaults_of
 from quantnet_jax.tasks import term_paths
@@ -68,7 +69,7 @@ def check_devices(config, devices: int) -> None:
 
 
 def check_data(config, feed) -> tuple[float, int]:
-    """Refuses batches beyond the data, and runs without a step or without an end.
+    """Refuses batches beyond the data, images beyond the network, endless runs.
 
     Args:
       config: the configuration.
@@ -78,6 +79,13 @@ def check_data(config, feed) -> tuple[float, int]:
       (steps of an epoch, steps of the run).
     """
     train_size, test_size = feed.train_size, feed.test_size
+    options = config_lib.model_options(config)
+    name = options.pop("name")
+    for images in (x["image"] for x in (feed.train_data, feed.test_data) if x):
+        try:
+            models.check_images(name, options, images)
+        except ValueError as e:
+            raise ValueError(f"model.{e}") from None
     epoch_steps = train_size / config.batch_size
     if config.batch_size > train_size:
         raise ValueError(

@@ -14,6 +14,7 @@ from quantnet_jax import activations, data, evaluate, models
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.data.sets import voxels
+from quantnet_jax.models.sparse import check_capacity
 from quantnet_jax.ops import shifted, sparse
 from quantnet_jax.tasks import layer_inputs
 from quantnet_jax.training import experiment, resume
@@ -389,14 +390,50 @@ def test_damaged_files_of_clouds(content, tmp_path):
         assert str(error.value).isprintable() and str(path) in str(error.value)
 
 
-def test_drawers_are_held_out_and_lists_hold_all_sites(shared_data):
+def test_drawers_are_held_out(shared_data):
     found = data.load("omniglot_drawers", shared_data / "omniglot")
     assert len(found.classes) == 242
     assert set(np.bincount(found.train_label)) == {15}
     assert set(np.bincount(found.test_label)) == {5}
-    images = np.concatenate([found.train_image, found.test_image])
-    mask = (images[..., 0] > 0).reshape(-1, 7, 4, 7, 4)
-    most = omniglot_sparse.get_config().model.capacity
-    for stage, cells in enumerate((1, 2, 4)):
-        part = mask.reshape(-1, 28 // cells, cells, 28 // cells, cells).any((2, 4))
-        assert part.sum((1, 2)).max() <= most >> stage
+
+
+SETS = {
+    "": ("omniglot_drawers", "omniglot"),
+    "voxels": ("modelnet40", "modelnet40-subset"),
+}
+
+
+@pytest.mark.parametrize("variant", SETS)
+def test_lists_hold_all_sites(variant, shared_data):
+    name, folder = SETS[variant]
+    model = omniglot_sparse.get_config(variant).model
+    sets = [data.load(name, shared_data / folder)]
+    sets += [data.load("shapes")] * (variant == "voxels")
+    for found in sets:
+        images = np.concatenate([found.train_image, found.test_image])
+        options = {"capacity": model.capacity}
+        models.check_images(model.name, options, images)
+        assert models.check_images(model.name, {}, images) is None
+        with pytest.raises(ValueError, match="capacity=100 holds 100 sites in stage 1"):
+            models.check_images(model.name, {"capacity": 100}, images)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_capacity_counts_the_sites_of_each_stage(dims):
+    """Of cells by the dense reference: maxima over 2 and 4 sites a side."""
+    mask = np.random.default_rng(0).random((6, *(7,) * dims)) < 0.2
+    images = mask[..., None] if dims == 2 else mask
+    images = images.astype(np.uint8)
+    most = []
+    for stage in range(3):
+        side = 2**stage
+        wide = np.pad(mask, [(0, 0), *[(0, -7 % side)] * dims])
+        for axis in range(dims):
+            cells = wide.shape[axis + 1] // side
+            wide = np.moveaxis(wide, axis + 1, -1)
+            wide = wide.reshape(*wide.shape[:-1], cells, side).any(-1)
+            wide = np.moveaxis(wide, -1, axis + 1)
+        most.append(int(wide.reshape(6, -1).sum(1).max()) << stage)
+    check_capacity(images, dims, max(most))
+    with pytest.raises(ValueError, match=f"expected at least {max(most)}"):
+        check_capacity(images, dims, max(most) - 1)
