@@ -31,7 +31,8 @@ def get_config(variant: str = ""):
     c.weights.weight_decay = 5e-4
     c.eval_every = 2.0
     c.recalibration_batches = 20
-    return recipes.variant_of(c, "" if variant == "full" else variant, shrink)
+    plain = "" if variant == "full" else variant
+    return recipes.variant_of(c, plain, shrink, ("full",))
 
 
 def shrink(c):

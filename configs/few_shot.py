@@ -51,7 +51,7 @@ def get_config(variant: str = ""):
 
     if variant == "quantnet":
         c.quantizer.name, c.layers, variant = "quantnet", "inner", ""
-    return recipes.variant_of(c, variant, shrink)
+    return recipes.variant_of(c, variant, shrink, ("quantnet",))
 
 
 def shrink(c):

@@ -55,7 +55,8 @@ def get_config(variant: str = ""):
     if variant == "search":
         search(c)
     c.model.shift = SHIFTS.get(variant, "none")
-    return recipes.variant_of(c, "" if variant in SHIFTS else variant, shrink)
+    plain = "" if variant in SHIFTS else variant
+    return recipes.variant_of(c, plain, shrink, (*list(SHIFTS)[1:], "voxels"))
 
 
 def search(c, beta: float = 1.0):

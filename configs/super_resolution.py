@@ -51,7 +51,10 @@ def get_config(variant: str = ""):
     c.meta.learning_rate = 1e-2
     c.optimizers = ({"pattern": "model/.*/qparams", "learning_rate": 1e-2},)
 
-    for word in filter(None, variant.split(",")):
+    words = [word for word in variant.split(",") if word]
+    if {"x4", "runlocal"} <= set(words):
+        raise ValueError("variant 'runlocal' is of twice the size, without 'x4'")
+    for word in words:
         if word == "float":
             c.epochs = c.eval_every = 120.0
             c.quantizer.name, c.activation.name = "identity", ""

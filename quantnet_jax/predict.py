@@ -194,12 +194,16 @@ def _draw_all(predictor, paths: Sequence[str], folder: str, as_json: bool) -> No
 
     spec = predictor.spec
     suffix = tasks.DRAWINGS[spec.task].suffix(spec.info)
+    stem = lambda path: os.path.splitext(os.path.basename(path))[0]
+    targets = [os.path.join(folder, f"{stem(path)}{suffix}.png") for path in paths]
+    if twice := {x for x in targets if targets.count(x) > 1}:
+        raise ValueError(f"several images would become {min(twice)}; rename them")
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"--out={folder}: expected a folder")
     os.makedirs(folder, exist_ok=True)
-    for path in paths:
+    for path, target in zip(paths, targets, strict=True):
         with command.phase("compiling the network"):
             pixels, note = draw(predictor, path)
-        name = os.path.splitext(os.path.basename(path))[0]
-        target = os.path.join(folder, f"{name}{suffix}.png")
         Image.fromarray(pixels.squeeze()).save(target)
         if note:
             print(f"note: {path}: {note}", file=sys.stderr)

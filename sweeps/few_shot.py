@@ -23,7 +23,10 @@ def rows(width: int) -> dict[str, Row]:
 
 
 ONE_SHOT = {"task.few_shot.shots": 1, "task.few_shot.test_batch_size": 5}
+ALL = {"task.few_shot.train_shots": 15, "task.few_shot.batch_size": 15}
+"""All drawings of a character that are not queries."""
 OTHERS = {
+    "Reptile, 32, 15 drawings": Row("identity", {"model.width": 32, **ALL}),
     "quantnet, 64": Row("quantnet", {"layers": "inner"}),
     "Reptile, 64, 1 shot": Row("identity", ONE_SHOT),
 }

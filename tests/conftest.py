@@ -22,6 +22,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # unknown ones are
     # Without these two a program takes half as long again to compile.
     FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
     FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
+    # On a busy machine four devices of one core meet late: wait, do not abort.
+    FLAGS += ["--xla_cpu_collective_call_terminate_timeout_seconds=600"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -113,13 +113,14 @@ def imagenet(model: str, variant: str):
     return variant_of(c, rest, shrink)
 
 
-def variant_of(c, variant: str, shrink=None):
+def variant_of(c, variant: str, shrink=None, others=()):
     """Returns `c`, or with 'runlocal' a run of seconds on synthetic images.
 
     Args:
       c: the configuration.
       variant: '' or 'runlocal'.
       shrink: `shrink(c)` makes the changes that only this configuration needs.
+      others: variants that the configuration knows itself, for the message.
 
     Raises:
       ValueError: for another variant.
@@ -136,5 +137,6 @@ def variant_of(c, variant: str, shrink=None):
         if shrink:
             shrink(c)
     elif variant:
-        raise ValueError(f"unknown variant {variant!r}, expected '' or 'runlocal'")
+        known = ", ".join(map(repr, ("", "runlocal", *others)))
+        raise ValueError(f"unknown variant {variant!r}, expected one of {known}")
     return c

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
+from quantnet_jax import data
 from quantnet_jax.experiments import grid, results
 from quantnet_jax.experiments.columns import (
     BEFORE,
@@ -68,6 +69,8 @@ def about(name: str, study: Study, records: Records) -> str:
         last = f"mean of the last {study.last} epochs"
     seeds = ", ".join(map(str, study.seeds))
     scored = metric(found[0] if found else {})
+    of_files = study.base().data.name not in data.WITHOUT_FOLDER
+    folder = " --folder=FOLDER" * of_files
     minutes = sum(map(results.seconds_of, records.values())) / 60
     unit = scored["unit"].strip()
     return "\n".join(
@@ -78,7 +81,7 @@ def about(name: str, study: Study, records: Records) -> str:
             f"{'validation' if study.validate else 'test'} images, {last}.",
             f"Device: {'; '.join(sorted(devices)) or 'none'}. "
             f"All runs, one after another: {minutes:.0f} minutes. "
-            f"Command: `python -m quantnet_jax.experiments run {name}`.",
+            f"Command: `python -m quantnet_jax.experiments run {name}{folder}`.",
         ]
     )
 

@@ -93,9 +93,9 @@ def show(name: str, value: Any, unit: Unit) -> str:
     """Text for the entry `name` of a record."""
     if isinstance(value, str):
         return value
-    if name in SCORES:
+    if name in SCORES or name == "hard_train":
         return unit.value(value)
-    if name in ("gap", "gap_bn"):
+    if name in ("gap", "gap_bn", "generalization_gap"):
         return unit.difference(value)
     return _finite(value) or (
         str(int(value)) if value == int(value) else f"{value:.4g}"

@@ -34,7 +34,7 @@ def check_capacity(images: np.ndarray, dims: int, capacity: int) -> None:
 
     Augmentation, which moves them against the cells of a stride, is not seen.
     """
-    active = images.any(-1) if dims == 2 else images > 0
+    active = np.asarray(images.any(-1) if dims == 2 else images > 0)
     for stage in range(STAGES if capacity else 0):
         most = int(active.reshape(len(active), -1).sum(1).max())
         if most > capacity >> stage:

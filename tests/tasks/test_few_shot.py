@@ -17,6 +17,7 @@ from quantnet_jax import data, run
 from quantnet_jax.core import pruning
 from quantnet_jax.data.sets import omniglot
 from quantnet_jax.evaluation import gap
+from quantnet_jax.logging.progress import summary
 from quantnet_jax.ops import cpu_conv
 from quantnet_jax.tasks.base import Source
 from quantnet_jax.tasks.few_shot import few_shot, order
@@ -278,4 +279,5 @@ def test_a_short_study(tmp_path, shared_data):
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["examples"] == 16 and saved["interval"] == result["interval"]
     assert result["hard"] > 0.3 + result["interval"]  # of five classes
+    assert "generalization gap" in summary(result)
     assert result["hard"] == result["soft"]

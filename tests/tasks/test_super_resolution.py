@@ -378,6 +378,12 @@ def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys):
     )
     wanted = np.floor(np.clip(wanted, 0, 255) + 0.5)
     assert np.abs(found - wanted).max() <= 1
+    (tmp_path / "other").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "other" / "small.png")
+    assert predict.main([*words, str(tmp_path / "other" / "small.png")]) == 1
+    assert "several images would become" in capsys.readouterr().err
+    assert predict.main([*words, f"--out={tmp_path / 'small.png'}"]) == 1
+    assert "expected a folder" in capsys.readouterr().err
     damaged = dict(predictor.spec.info, margin=-1)
     with pytest.raises(ValueError, match="info.margin=-1, expected a whole number"):
         tasks.DRAWINGS["super_resolution"].before(pixels, damaged)
