@@ -2,12 +2,15 @@
 
 import base64
 import itertools
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from quantnet_jax import export
+from quantnet_jax.common.files import as_path
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.training.experiment import Experiment
 from quantnet_jax.training.state import TrainState, scored
@@ -47,7 +50,33 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
                 else:
                     sample["image"] = _pixels(examples["image"][sample.pop("index")])
             found["panels"] = panels
+            if source := exp.config.init_from:
+                compare(panels["samples"], source)
     return found
+
+
+def compare(samples: Sequence[dict[str, Any]], source: str) -> None:
+    """Puts what another run drew of the same examples before what this one did.
+
+    Args:
+      samples: of `collect`, changed in place; those without 'images' stay.
+      source: folder of a run, such as the float one that this one began from; one
+        without exhibits changes nothing.
+    """
+    folder = as_path(source)
+    if not (folder / FILE).is_file():
+        return
+    name = json.loads((folder / "config.json").read_text())["quantizer"]["name"]
+    name = "float" if name == "identity" else name
+    drawn = json.loads((folder / FILE).read_text()).get("panels", {}).get("samples", ())
+    for sample, other in zip(samples, drawn, strict=False):
+        mine, theirs = sample.get("images", {}), other.get("images", {})
+        same = sample.get("title") == other.get("title")
+        if same and "network" in mine and "network" in theirs:
+            pairs = list(mine.items())
+            place = list(mine).index("network")
+            pairs.insert(place, (name, theirs["network"]))
+            sample["images"] = dict(pairs)
 
 
 def _size(exp: Experiment, state: TrainState) -> dict[str, Any]:

@@ -14,7 +14,16 @@ from PIL import Image
 from util import normal
 
 import quantnet_jax as qn
-from quantnet_jax import activations, config, data, evaluate, models, predict, tasks
+from quantnet_jax import (
+    activations,
+    config,
+    data,
+    evaluate,
+    exhibits,
+    models,
+    predict,
+    tasks,
+)
 from quantnet_jax.data import bicubic, patches
 from quantnet_jax.data.sets import superres
 from quantnet_jax.experiments import grid, results
@@ -357,6 +366,19 @@ def test_a_run_evaluates_what_it_ships(run):
     assert result["hard"] == pytest.approx(wanted, abs=1e-3)
     page = (workdir / "report.html").read_text()
     assert page.count("difference x 4") == SHOWN and "bicubic" in page
+
+
+def test_images_of_the_run_that_a_run_began_from_stand_beside_its_own(run):
+    workdir, _ = run
+    shown = json.loads((workdir / exhibits.FILE).read_text())["panels"]["samples"]
+    again = json.loads(json.dumps(shown))
+    exhibits.compare(again, str(workdir))
+    order = ["input", "bicubic", "learned_clip", "network", "original"]
+    for sample, plain in zip(again, shown, strict=True):
+        assert list(sample["images"]) == [*order, "difference x 4"]
+        assert sample["images"]["learned_clip"] == plain["images"]["network"]
+    exhibits.compare(shown, str(workdir / "none"))
+    assert "learned_clip" not in shown[0]["images"]
 
 
 def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys):
