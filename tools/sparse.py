@@ -22,7 +22,8 @@ def accuracies(folder: pathlib.Path) -> str:
         error = [100 * x for x in errors.get(row, {}).get("errors", ())]
         plain = row.split(",")[0] if "," in row else ""
         base = [100 * x for x in errors.get(plain, {}).get("errors", ())]
-        seeds = f" ({len(error)} seeds)" if 0 < len(error) < len(runs) else ""
+        fewer = 0 < len(error) < len(runs)
+        seeds = f" ({len(error)} of {len(runs)} seeds)" if fewer else ""
         lines.append(
             (
                 row,

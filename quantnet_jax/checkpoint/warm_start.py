@@ -57,6 +57,11 @@ def warm_start(like: Any, saved: Any) -> tuple[Any, WarmStart]:
             if k in given and not fits[k]
         ),
     )
+    if not report.matched and report.mismatched:
+        raise ValueError(
+            f"init_from has no array of a shape that is built here, such as "
+            f"{report.mismatched[0]}; give a run of the same model options"
+        )
     if not report.matched:
         raise ValueError(
             f"init_from matches none of the {len(built)} arrays built here (first:"

@@ -33,3 +33,5 @@ def test_warm_start_reports_what_matched():
     assert nested["params"]["a"].tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="init_from matches none of the 4"):
         warm_start(like, {"params/b": np.ones(3)})
+    with pytest.raises(ValueError, match=r"such as params/a: float32\[4\] -> "):
+        warm_start(like, {"params/a": np.ones(4, np.float32)})
