@@ -26,7 +26,9 @@ from quantnet_jax.ops import shifted, sparse  # noqa: E402
 CASES = (
     *("64x64x32:0.05", "128x128x32:0.05", "256x256x32:0.05"),
     *("64x64x32:0.1", "24x24x24x16:0.023"),
+    *("28x28x16:0.1", "14x14x32:0.17", "7x7x64:0.3"),
 )
+"""The last four have the shares of active sites of the study's voxels and strokes."""
 GROUPS = 4
 
 
