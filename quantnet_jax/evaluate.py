@@ -40,10 +40,10 @@ def evaluate(workdir: str, step: str | int = "latest", data: str = "") -> dict:
       FileNotFoundError: no such run or checkpoint.
       ValueError: the run cannot be evaluated with this version.
     """
-    return scored(*restore(workdir, step, data))
+    return evaluate_state(*restore(workdir, step, data))
 
 
-def scored(exp: "Experiment", state: "TrainState", step: int) -> dict:
+def evaluate_state(exp: "Experiment", state: "TrainState", step: int) -> dict:
     """What `evaluate` returns, of what `restore` does."""
     scores, layers, _ = exp.evaluate(state)
     return {
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             restored = restore(args.workdir, args.step, args.data)
         count = f"{restored[0].test_size:,} examples"
         with command.phase(f"compiling, then evaluating on {count}"):
-            result = scored(*restored)
+            result = evaluate_state(*restored)
         print(f"{args.workdir}, step {result['step']}")
         print(summary(result))
         if args.out:

@@ -13,7 +13,7 @@ from quantnet_jax import export
 from quantnet_jax.common.files import as_path
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.training.experiment import Experiment
-from quantnet_jax.training.state import TrainState, scored
+from quantnet_jax.training.state import TrainState, eval_state
 from quantnet_jax.trees import paths
 
 FILE = "exhibits.json"
@@ -32,11 +32,12 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
       outputs: of the hard network for all test examples, None if not at hand.
 
     Returns:
-      {'size': payload, float_bytes, compression, macs, 'kernels': {path: images}} and,
+      {'size': payload, float_bytes, compression, macs ({} of a network that adapts, and
+      has no weights that ship), 'kernels': {path: images}} and,
       if the task has something to show of predictions, 'panels'.
     """
     found: dict[str, Any] = {
-        "size": _size(exp, state),
+        "size": _size(exp, state) if exp.task.inner_rate is None else {},
         "kernels": _kernels(exp, state),
     }
     if outputs is not None:
@@ -91,7 +92,7 @@ def _size(exp: Experiment, state: TrainState) -> dict[str, Any]:
 
 def _kernels(exp: Experiment, state: TrainState) -> dict[str, Any]:
     """{path: {'shape', 'before', 'after'}}: latent weights, and the codes that ship."""
-    weights = paths.flatten(jax.device_get(scored(state).params["model"]))
+    weights = paths.flatten(jax.device_get(eval_state(state).params["model"]))
     found = {}
     for path, codes in exp.codes(state).items():
         before, after = _tiles(weights[path]), _tiles(codes.astype(np.float32))

@@ -125,7 +125,7 @@ def make_update(
         )
     q, rate = unguarded(q), cast(Any, as_schedule(learning_rate or 0.0))
     meta = optax.adam(META_LEARNING_RATE) if meta is None else meta
-    both = optim.fitted(optim.partition(tx, meta), q)
+    both = optim.with_quantizer(optim.partition(tx, meta), q)
 
     def init(params, qparams):
         opt_state = both.init({"model": params, "quant": qparams})

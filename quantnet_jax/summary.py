@@ -140,7 +140,10 @@ def _network(args: Any, overrides: list[str]) -> tuple[PyTree, deploy.NetworkSpe
     from quantnet_jax.config import flags
 
     if args.workdir:
-        return from_config(config_lib.load(args.workdir))
+        config = config_lib.load(args.workdir)
+        text = "its configuration; pruned weights and learned widths are not counted"
+        print(f"note: {args.workdir} has no export: {text}", file=sys.stderr)
+        return from_config(config)
     config = flags.read(args.config or "", overrides)
     config_lib.check(config)
     return from_config(config)

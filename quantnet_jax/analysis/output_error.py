@@ -7,7 +7,7 @@ import jax
 from quantnet_jax.models.layers import replace_convolutions
 from quantnet_jax.models.sparse import SparseConv
 from quantnet_jax.tasks import layer_inputs
-from quantnet_jax.training.state import scored
+from quantnet_jax.training.state import eval_state
 from quantnet_jax.trees import tree
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def output_errors(exp: "Experiment", state: "TrainState") -> dict[str, float]:
       exp: the experiment, of a network such as 'sparse2d'.
       state: of the run.
     """
-    state = scored(jax.device_get(state))
+    state = eval_state(jax.device_get(state))
     model, prepare = exp.model.clone(axis_name=None), exp.prepare["test"]
     latent = state.params["model"]
     hard = tree.dequantize_tree(exp.quantizer.hard(state.params["quant"], latent))
@@ -37,7 +37,7 @@ def output_errors(exp: "Experiment", state: "TrainState") -> dict[str, float]:
         seen: dict[str, Any] = {}
 
         def look(layer, path, *given):
-            seen[path] = layer_inputs.seen(layer, *given)
+            seen[path] = layer_inputs.input_of(layer, *given)
 
         variables = {"params": hard, "batch_stats": state.batch_stats}
         with replace_convolutions(look, (SparseConv,)):

@@ -19,7 +19,7 @@ MOST = 4
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
-def shipped() -> dict[str, pathlib.Path]:
+def shipped_configs() -> dict[str, pathlib.Path]:
     """{name: file} of the configurations that ship.
 
     In a checkout they stand in configs/, in an installed package inside of it.
@@ -42,7 +42,7 @@ def find(name: str) -> str:
     path, colon, variant = (name or "default").rpartition(":")
     if not colon or "/" in variant or "\\" in variant:  # of a path such as C:\x.py
         path, variant = (name or "default"), ""
-    known = shipped()
+    known = shipped_configs()
     if path in known:
         path = str(known[path])
     elif not pathlib.Path(path).is_file():

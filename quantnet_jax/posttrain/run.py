@@ -17,7 +17,7 @@ from quantnet_jax.evaluation.scoring import make_apply
 from quantnet_jax.posttrain.driver import Layer, posttrain
 from quantnet_jax.posttrain.sites import calibrate_sites
 from quantnet_jax.training.experiment import Experiment
-from quantnet_jax.training.state import TrainState, scored
+from quantnet_jax.training.state import TrainState, eval_state
 from quantnet_jax.trees.tree import Rule, dequantize_tree
 
 PyTree = Any
@@ -160,5 +160,5 @@ def of_state(exp: Experiment, state: TrainState, images: int = 1024) -> Run:
                 "run can be quantized afterwards"
             )
     check("images", images, Number(1, 2**31 - 1, whole=True))
-    found = jax.device_get(scored(state))
+    found = jax.device_get(eval_state(state))
     return Run(exp, found.params["model"], found.batch_stats, images)

@@ -36,7 +36,7 @@ class SiteInput(NamedTuple):
     product: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def seen(layer: Any, x: jax.Array, *more: Any) -> LayerInput | SiteInput:
+def input_of(layer: Any, x: jax.Array, *more: Any) -> LayerInput | SiteInput:
     """What a layer of `quantnet_jax.models` got when it was called with these."""
     if not more:
         how = layer.size, layer.strides, layer.groups, layer.padding

@@ -20,7 +20,7 @@ from quantnet_jax.tasks.terms import NEED_INPUTS
 from quantnet_jax.training import build_check, dispatch, distillation, parts, steps
 from quantnet_jax.training.estimators import estimator, gradients, reptile
 from quantnet_jax.training.feed import Feed, dispatches, make_feed, test_rows
-from quantnet_jax.training.state import TrainState, first_state, scored
+from quantnet_jax.training.state import TrainState, eval_state, first_state
 from quantnet_jax.trees import tree
 
 PyTree = Any
@@ -266,11 +266,11 @@ class Experiment:
 
     def evaluate(self, state: TrainState, codes: dict | None = None):
         """(scores, layers, codes); `codes` are those of the evaluation before."""
-        return self.scoring.evaluate(scored(state), codes)
+        return self.scoring.evaluate(eval_state(state), codes)
 
     def codes(self, state: TrainState) -> dict[str, np.ndarray]:
         """{path: uint8 codes} of the quantized tensors, on the host."""
-        return jax.device_get(self._realize(scored(state)).codes)
+        return jax.device_get(self._realize(eval_state(state)).codes)
 
     @cached_property
     def _fold_hard(self) -> Callable:
@@ -283,7 +283,7 @@ class Experiment:
           state: of the run.
           bn: recalibrate the BatchNorm statistics for the hard weights.
         """
-        state = scored(state)
+        state = eval_state(state)
         stats = self.scoring.statistics(state) if bn else state.batch_stats
         return self._fold_hard(state.params, stats)
 

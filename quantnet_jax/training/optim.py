@@ -224,7 +224,7 @@ def delayed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def fitted(
+def with_quantizer(
     tx: optax.GradientTransformation, quantizer: Quantizer
 ) -> optax.GradientTransformation:
     """`tx` with what a quantizer needs: projections, a pending gradient.

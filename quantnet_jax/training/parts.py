@@ -186,4 +186,4 @@ def make_tx(config: Config, steps: int, rate: Callable, quantizer: Quantizer):
         make_optimizer("meta", config.meta, meta_rate),
         rows,
     )
-    return optim.fitted(tx, quantizer)
+    return optim.with_quantizer(tx, quantizer)

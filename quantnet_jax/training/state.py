@@ -117,6 +117,6 @@ def average(
     return jax.tree.map(lambda a, x: keep * a + (1.0 - keep) * x, state.ema, new)
 
 
-def scored(state: TrainState) -> TrainState:
+def eval_state(state: TrainState) -> TrainState:
     """The state that is evaluated and deployed: averaged, where there is an average."""
     return state._replace(**state.ema, ema={})

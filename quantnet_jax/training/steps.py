@@ -73,7 +73,7 @@ def make_loss(
         seen: dict[str, Any] = {}
 
         def look(layer, path, *given):
-            seen[path] = layer_inputs.seen(layer, *given)
+            seen[path] = layer_inputs.input_of(layer, *given)
 
         both = (Conv, SparseConv)
         looking = (

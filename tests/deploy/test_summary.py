@@ -393,8 +393,9 @@ def test_command_reads_configurations(capsys, monkeypatch, tmp_path):
     config = tiny_config()
     (tmp_path / "config.json").write_text(config.to_json())
     assert command.main([f"--workdir={tmp_path}", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["payload"] == of_config(config).payload
+    out, err = capsys.readouterr()
+    assert json.loads(out)["payload"] == of_config(config).payload
+    assert "has no export" in err
 
 
 def test_schedules_of_a_run_are_no_matter_in_what_ships():

@@ -20,7 +20,7 @@ from quantnet_jax.tasks import terms
 from quantnet_jax.training import distillation, experiment, optim, parts
 from quantnet_jax.training.estimators import gradients
 from quantnet_jax.training.feed import make_feed
-from quantnet_jax.training.state import create_state, scored
+from quantnet_jax.training.state import create_state, eval_state
 from quantnet_jax.trees import tree
 
 
@@ -151,7 +151,7 @@ def test_run_with_teacher_average_and_parts(teacher, tmp_path):
         saved.save(3, state)
     records.write_json(workdir / "config.json", config.to_dict())
     host = jax.device_get(state)
-    averaged = scored(host).params
+    averaged = eval_state(host).params
     for a, b in zip(
         jax.tree.leaves(host.params), jax.tree.leaves(averaged), strict=True
     ):

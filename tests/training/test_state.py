@@ -11,7 +11,7 @@ from util import learned_tanh, make_step, normal, ready_task
 
 from quantnet_jax.checkpoint import manager
 from quantnet_jax.training import optim
-from quantnet_jax.training.state import TrainState, average, create_state, scored
+from quantnet_jax.training.state import TrainState, average, create_state, eval_state
 from quantnet_jax.trees import tree
 
 STEPS, DECAY = 25, 0.6  # from step 14 on; smaller before
@@ -89,14 +89,14 @@ def test_decay_is_the_limit():
 def test_without_an_average_nothing_is_held_or_changed():
     plain, averaged = run(0.0)[-1], run(DECAY)[-1]
     assert plain.ema == {} and not jax.tree.leaves(plain.ema)
-    assert scored(plain) is not plain and scored(plain) == plain
+    assert eval_state(plain) is not plain and eval_state(plain) == plain
     chex.assert_trees_all_close(plain.params, averaged.params, rtol=1e-5, atol=1e-6)
     assert average(plain, {}, {}, 0.0) == {}
 
 
 def test_what_is_scored():
     state = run(DECAY)[-1]
-    got = scored(state)
+    got = eval_state(state)
     assert got.params is state.ema["params"] and int(got.step) == STEPS
     assert got.batch_stats is state.ema["batch_stats"] and got.ema == {}
 
