@@ -168,7 +168,7 @@ def test_many_of_them_are_summed_up(warnings):
     source = ListSource([{"image": b"", "label": 0}] * 8)
     met = data.Unreadable(6)
     met.add(source, range(6))
-    with pytest.raises(ValueError, match="example 2: .*; and 4 more; mend") as error:
+    with pytest.raises(ValueError, match="example 2: .*; and 4 more; fix") as error:
         met.add(source, [0, 6])
     assert "example 3" not in str(error.value)
     with pytest.raises(ValueError, match="max_unreadable=-1"):

@@ -195,7 +195,7 @@ def test_warm_start_of_another_method(
 def test_useless_warm_start_claims_no_workdir(whole, tmp_path, fits):
     changes = {} if fits else dict(model__width=5, data__classes=3)
     source = tmp_path / "nowhere" if fits else whole[0]
-    message = "init_from=.* holds no run" if fits else "init_from matches none"
+    message = "init_from=.* holds no run" if fits else "init_from has no array"
     config = settings(init_from=str(source), quantizer__name="identity", **changes)
     with pytest.raises(SystemExit, match=f"^error: {message}") as error:
         train.train(config, tmp_path / "warm")
