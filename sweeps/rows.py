@@ -118,7 +118,8 @@ def widths() -> dict[str, Row]:
             )
             row = Row("lsq", {"quantizer.lsq.bits": bits}, (rate,))
             found[f"lsq, {bits} bits, {rate:g}"] = row
-    return found
+    three = schedule("quantnet", 0.03, 20.0, **{"quantizer.quantnet.bits": 3})
+    return found | {"quantnet, 3 bits, 0.1": three._replace(learning_rates=(0.1,))}
 
 
 def fixed() -> dict[str, Row]:
