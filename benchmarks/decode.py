@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", required=True, help="zip archive of JPEGs")
     parser.add_argument("--size", type=int, default=224, help="pixels of a crop")
     args = parser.parse_args(argv)
-    return timing.main("benchmarks.decode", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

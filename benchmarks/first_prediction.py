@@ -46,7 +46,7 @@ print(json.dumps(dict(zip(("import", "load", "predict"), parts))))
 def main(argv: list[str] | None = None) -> int:
     parser = timing.parser("benchmarks.first_prediction", __doc__, repeats=10, load=0.3)
     args = parser.parse_args(argv)
-    return timing.main("benchmarks.first_prediction", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

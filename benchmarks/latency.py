@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.worker is not None:
         print(json.dumps(worker(args)))
         return 0
-    return timing.main("benchmarks.latency", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

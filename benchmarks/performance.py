@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     file = "cost" if args.count else "compiled" if args.compile else ""
     hosts.enable_compilation_cache()
-    return timing.main("benchmarks.performance", args, argv, measure, file)
+    return timing.main(args, argv, measure, file)
 
 
 def measure(args) -> dict:

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         "--shapes", nargs="+", default=SHAPES, help="PIXELSxCHANNELS, square images"
     )
     args = parser.parse_args(argv)
-    return timing.main("benchmarks.popcount", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

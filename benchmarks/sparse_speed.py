@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         "--cases", nargs="+", default=CASES, help="SIDES x CHANNELS : share of sites"
     )
     args = parser.parse_args(argv)
-    return timing.main("benchmarks.sparse_speed", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

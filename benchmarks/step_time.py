@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="", help="time its rows instead")
     parser.add_argument("--torch", default="", help="a Python that has PyTorch")
     args = parser.parse_args(argv)
-    return timing.main("benchmarks.step_time", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

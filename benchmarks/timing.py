@@ -26,6 +26,7 @@ def parser(
     made = argparse.ArgumentParser(
         prog=f"python -m {name}", description=str(doc).splitlines()[0]
     )
+    made.set_defaults(program=name)
     made.add_argument("--repeats", type=int, default=repeats, help="rounds")
     made.add_argument(
         "--max-load", type=float, default=load, help="refuse above this load average"
@@ -35,16 +36,11 @@ def parser(
 
 
 def main(
-    name: str,
-    args: argparse.Namespace,
-    argv: list[str] | None,
-    measure: Callable,
-    file: str = "",
+    args: argparse.Namespace, argv: list[str] | None, measure: Callable, file: str = ""
 ) -> int:
     """Measures and appends the record to results/FILE.jsonl; the exit code.
 
     Args:
-      name: of the module, ROOM.FILE.
       args: of `parser`.
       argv: the words that they were parsed from.
       measure: `args -> record`; its ValueErrors are reported in one line.
@@ -64,8 +60,8 @@ def main(
         print(f"error: {e}", file=sys.stderr)
         return 2
     words = sys.argv[1:] if argv is None else argv
-    file = file or name.rpartition(".")[2]
-    command = shlex.join(["python", "-m", name, *words])
+    file = file or args.program.rpartition(".")[2]
+    command = shlex.join(["python", "-m", args.program, *words])
     about = provenance()
     about["versions"] |= found.pop("versions", {})
     record = {

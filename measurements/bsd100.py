@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", default=ROWS)
     parser.add_argument("--data", default="bsd100_x2")
     args = parser.parse_args(argv)
-    return timing.main("measurements.bsd100", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict[str, Any]:

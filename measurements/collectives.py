@@ -45,9 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = timing.parser(
         "measurements.collectives", __doc__, repeats=2, load=math.inf
     )
-    return timing.main(
-        "measurements.collectives", parser.parse_args(argv), argv, measure
-    )
+    return timing.main(parser.parse_args(argv), argv, measure)
 
 
 def measure(args) -> dict:

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args(argv)
-    return timing.main("measurements.initialization", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--epochs", type=float, default=6.0)
     args = parser.parse_args(argv)
-    return timing.main("measurements.mismatch", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

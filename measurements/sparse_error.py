@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--study", default=NAME)
     args = parser.parse_args(argv)
-    return timing.main("measurements.sparse_error", args, argv, measure)
+    return timing.main(args, argv, measure)
 
 
 def measure(args) -> dict:

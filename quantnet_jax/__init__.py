@@ -192,6 +192,7 @@ __all__ = [
     "xnor",
     "zoo",
 ]
+__all__ += [x for x in MEMBERS if x not in __all__]  # pyright: ignore
 
 
 def save(
@@ -296,4 +297,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *MEMBERS})
+    return sorted({*globals(), *__all__})

@@ -53,7 +53,6 @@ def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
 
     source = _source(config)
     task = parts.make_task(config, source)
-    parts.make_activation(config)  # refuses what does not fit the network
     origin = {"method": config.quantizer.name, "data": config.data.name}
     spec = export.make_spec(config, task, source, origin=origin)
     key = jax.random.key(0)

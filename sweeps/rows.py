@@ -8,10 +8,12 @@ from quantnet_jax.experiments.study import FLOAT, Row
 
 ADAM_RATES = (3e-4, 1e-3, 3e-3)
 KEY = ("quantnet", "tanh_sign", *PLAIN_STE)
-REST = (
-    *("irnet", "approx_sign", "metaquant", "recu", "adabin"),
-    *("binarizing_by_classification", "quantization_networks", "swish_sign", "lsq"),
-    *("pact", "dsq", "dsq_soft", "lq_nets", "proxquant"),
+UNFIT = ("identity", "direct", "bitat")
+"""No bits, or levels or inputs that are not those of a binary convolution."""
+REST = tuple(
+    name
+    for name, member in quantizers.MEMBERS.items()
+    if 1 in member.bits and name not in (*KEY, *UNFIT)
 )
 """The other 1-bit members."""
 

@@ -16,7 +16,7 @@ def completed(row: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, A
     """A row of `optimizers` as a section, with what it lacks from 'weights'.
 
     `options` and `schedule_options`, arguments of an optax function, are not taken over
-    where the row names an optimizer or a schedule of ours.
+    where the row names one of our optimizers or schedules.
     """
     given = {k: v for k, v in row.items() if k != "pattern"}
     unused = {o: () for k, o in USED_BY.items() if given.get(k) in OURS[k]}

@@ -90,9 +90,12 @@ def summary(result: Mapping[str, Any]) -> str:
     """
     unit = unit_of(result.get("metric"))
     gap = "soft - {}" if unit.higher_is_better else "{} - soft"
-    captions = SCORES | {"gap": gap.format("hard"), "gap_bn": gap.format("(hard + BN)")}
-    captions |= {"hard_train": "hard, training data"}
-    captions |= {"generalization_gap": "generalization gap"}
+    captions = SCORES | {
+        "gap": gap.format("hard"),
+        "gap_bn": gap.format("(hard + BN)"),
+        "hard_train": "hard, training data",
+        "generalization_gap": "generalization gap",
+    }
     rows = [(v, show(k, result[k], unit)) for k, v in captions.items() if k in result]
     title = " ".join(filter(None, (result["method"], unit.name)))
     parts = [table(rows, [title, f"{result['examples']} examples"])]

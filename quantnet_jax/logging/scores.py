@@ -93,7 +93,7 @@ def show(name: str, value: Any, unit: Unit) -> str:
     """Text for the entry `name` of a record."""
     if isinstance(value, str):
         return value
-    if name in SCORES or name == "hard_train":
+    if name.removesuffix("_train") in SCORES:
         return unit.value(value)
     if name in ("gap", "gap_bn", "generalization_gap"):
         return unit.difference(value)

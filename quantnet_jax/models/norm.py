@@ -20,8 +20,8 @@ class BatchNorm(nn.Module):
 
     Attributes:
       axis_name: mapped axis over which batch statistics are averaged, or None.
-      momentum: decay of the running statistics; 0.0 stores the
-        statistics of the last batch, for an outside average.
+      momentum: decay of the running statistics; 0.0 stores the statistics of the last
+        batch, for an outside average.
       epsilon: added to the variance.
       zero_init: start the scale at zero, so that a residual block starts as identity.
       folded: there are no running statistics; scale and bias hold them (`fold`).

@@ -13,7 +13,7 @@ import quantnet_jax as qn
 
 def test_every_quantizer_and_combinator_is_at_the_top():
     for name, member in qn.quantizers.MEMBERS.items():
-        assert getattr(qn, name) is member.factory and name in dir(qn), name
+        assert getattr(qn, name) is member.factory and name in qn.__all__, name
     made = (qn.chain, qn.straight_through, qn.per_channel, qn.bit_planes)
     assert {f.__module__ for f in made} == {"quantnet_jax.core.combine"}
 

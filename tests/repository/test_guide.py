@@ -71,7 +71,7 @@ import quantnet_jax
 {new}
 assert quantnet_jax.__file__.startswith({copy!r}), quantnet_jax.__file__
 {laws}
-assert quantnet_jax.noisy_sign is noisy_sign and "noisy_sign" in dir(quantnet_jax)
+assert quantnet_jax.noisy_sign is noisy_sign and "noisy_sign" in quantnet_jax.__all__
 sys.argv = {command!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

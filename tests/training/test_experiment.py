@@ -198,6 +198,7 @@ def test_a_quantizer_of_ones_own_by_module_and_factory(tmp_path, monkeypatch):
     (tmp_path / "my_signs.py").write_text(
         "from quantnet_jax import clipped_ste, tanh_sign\n"
         "def sharp(*, factor=2.0):\n    return tanh_sign(sharpness=3.0 * factor)\n"
+        "def loose(factor=2.0):\n    return sharp(factor=factor)\n"
     )
     monkeypatch.chdir(tmp_path)
     config = tiny_config(quantizer__name="my_signs:sharp(factor=4.0)")
@@ -208,6 +209,7 @@ def test_a_quantizer_of_ones_own_by_module_and_factory(tmp_path, monkeypatch):
         ("my_signs:blunt", "has no attribute 'blunt'"),
         ("my_signs:sharp(faktor=1.0)", "factor"),
         ("my_signs:sharp(3)", "expected a factory"),
+        ("my_signs:loose(factor=3.0)", "'factor' must be keyword-only"),
         ("no_such_module:sharp", "No module named"),
     ):
         with pytest.raises(ValueError, match=re.escape(words)) as error:
