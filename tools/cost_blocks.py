@@ -101,12 +101,34 @@ def _steps(found: dict) -> str:
         (name, f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}")
         for name, x in found["methods"].items()
     ]
-    about = (
+    body = markdown(("method", "ms a step", "over float"), rows, "xrr")
+    return f"{body}\n\n{_about(found)}"
+
+
+def _about(found: dict) -> str:
+    return (
         f"{found['model']}, batch {found['batch']}, {found['device']}, "
         f"{found['cores']} cores; medians of {found['repeats']} interleaved rounds."
     )
-    body = markdown(("method", "ms a step", "over float"), rows, "xrr")
-    return f"{body}\n\n{about}"
+
+
+def kernel_gradient(folder: pathlib.Path) -> str:
+    """A step by the form of its kernel gradients on CPUs, and where its time goes."""
+    if not (found := last("kernel_gradient", folder)):
+        return "Not run."
+    kinds = sorted({k for x in found["profile"].values() for k in x})
+    rows = [
+        (name, f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}")
+        + tuple(f"{1e3 * found['profile'][name].get(k, 0):.0f}" for k in kinds)
+        for name, x in found["forms"].items()
+    ]
+    head = ("kernel gradients", "ms a step", "over XLA's", *kinds)
+    body = markdown(head, rows, "xrr" + "r" * len(kinds))
+    several, count = found["scans"]["rows"], found["scans"]["steps"]
+    cells = [(k, f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}")
+             for k, x in several.items()]  # fmt: skip
+    head = (f"{count} steps", "ms", "over one by one")
+    return f"{body}\n\n{markdown(head, cells, 'xrr')}\n\n{_about(found)}"
 
 
 def accelerator(folder: pathlib.Path) -> str:
@@ -172,6 +194,7 @@ BLOCKS = {
     "programs": programs,
     "step time": step_time,
     "step time, PyTorch": step_time_torch,
+    "kernel gradient": kernel_gradient,
     "accelerator": accelerator,
     "bounds": bounds,
 }

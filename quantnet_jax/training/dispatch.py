@@ -77,8 +77,9 @@ def steps_per_call(
 ) -> int:
     """Steps of one dispatch: `wanted`, or the choice for a backend if that is 0.
 
-    A scan over steps saves launches on accelerators; on CPUs XLA is far slower at
-    convolutions inside of it. The batches of a streamed set would wait for each other.
+    A scan over steps saves launches on accelerators. On CPUs, where XLA is far slower
+    at convolutions inside of a loop, its steps are written out: each is compiled. The
+    batches of a streamed set would wait for each other.
 
     Raises:
       ValueError: `wanted` does not divide `log_every`, so a record would begin in the

@@ -235,7 +235,7 @@ class Experiment:
     @cached_property
     def train_chunk(self) -> Callable:
         """As `train_step`, of stacked batches, with the metrics of each step."""
-        chunk = steps.make_chunk(self._step)
+        chunk = steps.make_chunk(self._step, hosts.backend() == "cpu")
         return self.runner.compile(chunk, 2, out=STEPPED, donate=True, axis=1)
 
     @cached_property

@@ -150,18 +150,23 @@ def make_train_step(
     return train_step
 
 
-def make_chunk(train_step: Callable) -> Callable:
+def make_chunk(train_step: Callable, unroll: bool) -> Callable:
     """Makes `chunk(state, data, batches, axis_name) -> (state, metrics)`: many steps.
 
     `batches` holds the batches of the steps along a new first axis, and so do the
     metrics those of each step.
+
+    Args:
+      train_step: of `make_train_step`.
+      unroll: write the steps out, one after the other, and compile each, for CPUs,
+        where convolutions inside of a loop take many times as long.
     """
 
     def chunk(state: TrainState, data, batches, axis_name):
         def step(state, batch):
             return train_step(state, data, batch, axis_name)
 
-        return jax.lax.scan(step, state, batches)
+        return jax.lax.scan(step, state, batches, unroll=unroll)
 
     return chunk
 

@@ -4,6 +4,8 @@ import io
 import math
 import zipfile
 
+import jax
+import jax.numpy as jnp
 import jpegs
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from benchmarks import (
     decode,
     first_prediction,
+    kernel_gradient,
     latency,
     performance,
     popcount,
@@ -126,6 +129,36 @@ def test_step_times_differ_in_the_method_alone():
     assert a == b
     rows = step_time.of_study("gap_table")
     assert next(iter(rows)) == "identity" and len(rows) > 40
+
+
+def test_kernel_gradient(tmp_path, monkeypatch):
+    args = ("--model=small", "--image-size=8", "--batch=8", "--profile")
+    made, scans = [], []
+
+    def built(args):
+        made.append(kernel_gradient.cpu_conv.grouped_gradient)
+
+    monkeypatch.setattr(kernel_gradient, "built", built)
+    monkeypatch.setattr(kernel_gradient.step_time, "start", lambda exp: lambda: None)
+    monkeypatch.setattr(
+        kernel_gradient, "scan", lambda args, unroll: lambda: scans.append(unroll)
+    )
+    monkeypatch.setenv("XLA_FLAGS", "")
+    record = run(kernel_gradient, tmp_path, *args)
+    ours = kernel_gradient.cpu_conv.grouped_gradient
+    assert made == [kernel_gradient.plain, kernel_gradient.slices, ours]
+    assert list(record["forms"]) == list(record["profile"])
+    assert set(scans) == {True, False} and record["scans"]["steps"] == 4
+
+
+def test_kernel_gradients_by_any_form_are_the_same():
+    x, ct = (
+        jax.random.normal(jax.random.key(i), (64, 6, 5, c)) for i, c in ((0, 2), (1, 3))
+    )
+    given = (x, jnp.zeros((3, 3, 2, 3)), ct, (1, 1), ((1, 1), (1, 1)), 1, "highest")
+    xla = kernel_gradient.plain(*given)
+    for form in (kernel_gradient.slices, kernel_gradient.cpu_conv.grouped_gradient):
+        np.testing.assert_allclose(form(*given), xla, rtol=1e-4, atol=1e-4)
 
 
 def test_popcount(tmp_path):
