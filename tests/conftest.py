@@ -57,7 +57,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in FIRST)
+    def place(item):
+        last = item.path.stem.removeprefix("test_") not in FIRST
+        return last, item.get_closest_marker("optimized") is None
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,17 +71,12 @@ def optimization(request):
     For tests that compare the bits of two programs: what may part them, a fused
     multiply-add for one, is the work of the optimization.
     """
-    if request.node.get_closest_marker("optimized") is None:
-        yield
-        return
     setting = "jax_disable_most_optimizations"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(setting.upper(), "0")  # for subprocesses
+    wanted = str(int(request.node.get_closest_marker("optimized") is None))
+    if os.environ[setting.upper()] != wanted:
+        os.environ[setting.upper()] = wanted  # for subprocesses
         jax.clear_caches()
-        jax.config.update(setting, False)
-        yield
-        jax.config.update(setting, True)
-        jax.clear_caches()
+        jax.config.update(setting, wanted == "1")
 
 
 @pytest.fixture
