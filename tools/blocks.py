@@ -80,7 +80,7 @@ def effects(folder: pathlib.Path) -> str:
     found = scores("small_ablation", folder)
     default = found["quantnet"]
     rows = [
-        (row.replace("|", "\\|"), columns.mean_std(found[row]),
+        (row, columns.mean_std(found[row]),
          columns.difference(found[row], default))
         for row in EFFECTS
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from quantnet_jax import activations
+from quantnet_jax.experiments.tables import markdown
 from quantnet_jax.quantizers import MEMBERS, Member
 
 FIELDS = ("Forward", "Backward", "Learned", "Reference", "Deviations")
@@ -27,14 +28,12 @@ def facts(member: Member) -> dict[str, str]:
 def table(members: Mapping[str, Member]) -> str:
     """The Markdown table of some members, one line each, in the order of the list."""
     head = ("name", "bits", *map(str.lower, FIELDS))
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for name, member in members.items():
         bits = member.bits
         width = f"{bits[0]}-{bits[-1]}" if len(bits) > 1 else str(*bits) or "float"
-        cells = (f"`{name}`", width, *facts(member).values())
-        # A bar ends a cell, even within code.
-        lines.append("| " + " | ".join(x.replace("|", "\\|") for x in cells) + " |")
-    return "\n".join(lines)
+        rows.append((f"`{name}`", width, *facts(member).values()))
+    return markdown(head, rows)
 
 
 def of_weights(folder: pathlib.Path) -> str:

@@ -94,12 +94,26 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> None:
     if in_bucket(path):
         target.write_bytes(data)
         return
-    partial = target.with_name(target.name + ".tmp")
+    with staged(target, ".tmp") as partial, open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike[str], mark: str):
+    """Yields a path beside `path`, whose file takes its place if the block ends well.
+
+    Otherwise the old file is as it was, and nothing is left beside it.
+
+    Args:
+      path: of a file on a disk.
+      mark: what the name of the file beside it ends in.
+    """
+    target = pathlib.Path(path)
+    partial = target.with_name(target.name + mark)
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         os.replace(partial, target)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -6,6 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+__all__ = ["pack", "unpack"]
+
 
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """Packs codes into bytes.

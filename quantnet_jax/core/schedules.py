@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from quantnet_jax.common import specs
 from quantnet_jax.core.quantizer import ScalarOrSchedule, Schedule
 
+__all__ = ["Schedule", "exponential", "from_spec", "linear", "piecewise", "resolve"]
+
 
 def linear(start: float, end: float, steps: float) -> Schedule:
     """From `start` at step 0 to `end` at step `steps`, straight; then constant."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax.common.files import staged
 from quantnet_jax.deploy.format import artifact
 from quantnet_jax.deploy.format.packed import float_tree, is_packed
 from quantnet_jax.deploy.predictor import Predictor, check_popcount, from_artifact
@@ -69,8 +70,7 @@ def save(
         missing, given = ("apply", "example")[:: 1 if apply is None else -1]
         raise ValueError(f"`{missing}` is missing; `{given}` alone verifies nothing")
     path = pathlib.Path(path)
-    beside = path.with_name(path.name + UNVERIFIED)
-    try:
+    with staged(path, UNVERIFIED) as beside:
         sizes = artifact.write(beside, tree, {"info": dict(info)})
         if apply is not None:
             inputs = inputs_of(example)
@@ -81,9 +81,6 @@ def save(
                     f"{path}: what is read predicts otherwise than the tree: "
                     f"{problem}; nothing was written"
                 )
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
     return sizes
 
 

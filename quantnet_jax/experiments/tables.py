@@ -25,11 +25,15 @@ UNITS = {"%": "percent"}
 def markdown(
     head: Sequence[str], rows: Iterable[Sequence[str]], right: str = ""
 ) -> str:
-    """A table; the columns whose letter in `right` is 'r' are aligned to the right."""
+    """A table; the columns whose letter in `right` is 'r' are aligned to the right.
+
+    A bar within a cell, which would end it even in code, is escaped.
+    """
     right = right.ljust(len(head))[: len(head)]
     marks = ["---:" if x == "r" else "---" for x in right]
-    lines = [head, marks, *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in (head, *rows))
+    first, *others = escaped
+    return "\n".join(f"| {' | '.join(line)} |" for line in (first, marks, *others))
 
 
 # Blocks of a page ---------------------------------------------------------------------
@@ -49,7 +53,7 @@ def table(study: Study, records: Records, step_times: dict | None = None) -> str
             cells[first] += f" ({len(found)} of {len(study.seeds)} seeds)"
         if good and len(good) < len(found):
             cells[first] += f" ({len(found) - len(good)} diverged)"
-        lines.append([_escaped(row), *cells])
+        lines.append([row, *cells])
     return markdown(("row", *study.columns), lines)
 
 
@@ -105,7 +109,7 @@ def verdict(study: Study, records: Records) -> str:
         names = {
             r: r if ":" in r or r == m else f"{short(m)}: {r}" for m, r in best.items()
         }
-        shown = ", ".join(f"{_escaped(x)} {means[r]:.2f}" for r, x in names.items())
+        shown = ", ".join(f"{x} {means[r]:.2f}" for r, x in names.items())
         return f"Best row of each method: {shown}."
     plain = [r for r in study.rows if r.removesuffix(", Adam") in PLAIN_STE]
     if not plain:
@@ -146,7 +150,7 @@ def search(study: Study, records: Records) -> str:
                 shown = "diverged" if record.get("diverged") else shown
             cells = by_start.setdefault(run.initialization.name, [])
             cells.append(f"{run.learning_rate:g}: {shown}")
-        lines += [(_escaped(row), name, ", ".join(x)) for name, x in by_start.items()]
+        lines += [(row, name, ", ".join(x)) for name, x in by_start.items()]
     head = (
         f"Search: hard + BN on {study.validation_size:,} validation images, "
         f"{study.search:.2g} of the length, seed {study.seeds[0]}"
@@ -168,8 +172,3 @@ def section(
     if searched and not study.search_from:
         parts.append(search(study, records))
     return "\n\n".join(part for part in parts if part)
-
-
-def _escaped(row: str) -> str:
-    """A row's name in a table, where | would end a cell."""
-    return row.replace("|", "\\|")

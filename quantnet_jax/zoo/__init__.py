@@ -11,6 +11,8 @@ from typing import Any
 from quantnet_jax.common.names import nearest
 from quantnet_jax.common.text import table
 
+__all__ = ["entries", "listing", "path"]
+
 PREFIX = "zoo:"
 FOLDER = pathlib.Path(__file__).resolve().parent
 INDEX = FOLDER / "index.json"

@@ -85,7 +85,7 @@ def leaf_names(tree: PyTree, alone: str) -> list[str]:
       >>> leaf_names((0, 0), "input")
       ['input_0', 'input_1']
     """
-    joined = [paths.joined(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    joined = [name for name, _ in paths.named(tree, lambda x: False)]
     named = lambda n: f"{alone}_{n}" if n[0].isdigit() else n
     return [named(n) if n else alone for n in joined]
 
