@@ -1,11 +1,11 @@
-"""The tables of all quantizers in docs/quantizers.md, from their docstrings."""
+"""The tables of what is known by name: quantizers, and options of networks."""
 
 import inspect
 import pathlib
 import re
 from collections.abc import Mapping
 
-from quantnet_jax import activations
+from quantnet_jax import activations, models
 from quantnet_jax.experiments.tables import markdown
 from quantnet_jax.quantizers import MEMBERS, Member
 
@@ -19,7 +19,7 @@ def facts(member: Member) -> dict[str, str]:
     for field in FIELDS:
         match = re.search(rf"^{field}: (.*?)(?=^\w+:|\n\n|\Z)", text, re.M | re.S)
         words = " ".join(match[1].split()) if match else ""
-        found[field] = re.split(r"(?<=[^\d ]\w)\. |\.$|; (?=[a-z])", words)[0]
+        found[field] = re.split(r"(?<=[^\d ]\w)\. |\.$", words)[0]
     if found["Learned"] == "none":
         found["Learned"] = ""
     return found
@@ -48,7 +48,22 @@ def of_activations(folder: pathlib.Path) -> str:
     return table(activations.MEMBERS)
 
 
+def of_networks(folder: pathlib.Path) -> str:
+    """Options of networks: a line for each, or for each range of one."""
+    del folder
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in models.names():
+        for option, limit in models.options_of(name).items():
+            found.setdefault((f"`model.{option}`", str(limit)), []).append(name)
+    rows = []
+    for key, having in sorted(found.items()):
+        everywhere = len(having) == len(models.names())
+        rows.append((*key, "all" if everywhere else ", ".join(having)))
+    return markdown(("option", "what it may be", "networks"), rows)
+
+
 BLOCKS = {
+    "options of networks": of_networks,
     "quantizers of weights": of_weights,
     "quantizers of activations": of_activations,
 }

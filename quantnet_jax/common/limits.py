@@ -76,10 +76,16 @@ class Text(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """A tuple or list, whose items are checked by who knows them."""
+    """A tuple or list.
+
+    Attributes:
+      item: what each of one or more items is; None: checked by who knows them.
+    """
+
+    item: Number | None = None
 
     def __str__(self) -> str:
-        return "a tuple"
+        return "a tuple" + (f" of one or more: {self.item}" if self.item else "")
 
 
 class Scheduled(NamedTuple):
@@ -124,6 +130,15 @@ def check(key: str, value: Any, limit: Limit) -> None:
         )
     if isinstance(number, Number) and not _inside(value, number):
         raise ValueError(f"{key}={show(value)}, expected {limit}")
+    if isinstance(number, Sequence) and number.item:
+        _check_items(key, value, number, number.item)
+
+
+def _check_items(key: str, items: Any, limit: Sequence, of_item: Number) -> None:
+    if not items:
+        raise ValueError(f"{key}={show(items)}, expected {limit}")
+    for place, item in enumerate(items):
+        check(f"{key}[{place}]", item, of_item)
 
 
 def _inside(value: int | float, limit: Number) -> bool:
@@ -214,19 +229,21 @@ def check_options(prefix: str, factory: Callable, options: Mapping[str, Any]) ->
         raise ValueError(prefix + message)
 
 
+@functools.cache
 def limits_of(factory: Callable) -> dict[str, Limit]:
-    """{option: what it may be}, of the keyword arguments of a factory.
+    """{option: what it may be}, of the keyword-only arguments of a factory.
 
-    From their `Annotated` types, else from the types of their defaults.
+    From their `Annotated` types, else from the types of their defaults. Of a class
+    whose arguments may be given by position: those that are `Annotated`.
     """
     hints = typing.get_type_hints(factory, include_extras=True)
     found: dict[str, Limit] = {}
     for name, parameter in inspect.signature(factory).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            continue
         marks = getattr(hints.get(name), "__metadata__", ())
-        kinds = {bool: Flag(), str: Text(), int: Number(whole=True), tuple: Sequence()}
         given = [m for m in marks if isinstance(m, Limit)]
+        if not given and parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        kinds = {bool: Flag(), str: Text(), int: Number(whole=True), tuple: Sequence()}
         found[name] = (given or [kinds.get(type(parameter.default), Number())])[0]
     return found
 

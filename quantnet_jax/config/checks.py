@@ -226,7 +226,7 @@ def _check_sites_rules(config: dict, sites: tuple[str, ...]) -> None:
 
 
 def _check_pattern(key: str, pattern: str) -> None:
-    check_pattern(key, models.KERNELS.get(pattern, pattern))
+    check_pattern(key, models.kernel_pattern(pattern))
 
 
 def _check_together(config: dict) -> None:

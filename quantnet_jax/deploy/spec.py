@@ -21,9 +21,10 @@ from quantnet_jax.common.limits import (
 )
 from quantnet_jax.common.names import show
 from quantnet_jax.deploy.format.artifact import FILE_KEYS, FLOATS
+from quantnet_jax.models.options import OUTPUTS
 
 LIMITS = {
-    "outputs": Number(1, 2**20, whole=True),
+    "outputs": OUTPUTS,
     "dtype": Text(),
     "task": Text(),
     "floats": Choice(FLOATS),

@@ -1,9 +1,8 @@
 """The list of the shipped networks: `create(name, ...)` and `names()`."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,43 +10,19 @@ import numpy as np
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import SITES, check_sites
-from quantnet_jax.common.limits import Choice, Flag, Limit, Number, check
+from quantnet_jax.common.limits import Limit, check, limits_of
 from quantnet_jax.common.names import nearest, unknown
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.autoencoder import Autoencoder
 from quantnet_jax.models.conv4 import Conv4
-from quantnet_jax.models.layers import KERNELS, kernel_rule
+from quantnet_jax.models.layers import Sites
 from quantnet_jax.models.mobilenet import MobileNet
 from quantnet_jax.models.nonlinearities import ACTS
 from quantnet_jax.models.norm import fold
-from quantnet_jax.models.resnet import (
-    SHORTCUTS,
-    BasicBlock,
-    ResNet,
-    cifar_resnet,
-    imagenet_resnet,
-)
+from quantnet_jax.models.resnet import ResNet, cifar_resnet, imagenet_resnet
 from quantnet_jax.models.small import Small
-from quantnet_jax.models.sparse import SHIFTS, Sparse, check_capacity
+from quantnet_jax.models.sparse import Sparse, check_capacity
 from quantnet_jax.models.super_resolution import SuperResolution, edsr, srresnet
-
-OPTIONS: dict[str, Limit] = {
-    "act": Choice(tuple(ACTS)),
-    "bi_real": Flag(),
-    "capacity": Number(0, 2**20, whole=True),
-    "depth": Number(0, 2**10, whole=True),
-    "groups": Number(1, 2**14, whole=True),
-    "image_skip": Flag(),
-    "momentum": Number(0, 1, below=True),
-    "shift": Choice(SHIFTS),
-    "shortcut": Choice(SHORTCUTS),
-    "stem_pool": Flag(),
-    "stem_size": Number(1, 63, whole=True),
-    "stem_strides": Number(1, 64, whole=True),
-    "width": Number(1, 2**14, whole=True),
-    "zero_init_last": Flag(),
-}
-"""What a configuration may set of a network, beside its name; not all have all."""
 
 __all__ = [
     "ACTS",
@@ -65,62 +40,128 @@ __all__ = [
     "create",
     "enlarges",
     "fold",
+    "kernel_pattern",
     "kernel_rule",
     "names",
+    "options_of",
     "sites",
 ]
 
-_MODELS: dict[str, tuple[type[nn.Module], Callable[..., nn.Module]]] = {
-    "small": (Small, Small),
-    "autoencoder": (Autoencoder, Autoencoder),
-    "conv4": (Conv4, Conv4),
-    "edsr": (SuperResolution, edsr),
-    "mobilenet": (MobileNet, MobileNet),
-    "sparse2d": (Sparse, partial(Sparse, dims=2)),
-    "sparse3d": (Sparse, partial(Sparse, dims=3)),
-    "resnet8": (ResNet, partial(cifar_resnet, 8)),
-    "resnet14": (ResNet, partial(cifar_resnet, 14)),
-    "resnet20": (ResNet, partial(cifar_resnet, 20)),
-    "resnet32": (ResNet, partial(cifar_resnet, 32)),
-    "resnet44": (ResNet, partial(cifar_resnet, 44)),
-    "resnet56": (ResNet, partial(cifar_resnet, 56)),
-    "resnet110": (ResNet, partial(cifar_resnet, 110)),
-    "resnet18": (ResNet, partial(imagenet_resnet, 18)),
-    "resnet34": (ResNet, partial(imagenet_resnet, 34)),
-    "resnet50": (ResNet, partial(imagenet_resnet, 50)),
-    "srresnet": (SuperResolution, srresnet),
+KERNELS = {
+    # Every convolution and the dense head (the convention of MetaQuant).
+    "all": r"^(.+/)?kernel$",
+    # First and last layer float (the convention of IR-Net, ReCU, AdaBin); the 1x1
+    # convolutions of projection shortcuts are quantized.
+    "inner": r"^(?!(stem|head)/)(.+/)?kernel$",
+    # As 'inner', with the 1x1 convolutions of projection shortcuts float too.
+    "no_shortcut": r"^(?!(stem|head)/)(?!(.+/)?shortcut/)(.+/)?kernel$",
+}
+"""Which kernels are quantized: convention -> pattern over '/'-joined parameter paths.
+
+The patterns are anchored: `re.search` and `re.fullmatch` find the same paths. They hold
+for the networks of this room; a user's own network brings its own pattern.
+"""
+
+
+def kernel_rule(convention: str) -> str:
+    """The pattern of one of the `KERNELS` conventions.
+
+    Raises:
+      ValueError: if the convention is unknown.
+
+    Example:
+      >>> kernel_rule("all")
+      '^(.+/)?kernel$'
+    """
+    if convention not in KERNELS:
+        raise ValueError(
+            f"`convention` is {convention!r}, expected one of {', '.join(KERNELS)}"
+        )
+    return KERNELS[convention]
+
+
+def kernel_pattern(layers: str) -> str:
+    """As `kernel_rule`; what is no convention is a pattern itself."""
+    return KERNELS.get(layers, layers)
+
+
+class _Network(NamedTuple):
+    """One network of the list; all else about it stands in its docstring.
+
+    Attributes:
+      kind: its class; the `Annotated` attributes are what a configuration may set.
+      make: the class, or a factory with the same keyword arguments.
+      enlarges: whether it makes larger images.
+      lists: dimensions of the list of sites that it makes of images, 0 for none.
+    """
+
+    kind: type[Sites]
+    make: Callable[..., nn.Module]
+    enlarges: bool = False
+    lists: int = 0
+
+
+_NETWORKS: dict[str, _Network] = {
+    "small": _Network(Small, Small),
+    "autoencoder": _Network(Autoencoder, Autoencoder),
+    "conv4": _Network(Conv4, Conv4),
+    "edsr": _Network(SuperResolution, edsr, enlarges=True),
+    "mobilenet": _Network(MobileNet, MobileNet),
+    "sparse2d": _Network(Sparse, partial(Sparse, dims=2), lists=2),
+    "sparse3d": _Network(Sparse, partial(Sparse, dims=3), lists=3),
+    "resnet8": _Network(ResNet, partial(cifar_resnet, 8)),
+    "resnet14": _Network(ResNet, partial(cifar_resnet, 14)),
+    "resnet20": _Network(ResNet, partial(cifar_resnet, 20)),
+    "resnet32": _Network(ResNet, partial(cifar_resnet, 32)),
+    "resnet44": _Network(ResNet, partial(cifar_resnet, 44)),
+    "resnet56": _Network(ResNet, partial(cifar_resnet, 56)),
+    "resnet110": _Network(ResNet, partial(cifar_resnet, 110)),
+    "resnet18": _Network(ResNet, partial(imagenet_resnet, 18)),
+    "resnet34": _Network(ResNet, partial(imagenet_resnet, 34)),
+    "resnet50": _Network(ResNet, partial(imagenet_resnet, 50)),
+    "srresnet": _Network(SuperResolution, srresnet, enlarges=True),
 }
 
-# Decided by the name of the network, or not user-configurable.
-_FIXED = {"blocks", "block", "dims", "ends", "name", "norm", "parent"}
+_OF_PROGRAMS = ("act_quant", "features", "folded", "sites")
+"""Options of `create` that no configuration sets; not all networks have all."""
 
 
 def names() -> tuple[str, ...]:
     """Names that `create` knows."""
-    return tuple(_MODELS)
+    return tuple(_NETWORKS)
 
 
 def sites(name: str) -> tuple[str, ...]:
     """Where the network of a given name can quantize activations."""
-    return _MODELS[name][0].SITES  # pyright: ignore[reportAttributeAccessIssue]
+    return _NETWORKS[name].kind.SITES
 
 
 def enlarges(name: str) -> bool:
     """Whether the network of a given name makes larger images."""
-    return _MODELS[name][0] is SuperResolution
+    return _NETWORKS[name].enlarges
 
 
-def options_of(name: str) -> set[str]:
-    """Those of `OPTIONS` that the network of a given name has."""
-    fields = {f.name for f in dataclasses.fields(_MODELS[name][0])}
-    return OPTIONS.keys() & fields
+def options_of(name: str) -> dict[str, Limit]:
+    """{option: what it may be}, of those that a configuration may set of a network."""
+    limits = limits_of(_NETWORKS[name].kind)
+    return {k: v for k, v in sorted(limits.items()) if k != "outputs"}
 
 
-def check_images(name: str, options: Mapping[str, Any], images: np.ndarray) -> None:
-    """Raises a ValueError if the network of a given name would lose parts of images."""
-    cls, make = _MODELS[name]
-    if cls is Sparse and isinstance(make, partial):
-        check_capacity(images, make.keywords["dims"], options.get("capacity", 0))
+_ALL = {k: v for name in names() for k, v in options_of(name).items()}
+OPTIONS: dict[str, Limit] = {k: _ALL[k] for k in sorted(_ALL)}
+"""The options of all networks; which one has which, and its ranges: `options_of`."""
+
+
+def check_images(
+    name: str, options: Mapping[str, Any], images: np.ndarray, mean: Sequence[float]
+) -> None:
+    """Raises a ValueError if the network of a given name would lose parts of images.
+
+    Of images that are normalized with another `mean` than 0 all sites are active.
+    """
+    if dims := _NETWORKS[name].lists:
+        seen = np.ones_like(images) if any(mean) else images
+        check_capacity(seen, dims, options.get("capacity", 0))
 
 
 def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
@@ -134,17 +175,16 @@ def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
     Raises:
       ValueError: one line with the key, such as 'model.width'.
     """
-    make, known = _MODELS[name][1], options_of(name)
+    known = options_of(name)
     for option, value in options.items():
         if option not in known:
             message = unknown(f"{section}.{option}", ["name", *known])
-            raise ValueError(f"{message} ({name!r} has {', '.join(sorted(known))})")
-        check(f"{section}.{option}", value, OPTIONS[option])
-    if options.get("bi_real") and make(outputs=1).block is not BasicBlock:
-        raise ValueError(
-            f"{section}.bi_real=True, but {section}.name={name!r} has other than basic "
-            "blocks; expected a network such as resnet18, or False"
-        )
+            raise ValueError(f"{message} ({name!r} has {', '.join(known)})")
+        check(f"{section}.{option}", value, known[option])
+    try:
+        create(name, outputs=1, **options)
+    except ValueError as e:  # of options that do not go together
+        raise ValueError(f"{section}.{e}") from None
 
 
 def create(
@@ -170,34 +210,23 @@ def create(
       A linen module; `apply(variables, images, train)` gives float32 logits.
 
     Raises:
-      ValueError: if the name, an option or a value is not valid.
+      ValueError: one line, if the name, an option or a value is not valid.
 
     Example:
       >>> create("resnet20", outputs=10, width=8).blocks
       (3, 3, 3)
     """
-    if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}{nearest(name, _MODELS)}")
-    cls, make = _MODELS[name]
-    known = [f.name for f in dataclasses.fields(cls) if f.name not in _FIXED]
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown model {name!r}{nearest(name, _NETWORKS)}")
+    kind, make = _NETWORKS[name][:2]
+    known = [*options_of(name), *(k for k in _OF_PROGRAMS if hasattr(kind, k))]
     for option in options:
         if option not in known:
             raise ValueError(
                 f"model {name!r} has no option {option!r}{nearest(option, known)}"
             )
-    counts = {"outputs": outputs} | {
-        k: options[k] for k in ("width", "stem_size", "stem_strides") if k in options
-    }
-    for option, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{option}` is {value!r}, expected a positive integer")
-    if "act" in options and not callable(options["act"]):
-        if str(options["act"]) not in ACTS:
-            raise ValueError(
-                f"`act` is {options['act']!r}, expected one of {', '.join(ACTS)}, or a "
-                "factory"
-            )
-        options["act"] = ACTS[options["act"]]
+    if isinstance(act := options.get("act"), str):
+        options["act"] = ACTS.get(act, act)
     act_quant, kinds = options.get("act_quant"), Quantizer | ActivationQuantizer
     of_sites = act_quant if isinstance(act_quant, Mapping) else {SITES[0]: act_quant}
     if act_quant is not None and not all(

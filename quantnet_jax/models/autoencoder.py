@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from quantnet_jax.activations.sites import INPUT, OUTPUT, SiteQuantizers
 from quantnet_jax.models.layers import Conv, Sites, as_images
-from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.models.nonlinearities import relu
 from quantnet_jax.models.norm import BatchNorm
+from quantnet_jax.models.options import Act, Depth, Momentum, Outputs, Width
 
 
 class Autoencoder(Sites, nn.Module):
@@ -33,15 +34,15 @@ class Autoencoder(Sites, nn.Module):
 
     SITES: ClassVar[tuple[str, ...]] = (INPUT, OUTPUT)
 
-    outputs: int
-    width: int = 8
-    depth: int = 2
-    act: ActFactory = relu
+    outputs: Outputs
+    width: Width = 8
+    depth: Depth = 2
+    act: Act = relu
     act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     folded: bool = False
 
     @nn.compact

@@ -10,8 +10,9 @@ from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import Conv, Pooled, as_images
-from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.models.nonlinearities import relu
 from quantnet_jax.models.norm import BatchNorm
+from quantnet_jax.models.options import Act, Momentum, Outputs, Width
 
 
 class Conv4(Pooled, nn.Module):
@@ -38,14 +39,14 @@ class Conv4(Pooled, nn.Module):
 
     SITES: ClassVar[tuple[str, ...]] = (INPUT, OUTPUT)
 
-    outputs: int
-    width: int = 64
-    act: ActFactory = relu
+    outputs: Outputs
+    width: Width = 64
+    act: Act = relu
     act_quant: Quantizer | ActivationQuantizer | None = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     folded: bool = False
     features: bool = False
 

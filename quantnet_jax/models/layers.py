@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,42 +17,11 @@ from quantnet_jax.activations.sites import (
     SiteQuantizers,
     quantizer_at,
 )
+from quantnet_jax.common.limits import check, limits_of
 from quantnet_jax.core.qtensor import QTensor
-
-KERNELS = {
-    # Every convolution and the dense head (the convention of MetaQuant).
-    "all": r"^(.+/)?kernel$",
-    # First and last layer float (the convention of IR-Net, ReCU, AdaBin); the 1x1
-    # convolutions of projection shortcuts are quantized.
-    "inner": r"^(?!(stem|head)/)(.+/)?kernel$",
-    # As 'inner', with the 1x1 convolutions of projection shortcuts float too.
-    "no_shortcut": r"^(?!(stem|head)/)(?!(.+/)?shortcut/)(.+/)?kernel$",
-}
-"""Which kernels are quantized: convention -> pattern over '/'-joined parameter paths.
-
-The patterns are anchored: `re.search` and `re.fullmatch` find the same paths. They hold
-for the networks of this room; a user's own network brings its own pattern.
-"""
 
 # He et al. 2015 (1502.01852): the backward pass keeps its variance.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def kernel_rule(convention: str) -> str:
-    """The pattern of one of the `KERNELS` conventions.
-
-    Raises:
-      ValueError: if the convention is unknown.
-
-    Example:
-      >>> kernel_rule("all")
-      '^(.+/)?kernel$'
-    """
-    if convention not in KERNELS:
-        raise ValueError(
-            f"`convention` is {convention!r}, expected one of {', '.join(KERNELS)}"
-        )
-    return KERNELS[convention]
 
 
 class Conv(nn.Module):
@@ -151,12 +120,22 @@ class Sites:
     """What networks with sites of activation quantizers share; their attributes:
 
     `act_quant`, `sites`, `axis_name` and `folded`, see `quantnet_jax.models.ResNet`.
+    Those that are `Annotated` with what they may be are held to it.
     """
+
+    SITES: ClassVar[tuple[str, ...]] = ()
 
     act_quant: SiteQuantizers
     sites: tuple[str, ...]
     axis_name: str | None
     folded: bool
+
+    def __post_init__(self) -> None:
+        for option, limit in limits_of(type(self)).items():
+            value = getattr(self, option)
+            if not (option == "act" and callable(value)):
+                check(option, value, limit)
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
 
     def has(self, site: str) -> bool:
         """Whether activations are quantized there."""
@@ -265,7 +244,7 @@ def subsample_pad(x: jax.Array, strides: int, channels: int) -> jax.Array:
 
 
 def precision(folded: bool) -> Any:
-    """Of products: accelerators may round float32 inputs unless they are told not to.
+    """Of products: accelerators may round float32 inputs unless a precision is set.
 
     Two programs of the same network then agree to the last digits, no less.
     """

@@ -13,6 +13,7 @@ from quantnet_jax.activations.sites import INPUT, OUTPUT, SiteQuantizers
 from quantnet_jax.models.layers import Conv, Pooled, Sites, as_images
 from quantnet_jax.models.nonlinearities import ActFactory, relu
 from quantnet_jax.models.norm import BatchNorm
+from quantnet_jax.models.options import Act, Momentum, Outputs, Strides, Width
 
 
 class SeparableBlock(Sites, nn.Module):
@@ -78,16 +79,16 @@ class MobileNet(Pooled, nn.Module):
 
     SITES: ClassVar[tuple[str, ...]] = (INPUT, OUTPUT)
 
-    outputs: int
+    outputs: Outputs
     blocks: tuple[tuple[int, int], ...] = ((2, 1), (4, 2), (4, 1), (8, 2), (8, 1))
-    width: int = 16
-    stem_strides: int = 1
-    act: ActFactory = relu
+    width: Width = 16
+    stem_strides: Strides = 1
+    act: Act = relu
     act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     folded: bool = False
     features: bool = False
 

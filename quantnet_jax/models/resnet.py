@@ -3,18 +3,18 @@
 He et al., Deep Residual Learning for Image Recognition, arXiv 1512.03385.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from quantnet_jax.activations.sites import INPUT, OUTPUT, RESIDUAL, SiteQuantizers
+from quantnet_jax.common.limits import Choice, Number
 from quantnet_jax.models.layers import Conv, Pooled, Sites, as_images, subsample_pad
 from quantnet_jax.models.nonlinearities import ActFactory, relu
 from quantnet_jax.models.norm import BatchNorm
-
-SHORTCUTS = ("A", "B")
+from quantnet_jax.models.options import Act, Momentum, Outputs, Strides, Switch, Width
 
 
 class _Block(Sites, nn.Module):
@@ -168,37 +168,32 @@ class ResNet(Pooled, nn.Module):
 
     SITES: ClassVar[tuple[str, ...]] = (INPUT, RESIDUAL, OUTPUT)
 
-    outputs: int
+    outputs: Outputs
     blocks: tuple[int, ...]
     block: type[_Block] = BasicBlock
-    width: int = 16
-    shortcut: str = "A"
-    stem_size: int = 3
-    stem_strides: int = 1
-    stem_pool: bool = False
-    act: ActFactory = relu
+    width: Width = 16
+    shortcut: Annotated[str, Choice(("A", "B"))] = "A"
+    stem_size: Annotated[int, Number(1, 63, whole=True)] = 3
+    stem_strides: Strides = 1
+    stem_pool: Switch = False
+    act: Act = relu
     act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
-    bi_real: bool = False
+    bi_real: Switch = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    momentum: float = 0.9
-    zero_init_last: bool = False
+    momentum: Momentum = 0.9
+    zero_init_last: Switch = False
     folded: bool = False
     features: bool = False
 
     def __post_init__(self) -> None:
-        if self.shortcut not in SHORTCUTS:
-            raise ValueError(
-                f"`shortcut` is {self.shortcut!r}, expected one of "
-                f"{', '.join(SHORTCUTS)}"
-            )
+        super().__post_init__()
         if self.bi_real and self.block is not BasicBlock:
             raise ValueError(
-                f"`bi_real` is True, but the network has {self.block.__name__} blocks; "
+                f"bi_real=True, but the network has {self.block.__name__} blocks; "
                 "expected one of basic blocks, such as resnet18, or False"
             )
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> Any:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from quantnet_jax.activations.sites import INPUT, OUTPUT, SiteQuantizers
 from quantnet_jax.models.layers import Conv, Pooled, as_images
-from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.models.nonlinearities import relu
 from quantnet_jax.models.norm import BatchNorm
+from quantnet_jax.models.options import Act, Momentum, Outputs, Strides, Width
 
 
 class Small(Pooled, nn.Module):
@@ -34,15 +35,15 @@ class Small(Pooled, nn.Module):
 
     SITES: ClassVar[tuple[str, ...]] = (INPUT, OUTPUT)
 
-    outputs: int
-    width: int = 4
-    stem_strides: int = 2
-    act: ActFactory = relu
+    outputs: Outputs
+    width: Width = 4
+    stem_strides: Strides = 2
+    act: Act = relu
     act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     folded: bool = False
     features: bool = False
 

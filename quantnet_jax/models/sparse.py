@@ -1,6 +1,6 @@
 """Networks over lists of active sites, in two and three dimensions (BSC-Net)."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from quantnet_jax.activations.quantizer import ActivationQuantizer
 from quantnet_jax.activations.sites import INPUT, OUTPUT
+from quantnet_jax.common.limits import Choice, Number
 from quantnet_jax.core.qtensor import dequantize
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.models.layers import (
@@ -18,8 +19,9 @@ from quantnet_jax.models.layers import (
     precision,
     unit,
 )
-from quantnet_jax.models.nonlinearities import ActFactory, relu
+from quantnet_jax.models.nonlinearities import relu
 from quantnet_jax.models.norm import BatchNorm
+from quantnet_jax.models.options import Act, Momentum, Outputs, Width
 from quantnet_jax.ops import shifted, sparse
 from quantnet_jax.ops.sparse import GatherMap, SiteList
 
@@ -142,37 +144,33 @@ class Sparse(Pooled, nn.Module):
         `ResNet`; sites are 'input' (of all convolutions but the stem), 'output'.
 
     Raises:
-      ValueError: `shift` is none of these, or `groups` does not divide `width`.
+      ValueError: an option is beyond its range, or `groups` does not divide `width`.
     """
 
     SITES: ClassVar[tuple[str, ...]] = (INPUT, OUTPUT)
 
-    outputs: int
+    outputs: Outputs
     dims: int = 2
-    width: int = 16
-    depth: int = 2
-    capacity: int = 0
-    shift: str = "none"
-    groups: int = 4
-    act: ActFactory = relu
+    width: Width = 16
+    depth: Annotated[int, Number(1, 2**10, whole=True)] = 2
+    capacity: Annotated[int, Number(0, 2**20, whole=True)] = 0
+    shift: Annotated[str, Choice(SHIFTS)] = "none"
+    groups: Annotated[int, Number(1, 2**14, whole=True)] = 4
+    act: Act = relu
     act_quant: Quantizer | ActivationQuantizer | None = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     folded: bool = False
     features: bool = False
 
     def __post_init__(self) -> None:
-        if self.shift not in SHIFTS:
-            raise ValueError(
-                f"`shift` is {self.shift!r}, expected one of {', '.join(SHIFTS)}"
-            )
-        if self.groups < 1 or self.width % self.groups:
-            raise ValueError(
-                f"`groups` is {self.groups}, expected a divisor of width={self.width}"
-            )
         super().__post_init__()
+        if self.width % self.groups:
+            raise ValueError(
+                f"groups={self.groups}, expected a divisor of width={self.width}"
+            )
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> Any:

@@ -22,8 +22,16 @@ from quantnet_jax.activations.sites import (
     SiteQuantizers,
 )
 from quantnet_jax.models.layers import Bias, Conv, Sites, as_images
-from quantnet_jax.models.nonlinearities import ActFactory, PReLU, relu
+from quantnet_jax.models.nonlinearities import PReLU, relu
 from quantnet_jax.models.norm import BatchNorm
+from quantnet_jax.models.options import (
+    Act,
+    Depth,
+    Momentum,
+    Outputs,
+    Switch,
+    Width,
+)
 
 
 class SuperResolution(Sites, nn.Module):
@@ -58,19 +66,29 @@ class SuperResolution(Sites, nn.Module):
 
     SITES: ClassVar[tuple[str, ...]] = (INPUT, RECTIFIED, RESIDUAL, OUTPUT)
 
-    outputs: int
-    width: int = 16
-    depth: int = 4
+    outputs: Outputs
+    width: Width = 16
+    depth: Depth = 4
     norm: bool = False
     ends: int = 3
-    image_skip: bool = False
-    act: ActFactory = relu
+    image_skip: Switch = False
+    act: Act = relu
     act_quant: SiteQuantizers = None
     sites: tuple[str, ...] = (INPUT,)
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     folded: bool = False
+
+    @property
+    def reach(self) -> int:
+        """Pixels around one, in each direction, on which what becomes of it depends.
+
+        Stem, two convolutions of each block, body, enlargement, and the head, whose
+        pixels are smaller.
+        """
+        end = self.ends // 2
+        return end + 2 * self.depth + 1 + 1 + (end + 1) // 2
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

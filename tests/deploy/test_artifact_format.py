@@ -14,7 +14,7 @@ from util import normal
 import quantnet_jax as qn
 from quantnet_jax import deploy
 from quantnet_jax.deploy.format.artifact import FORMAT
-from quantnet_jax.models.layers import kernel_rule
+from quantnet_jax.models import kernel_rule
 
 pytestmark = pytest.mark.optimized
 

@@ -46,8 +46,7 @@ def declared():
     visit(config_lib.base().to_dict(), "")
     found |= {f"{section}.name": ranges.LIMITS[f"{section}.name"]
               for section in ranges.OPEN}  # fmt: skip
-    small = ("width", "act", "stem_strides", "momentum")
-    found |= {f"model.{option}": models.OPTIONS[option] for option in small}
+    found |= {f"model.{k}": limit for k, limit in models.options_of("small").items()}
     for section, members in MEMBERS.items():
         for name, member in members.items():
             for option, limit in limits_of(member.factory).items():

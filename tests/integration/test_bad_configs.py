@@ -104,6 +104,24 @@ def test_edges_are_accepted_and_make_quantizers():
                     CREATE[section](name, **{option: value} | more)
 
 
+@pytest.mark.parametrize("name", models.names())
+def test_networks_hold_options_to_their_ranges(name):
+    known = models.options_of(name)
+    more = {"width": {"groups": 1}, "groups": {"width": 2**14}}
+    for option, limit in known.items():
+        both = more.get(option, {}) if "groups" in known else {}
+        for value in edges(limit):
+            call = lambda o={option: value} | both: models.create(name, outputs=1, **o)
+            if (name, option, value) == ("resnet50", "bi_real", True):
+                assert not fault(call, "bi_real")
+                continue
+            wanted = models.ACTS[value] if option == "act" else value
+            assert getattr(call(), option) == wanted
+        for value in wrong_values(limit):
+            call = lambda o={option: value}: models.create(name, outputs=1, **o)
+            assert not fault(call, option), value
+
+
 def slips(word, turn):
     """Misspellings of a key, other ones in each turn."""
     found = (word[1:] or "x", word + "s", word[0] + word, word.upper(), f"{word}_")
@@ -131,7 +149,7 @@ def test_unknown_keys_are_refused():
 
 
 def test_missing_keys_and_sections_for_values():
-    optional = ("width", "act", "stem_strides", "momentum")
+    optional = models.options_of("small")
     faults = {}
     for key in config_lib.base().to_dict() | dict.fromkeys(LIMITS):
         cases = {} if key.count(".") > 1 else {"missing": ({}, (key,))}

@@ -396,10 +396,10 @@ def test_the_activation_is_the_one_given(name):
         ("resnet20", {"widht": 8}, ["'widht'", "did you mean 'width'", "shortcut"]),
         ("small", {"shortcut": "B"}, ["'small'", "no option 'shortcut'"]),
         ("resnet20", {"blocks": (1,)}, ["no option 'blocks'"]),
-        ("resnet20", {"shortcut": "C"}, ["`shortcut` is 'C'", "A, B"]),
-        ("resnet20", {"width": 0}, ["`width` is 0", "positive integer"]),
-        ("resnet20", {"stem_strides": 1.5}, ["`stem_strides` is 1.5"]),
-        ("resnet20", {"outputs": 0}, ["`outputs` is 0"]),
+        ("resnet20", {"shortcut": "C"}, ["shortcut='C'", "A, B"]),
+        ("resnet20", {"width": 0}, ["width=0", "whole number from 1"]),
+        ("resnet20", {"stem_strides": 1.5}, ["stem_strides=1.5", "whole number"]),
+        ("resnet20", {"outputs": 0}, ["outputs=0", "whole number from 1"]),
         ("resnet20", {"dtype": "int8"}, ["`dtype` is 'int8'", "bfloat16"]),
         ("resnet20", {"dtype": "float33"}, ["`dtype` is 'float33'", "bfloat16"]),
     ],
@@ -410,6 +410,28 @@ def test_create_errors_name_the_nearest_choice(name, options, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "expected"),
+    [
+        ("resnet20", "momentum", 5.0, "a number from 0 and below 1"),
+        ("small", "width", 10**6, "a whole number from 1 to 16384"),
+        ("autoencoder", "depth", -3, "a whole number from 0 to 1024"),
+        ("sparse2d", "depth", 0, "a whole number from 1 to 1024"),
+        ("sparse3d", "groups", 5, "a divisor of width=16"),
+        ("resnet50", "bi_real", 3, "True or False"),
+        ("mobilenet", "stem_strides", 100, "a whole number from 1 to 64"),
+    ],
+)
+def test_create_refuses_what_a_configuration_may_not_set(name, option, value, expected):
+    with pytest.raises(ValueError) as error:
+        models.create(name, outputs=10, **{option: value})
+    message = str(error.value)
+    assert re.fullmatch(rf"{option}={value}\b.*, expected {expected}", message)
+    with pytest.raises(ValueError) as error:
+        models.check_options("model", name, {option: value})
+    assert str(error.value) == f"model.{message}"
 
 
 def test_depths():

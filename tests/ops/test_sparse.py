@@ -217,8 +217,8 @@ def test_search_ships_the_likeliest_offsets():
 
 def test_bad_options_are_one_line():
     for options, words in (
-        ({"shift": "left"}, "`shift` is 'left'"),
-        ({"groups": 3}, "`groups` is 3, expected a divisor of width=4"),
+        ({"shift": "left"}, "shift='left'"),
+        ({"groups": 3}, "groups=3, expected a divisor of width=4"),
     ):
         with pytest.raises(ValueError, match=words):
             made(**options)
@@ -412,10 +412,13 @@ def test_lists_hold_all_sites(variant, shared_data):
     for found in sets:
         images = np.concatenate([found.train_image, found.test_image])
         options = {"capacity": model.capacity}
-        models.check_images(model.name, options, images)
-        assert models.check_images(model.name, {}, images) is None
+        mean = data.STATISTICS[found.name][0]
+        models.check_images(model.name, options, images, mean)
+        assert models.check_images(model.name, {}, images, mean) is None
         with pytest.raises(ValueError, match="capacity=100 holds 100 sites in stage 1"):
-            models.check_images(model.name, {"capacity": 100}, images)
+            models.check_images(model.name, {"capacity": 100}, images, mean)
+        with pytest.raises(ValueError, match="an image has .* active ones"):
+            models.check_images(model.name, options, images[:1], (0.1,))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
