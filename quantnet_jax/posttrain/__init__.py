@@ -4,15 +4,17 @@
 that rules may name are here.
 """
 
-import sys
-import types
 from typing import Any
 
+from quantnet_jax.common import calls
+from quantnet_jax.common.limits import check_options
+from quantnet_jax.common.modules import make_callable
+from quantnet_jax.common.names import nearest, show
 from quantnet_jax.posttrain.driver import Layer, posttrain
 from quantnet_jax.posttrain.methods.ausn import apot, ausn, power_of_two, shift_and_add
 from quantnet_jax.posttrain.methods.bitat import bitat
 from quantnet_jax.posttrain.methods.error_feedback import error_feedback
-from quantnet_jax.posttrain.methods.gpfq import gpfq, gpfq_samples
+from quantnet_jax.posttrain.methods.gpfq import gpfq
 from quantnet_jax.posttrain.methods.rtn import rtn, uniform
 from quantnet_jax.posttrain.methods.solver import Grams, Solver, grams, relative_error
 
@@ -24,9 +26,9 @@ __all__ = [
     "apot",
     "ausn",
     "bitat",
+    "create",
     "error_feedback",
     "gpfq",
-    "gpfq_samples",
     "grams",
     "posttrain",
     "power_of_two",
@@ -49,11 +51,26 @@ METHODS = {
 """Name -> factory of a `Solver`."""
 
 
-class _Callable(types.ModuleType):
-    """So that the room can be called by its own name."""
+def create(method: str, **options: Any) -> Solver:
+    """Makes a method from plain data, as the command line does.
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return posttrain(*args, **options)
+    Args:
+      method: a key of `METHODS`, alone or as a written call.
+      **options: arguments of the factory, in place of those of the call.
+
+    Raises:
+      ValueError: one line: an unknown name or option, or an impossible value.
+
+    Example:
+      >>> create("gpfq(bits=4, per='tensor')")
+      gpfq(bits=4, per='tensor')
+    """
+    name, given = calls.parse("method", method)
+    if name not in METHODS:
+        raise ValueError(f"method={show(name)}{nearest(name, METHODS)}")
+    given |= options
+    check_options(f"{name}.", METHODS[name], given)
+    return METHODS[name](**given)
 
 
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, posttrain)

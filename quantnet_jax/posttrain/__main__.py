@@ -1,8 +1,8 @@
 """Quantizes a trained float run, without training.
 
-    python -m quantnet_jax.posttrain DIR [--method=gpfq] [--bits=4] [--layers=inner]
-        [--activation-bits=8] [--images=1024] [--positions=1.0] [--out=DIR]
-        [--no-export]
+    python -m quantnet_jax.posttrain DIR [--method="gpfq(bits=4, per='tensor')"]
+        [--bits=4] [--layers=inner] [--activation-bits=8] [--images=1024]
+        [--positions=1.0] [--out=DIR] [--no-export]
 
 Scores the float network, the quantized one, and that with recalibrated BatchNorm, which
 is exported to DIR (default: WORKDIR/posttrain) as `python -m quantnet_jax.export` does,
@@ -15,7 +15,7 @@ import pathlib
 import sys
 from typing import Any
 
-from quantnet_jax import deploy, evaluate, export, models, posttrain
+from quantnet_jax import evaluate, export, models, posttrain
 from quantnet_jax.common import command
 from quantnet_jax.common.patterns import check_pattern
 from quantnet_jax.core.qtensor import is_qtensor
@@ -25,11 +25,13 @@ from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.posttrain import run as runs
 from quantnet_jax.trees.tree import Rule, flatten
 
+METHOD = "gpfq(bits=4)"
+
 
 def quantize(
     workdir: str,
-    method: str = "gpfq",
-    bits: int = 4,
+    method: str = METHOD,
+    bits: int | None = None,
     *,
     layers: str = "inner",
     activation_bits: int = 0,
@@ -49,14 +51,8 @@ def quantize(
       FileNotFoundError: no such run.
       ValueError: the run is no float run, or an option is impossible.
     """
-    if method not in posttrain.METHODS:
-        known = ", ".join(posttrain.METHODS)
-        raise ValueError(f"method={method!r}, expected one of {known}")
-    if method == "bitat" and bits != 1:
-        raise ValueError(f"bits={bits}, expected 1: 'bitat' makes binary weights")
-    options = {} if method == "bitat" else {"bits": bits}
-    solver = posttrain.METHODS[method](**options)
-    pattern = models.KERNELS.get(layers, layers)
+    solver = posttrain.create(method, **({} if bits is None else {"bits": bits}))
+    pattern = models.kernel_pattern(layers)
     check_pattern("--layers", pattern)
     exp, state, step = evaluate.restore(workdir)
     run = runs.of_state(exp, state, images)
@@ -89,18 +85,7 @@ def quantize(
         **provenance(),
     }
     if exports:
-        exp = run.exp
-        origin = {"method": repr(solver), "data": exp.config.data.name}
-        found = deploy.export_tree(
-            shipped,
-            export.make_spec(
-                exp.config, exp.task, exp.feed, origin=origin | provenance()
-            ),
-            folder,
-            batches=lambda: export.test_images(exp.feed),
-            predict=lambda params: exp.scoring.predict(exp.runner.place(params)),
-            same=exp.task.same,
-        )
+        found = export.export_params(run.exp, shipped, folder, repr(solver))
         result |= {k: found[k] for k in ("payload", "file", "differ", "folder")}
     records.write_json(folder / "posttrain.json", result)
     return result
@@ -111,8 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.Parser("posttrain", __doc__)
     parser.add_subject("workdir", "DIR", "folder of the float run")
     option = parser.add_argument
-    option("--method", default="gpfq", choices=posttrain.METHODS, help="see the guide")
-    option("--bits", default=4, type=int, help="of weights")
+    known = ", ".join(posttrain.METHODS)
+    option("--method", default=METHOD, help=f"{known}; alone, or as a call")
+    option("--bits", type=int, help="of weights, in place of those of --method")
     option("--layers", default="inner", help="inner, all, no_shortcut, or a pattern")
     option("--activation-bits", default=0, type=int, help="0: float activations")
     option("--quantile", default=1.0, type=float, help="of |x|, for activations")

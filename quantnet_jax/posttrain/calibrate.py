@@ -91,6 +91,4 @@ def solve(solve: Callable, w, sums: Grams | None, key) -> tuple[QTensor, Any]:
     if sums is None:
         return qt, None
     values = jax.vmap(lambda levels, codes: levels[codes])(qt.levels, qt.codes)
-    error = jnp.sum(jax.vmap(solver.output_error)(w, values * qt.scale, sums))
-    size = jnp.sum(w * jnp.einsum("gab,gbm->gam", sums.float, w))
-    return qt, error / jnp.where(size > 0.0, size, 1.0)
+    return qt, solver.relative_error(w, values * qt.scale, sums)

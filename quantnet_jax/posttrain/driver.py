@@ -80,8 +80,8 @@ def posttrain(
 
     Layers are quantized in the order in which `apply` reads them, each with the inputs
     that the float network has there and those of the network whose earlier layers are
-    quantized. Of the inputs only three N x N matrices are kept (N: weights of an output
-    unit), and the rows of one batch twice: the memory does not grow with the batches.
+    quantized. Of the inputs only three N x N matrices are stored (N: weights of an
+    output unit), and the rows of one batch twice: memory is that of any number of them.
 
     Args:
       apply: `(params, batch) -> outputs`, any traceable function, in evaluation mode.

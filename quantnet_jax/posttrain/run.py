@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import models
 from quantnet_jax.common.limits import Number, check
 from quantnet_jax.distributed import runners
@@ -17,6 +18,7 @@ from quantnet_jax.evaluation.scoring import make_apply
 from quantnet_jax.posttrain.driver import Layer, posttrain
 from quantnet_jax.posttrain.sites import calibrate_sites
 from quantnet_jax.training.experiment import Experiment
+from quantnet_jax.training.feed import with_rows
 from quantnet_jax.training.state import TrainState, eval_state
 from quantnet_jax.trees.tree import Rule, dequantize_tree
 
@@ -43,10 +45,7 @@ class Run:
         """Inputs of the network: training images, not augmented."""
         size, feed = self.exp.config.batch_size, self.exp.feed
         for batch in itertools.islice(feed.train(0), -(-self.images // size)):
-            if "index" in batch:  # of a set that is held in memory
-                rows = {k: x[batch["index"]] for k, x in feed.train_data.items()}
-                batch = {k: v for k, v in batch.items() if k != "index"} | rows
-            yield self._prepare(batch)
+            yield self._prepare(with_rows(batch, feed.train_data))
 
     @cached_property
     def _prepare(self) -> Callable:
@@ -153,12 +152,8 @@ def of_state(exp: Experiment, state: TrainState, images: int = 1024) -> Run:
     Raises:
       ValueError: the run is quantized already; no images.
     """
-    for key, name in (("quantizer", "identity"), ("activation", "")):
-        if exp.config[key].name != name:
-            raise ValueError(
-                f"{key}.name={exp.config[key].name!r}, expected {name!r}: only a float "
-                "run can be quantized afterwards"
-            )
+    if found := config_lib.quantizing(exp.config):
+        raise ValueError(f"{found}: only a float run can be quantized afterwards")
     check("images", images, Number(1, 2**31 - 1, whole=True))
     found = jax.device_get(eval_state(state))
     return Run(exp, found.params["model"], found.batch_stats, images)

@@ -5,7 +5,6 @@ To add a quantizer: write its file with a factory, and add one row to
 name, too.
 """
 
-import ast
 import importlib
 import inspect
 import os
@@ -14,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
+from quantnet_jax.common import calls
 from quantnet_jax.common.limits import check_options, defaults_of, limits_of, passes
 from quantnet_jax.common.names import nearest, reason, show
 from quantnet_jax.core import schedules
@@ -30,7 +30,7 @@ __all__ = [
     "options",
 ]
 
-OWN = re.compile(r"([\w.]+):(\w+)(?:\((.*)\))?")
+OWN = re.compile(r"([\w.]+):(\w+)(?:\(.*\))?")
 
 
 def names() -> list[str]:
@@ -60,15 +60,14 @@ def find(
     if not own:
         known = [*sorted(members), *(["module:factory"] if members is MEMBERS else [])]
         raise ValueError(f"unknown quantizer {name!r}{nearest(name, known)}")
-    module, attribute, arguments = own.groups()
+    _, given = calls.parse("quantizer", name)
+    module, attribute = own.groups()
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
         factory: Any = getattr(importlib.import_module(module), attribute)
-        call: Any = ast.parse(f"f({arguments or ''})", mode="eval").body
-        given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-        if call.args or None in given or not callable(factory):
-            raise ValueError("expected a factory, and its options as name=value")
+        if not callable(factory):
+            raise ValueError("expected a function that returns a Quantizer")
         parameters = inspect.signature(factory).parameters.values()
         if loose := [x.name for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]:
             raise ValueError(f"{loose[0]!r} must be keyword-only: (*, {loose[0]}, ...)")
@@ -112,7 +111,10 @@ def make(
     given = given | dict(options)
     plain = {k: v for k, v in given.items() if not passes(v)}
     check_options(f"{name}.", member.factory, plain)
-    made = {k: schedules.resolve(v, total_steps) for k, v in given.items()}
+    limits = limits_of(member.factory)
+    made = {
+        k: schedules.resolve(v, total_steps, limits.get(k)) for k, v in given.items()
+    }
     if name in members:
         return member.factory(**made)
     wrong = f"quantizer={show(name)}, expected a function that returns a Quantizer"

@@ -51,7 +51,7 @@ def _rising(start, end, schedule="exponential", until=0.9) -> dict:
 
 # Two stages: straight-through for the first half of a run (QGait).
 TWO_STAGES = {"schedule": "piecewise", "start": 0.0, "boundaries": ((0.5, 4.0),)}
-# Weights collect until the end: what is kept a step decides how far they can go.
+# Weights collect until the end: what is retained a step decides how far they can go.
 LATE = {"schedule": "piecewise", "start": 1.0, "boundaries": ((0.95, 0.0),)}
 
 

@@ -55,8 +55,6 @@ def test_gpfq_agrees_with_a_float64_loop(bits):
     sure = np.cumprod(clear > 1e-4, axis=0).astype(bool)
     assert sure.mean() > 0.8
     assert (np.asarray(made.codes) == wanted)[sure].all()
-    samples = posttrain.gpfq_samples(w, x, xq, made.levels, made.scale)
-    assert (np.asarray(samples.codes) == wanted)[sure].all()
 
 
 def test_error_feedback_agrees_with_the_inverse_hessian_of_gptq():
@@ -105,6 +103,8 @@ def test_sparse_and_stochastic_variants():
     assert (first == again).all() and (first != other).any()
     with pytest.raises(ValueError, match="bits=2, expected at least 3"):
         posttrain.gpfq(bits=2, mode="hard")
+    with pytest.raises(ValueError, match="threshold=4.0, expected at most 3"):
+        posttrain.gpfq(bits=3, mode="hard", threshold=4.0)
 
 
 def test_feedback_beats_rounding_on_correlated_inputs():
@@ -178,3 +178,44 @@ def test_methods_print_refuse_and_document(name):
         assert word in make.__doc__
     with pytest.raises(ValueError, match="scalars=0.5 is a float, expected a tuple"):
         make(scalars=0.5)
+    with pytest.raises(ValueError, match=r"scalars=\(\), expected a tuple of one or"):
+        make(scalars=())
+    with pytest.raises(ValueError, match=r"scalars\[1\]=0, expected a number from"):
+        make(scalars=(1.0, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpfk", "method='gpfk'; did you mean 'gpfq'? (known: rtn, uniform, "),
+        ("gpfq(4)", "method='gpfq(4)', expected NAME(option=value, ...)"),
+        ("gpfq(bits=4", "method='gpfq(bits=4', expected NAME(option=value, ...)"),
+        ("rtn(bits=1, bits=2)", "bits=2)', expected NAME(option=value, ...)"),
+        ("rtn(bits=2)(bits=3)", "(bits=3)', expected NAME(option=value, ...)"),
+        ("rtn(per=tensor)", "per=tensor, expected a number, a 'text', True, False"),
+        ("rtn(par='tensor')", "'rtn.par'; did you mean 'per'? (known: bits, per, "),
+        ("rtn(per='layer')", "rtn.per='layer' (known: channel, tensor)"),
+        ("rtn(bits=None)", "rtn.bits=None is a NoneType, expected a whole number"),
+        ("gpfq(quantile=0)", "gpfq.quantile=0, expected a number above 0 to 1"),
+        ("uniform(scalars=[])", "uniform.scalars=[], expected a tuple of one or more"),
+        ("bitat(sweeps=-1)", "bitat.sweeps=-1, expected a whole number from 0 to 100"),
+        ("bitat(damping=0)", "bitat.damping=0, expected a number from 1e-06 to 1000"),
+        ("ausn(adaptive=1)", "ausn.adaptive=1 is a int, expected True or False"),
+        ("error_feedback(order=2)", "error_feedback.order=2 (known: given, import"),
+    ],
+)
+def test_written_calls_are_refused_in_one_line(text, message):
+    with pytest.raises(ValueError) as e:
+        posttrain.create(text)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_written_call_is_the_call():
+    text = "gpfq(bits=3, scalars=(0.5, 0.9), per='tensor', mode='soft')"
+    assert repr(posttrain.create(text)) == text
+    assert repr(posttrain.create(text, bits=2)) == text.replace("3", "2")
+    assert repr(posttrain.create("bitat")) == "bitat()"
+    w, x, xq = layer(7, 60, 20, 5)
+    direct = posttrain.gpfq(bits=3, scalars=(0.5, 0.9), per="tensor", mode="soft")
+    one, two = (solve(m, w, x, xq) for m in (posttrain.create(text), direct))
+    assert (one.codes == two.codes).all() and one.scale.shape == (1, 5)

@@ -58,11 +58,14 @@ def test_the_command_scores_exports_and_resumes(trained, monkeypatch, tmp_path, 
         evaluate, "restore", lambda workdir, step="latest": (*trained, 4)
     )
     args = ["--workdir=run", f"--out={tmp_path}", "--images=32", "--activation-bits=8"]
-    args += ["--method=error_feedback", "--bits=5", "--layers=all"]
+    args += ["--method=error_feedback(per='tensor')", "--bits=5", "--layers=all"]
     assert command.main(args) == 0
     shown = capsys.readouterr()
-    assert "error_feedback(bits=5), 4 tensors" in shown.out
-    assert "layer 4/4 head/kernel error_feedback(bits=5), output error" in shown.err
+    assert "error_feedback(per='tensor', bits=5), 4 tensors" in shown.out
+    assert (
+        "layer 4/4 head/kernel error_feedback(per='tensor', bits=5), output error"
+        in shown.err
+    )
     found = json.loads((tmp_path / "posttrain.json").read_text())
     assert found["activation_bits"] == 8 and set(found["layers"]) == {
         f"{name}/kernel" for name in ("stem", "conv1", "conv2", "head")
@@ -71,7 +74,7 @@ def test_the_command_scores_exports_and_resumes(trained, monkeypatch, tmp_path, 
     assert found["quantized"] == 4 and found["payload"] < found["file"]
     predictor = qn.load(tmp_path / "model.safetensors")
     assert predictor.spec.activation["name"] == "learned_clip"
-    assert "error_feedback(bits=5)" in predictor.spec.origin["method"]
+    assert "error_feedback(per='tensor', bits=5)" in predictor.spec.origin["method"]
     stamps = [x.stat().st_mtime_ns for x in sorted((tmp_path / "layers").iterdir())]
     assert command.main([*args, "--no-export"]) == 0
     again = json.loads((tmp_path / "posttrain.json").read_text())
@@ -86,8 +89,13 @@ def test_refuses_in_one_line(trained, monkeypatch, capsys):
         evaluate, "restore", lambda workdir, step="latest": (*trained, 4)
     )
     for args, message in (
-        (["--bits=9"], "error: bits=9, expected a whole number from 1 to 8"),
-        (["--method=bitat"], "error: bits=4, expected 1: 'bitat' makes binary weights"),
+        (["--bits=9"], "error: gpfq.bits=9, expected a whole number from 1 to 8"),
+        (["--method=bitat", "--bits=1"], "error: unknown config key 'bitat.bits'"),
+        (
+            ["--method=rtn(scalars=())"],
+            "error: rtn.scalars=(), expected a tuple of one",
+        ),
+        (["--method=rtn(4)"], "error: method='rtn(4)', expected NAME(option=value, "),
         (["--images=0"], "error: images=0, expected a whole number from 1"),
         (["--positions=2"], "error: positions=2.0, expected a number above 0 to 1"),
         (["--layers=(("], "error: --layers='((' is not a regular expression"),

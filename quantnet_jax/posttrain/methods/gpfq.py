@@ -54,10 +54,13 @@ def gpfq(
       quantile: of |w| over the inputs of a unit, 1.0 for the maximum.
       per: 'channel' (a radius for each output unit) or 'tensor' (their mean).
       mode: 'nearest', or sparse by 'soft' or 'hard' threshold, or 'stochastic'.
-      threshold: h of the sparse modes; 'hard' needs at least 3 bits.
+      threshold: h of the sparse modes; 'hard' needs at least 3 bits, and h <= K.
     """
     if mode == "hard" and bits < 3:
         raise ValueError(f"bits={bits}, expected at least 3 for mode='hard'")
+    if mode == "hard" and threshold > (most := 2 ** (bits - 1) - 1):
+        text = f"expected at most {most} for mode='hard' and bits={bits}"
+        raise ValueError(f"threshold={threshold}, {text}")
     levels = _levels(bits, mode, threshold)
 
     def solve(w, grams: Grams, key) -> QTensor:
@@ -81,36 +84,6 @@ def gpfq(
         return solver.best_scale(run, base, scalars, w, grams)
 
     return Solver(solve)
-
-
-def gpfq_samples(
-    w: jax.Array, x: jax.Array, xq: jax.Array, levels: jax.Array, scale: jax.Array
-) -> QTensor:
-    """GPFQ from the layer inputs themselves, in the published form.
-
-    `gpfq` computes the same from Gram matrices; this keeps the residual u, of the size
-    of the layer's outputs.
-
-    Args:
-      w: float32 (N, M).
-      x, xq: float32 (rows, N), inputs in the float and in the quantized network.
-      levels: float32 (L,), ascending.
-      scale: float32 (1, M) or (1, 1).
-    """
-    scale = jnp.broadcast_to(scale, (1, w.shape[1]))
-
-    def step(u, at):
-        weights, column, column_q = at
-        u = u + column[:, None] * weights[None]
-        norm = dot(column_q, column_q)
-        z = jnp.where(
-            norm > 0.0, dot(column_q, u) / jnp.where(norm > 0.0, norm, 1.0), 0.0
-        )
-        codes = encode(z / scale[0], levels)
-        return u - column_q[:, None] * (levels[codes] * scale[0])[None], codes
-
-    start = jnp.zeros((x.shape[0], w.shape[1]), jnp.float32)
-    return QTensor(jax.lax.scan(step, start, (w, x.T, xq.T))[1], levels, scale)
 
 
 def _levels(bits: int, mode: str, threshold: float) -> jax.Array:

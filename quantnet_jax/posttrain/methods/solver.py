@@ -8,15 +8,15 @@ to X w. Everything that the methods need to know of X and Xq is in three N x N m
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from quantnet_jax.common.limits import checked
+from quantnet_jax.common.limits import Number, Sequence, checked
 from quantnet_jax.core.qtensor import QTensor, encode
 
-Scalars = tuple[float, ...]
+Scalars = Annotated[tuple[float, ...], Sequence(Number(1e-3, 1e3))]
 GRID: Scalars = tuple(0.3 + 0.1 * i for i in range(10))
 """Of the radius that is searched for, in units of the quantile of |w|."""
 
@@ -91,18 +91,26 @@ def uncorrelated(size: int) -> Grams:
 
 
 def output_error(w: jax.Array, values: jax.Array, of: Grams) -> jax.Array:
-    """||X w - Xq q||^2 of each output unit: w and q (N, M) -> float32 (M,)."""
-    form = lambda a, gram, b: jnp.sum(a * dot(gram, b), axis=0)
+    """||X w - Xq q||^2 of each output unit: w and q (..., N, M) -> float32 (..., M)."""
+    form = lambda a, gram, b: jnp.sum(a * dot(gram, b), axis=-2)
     cross = form(values, of.mixed, w)
     error = form(w, of.float, w) - 2.0 * cross + form(values, of.quantized, values)
     return jnp.maximum(error, 0.0)
 
 
 def relative_error(w: jax.Array, values: jax.Array, of: Grams) -> jax.Array:
-    """||X w - Xq q||^2 / ||X w||^2 over all units, a float32 scalar; 0 for a zero w."""
+    """||X w - Xq q||^2 / ||X w||^2 over all units, a float32 scalar.
+
+    Args:
+      w, values: float32 (..., N, M): w and q, perhaps with groups in front.
+      of: with the same groups.
+
+    Returns:
+      The error; not divided where X w is zero.
+    """
     size = jnp.sum(w * dot(of.float, w))
     error = jnp.sum(output_error(w, values, of))
-    return jnp.where(size > 0.0, error / jnp.where(size > 0.0, size, 1.0), 0.0)
+    return error / jnp.where(size > 0.0, size, 1.0)
 
 
 def radius(w: jax.Array, quantile: float, per: str) -> jax.Array:
