@@ -8,7 +8,8 @@ super-resolution, takes them in any size, and what it makes of each is saved as 
 in FOLDER (by default the current one). An image is turned upright as its EXIF
 data require and converted to the network's channels (gray or RGB); one of another size
 is resized so that its shorter side fits, and cropped at its center (a note on standard
-error reports it).
+error reports it). A network of drawings takes dark ink on light ground, and makes of it
+what its dataset did.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ import numpy as np
 import quantnet_jax
 from quantnet_jax import deploy, tasks
 from quantnet_jax.common import command
+from quantnet_jax.common.limits import Number, check
+from quantnet_jax.common.pixels import eight_bits, silhouette
 
 MODES = {1: "L", 3: "RGB"}
 POPCOUNT = {"auto": "auto", "on": True, "off": False}
@@ -43,13 +46,21 @@ def predict(
 
     Raises:
       FileNotFoundError: there is no such image.
-      ValueError: a file is no image, the network does not take images, or its outputs
-        are not finite.
+      ValueError: a file is no image, the network does not take images or would lose
+        parts of one, or its outputs are not finite.
     """
     size, shape = max(1, min(BATCH, len(paths))), predictor.spec.shape
+    ink = predictor.spec.info.get("ink")
+    if ink is not None:
+        check("info.ink", ink, Number(0, 1))
     for start in range(0, len(paths), size):
         some = paths[start : start + size]
-        images = [read(path, shape) for path in some]
+        images = [read(path, shape, ink) for path in some]
+        for path, (image, _) in zip(some, images, strict=True):
+            try:
+                predictor.check(image[None])
+            except ValueError as e:
+                raise ValueError(f"{os.fspath(path)}: {e}") from None
         # Always the same number of images: one compilation.
         batch = np.zeros((size, *shape), np.uint8)
         batch[: len(some)] = [image for image, _ in images]
@@ -86,11 +97,12 @@ def draw(
 
 
 def read(
-    path: str | os.PathLike, shape: tuple[int, int, int]
+    path: str | os.PathLike, shape: tuple[int, int, int], ink: float | None = None
 ) -> tuple[np.ndarray, str]:
     """An image file as uint8[H, W, C], and how it was changed, '' if not at all.
 
-    A height of 0 takes the image in its own size.
+    A height of 0 takes the image in its own size. With `ink` it is a drawing, see
+    `quantnet_jax.common.pixels.silhouette`.
     """
     from PIL import Image, ImageOps
 
@@ -103,33 +115,40 @@ def read(
         raise FileNotFoundError(f"{os.fspath(path)} not found")
     try:
         with Image.open(path) as file:
-            image, note = ImageOps.exif_transpose(file), ""
+            image, notes = ImageOps.exif_transpose(file), []
             if image.mode == "F":
                 raise ValueError("its pixels are floats, expected integers")
-            if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+            if image.mode.startswith("I"):
+                gray = eight_bits(image)
+                if image.mode != "I" and gray.max() < 16:
+                    notes.append("16 bits of a pixel, none above 4095: nearly black")
+                image = Image.fromarray(gray)
+            elif "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
                 image = image.convert("RGBA")
                 if np.asarray(image)[..., 3].min() < 255:
-                    note = "composed on a white background"
+                    notes.append("composed on a white background")
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off
-                gray = np.asarray(image).astype(np.int64) >> 8
-                image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+            if ink is not None:
+                notes.append(
+                    f"{image.width} x {image.height} pixels, squeezed to {width} x "
+                    f"{height}, dark ink made white on black"
+                )
+                drawing = silhouette(image, (width, height), ink)
+                image = Image.fromarray(drawing)
             image = image.convert(MODES[channels])
     except Exception as e:  # decoders document no list of them
         raise ValueError(
             f"{os.fspath(path)} is not an image, or damaged: {deploy.describe(e)}"
         ) from None
-    if not height:
-        return np.asarray(image).reshape(image.height, image.width, channels), note
-    if image.size != (width, height):
-        note += ", " if note else ""
-        note += (
+    if height and image.size != (width, height):
+        notes.append(
             f"{image.width} x {image.height} pixels, resized and cropped to "
             f"{width} x {height}"
         )
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(shape), note
+    pixels = np.asarray(image).reshape(image.height, image.width, channels)
+    return pixels, ", ".join(notes)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ class Dataset(NamedTuple):
       name: its name in `load`.
       train_target, test_target: uint8 [N, s H, s W, C], the images that those of
         `image` are to become, or None. With them sizes may differ among the images.
-      more: further JSON data for a task.
+      more: further JSON data for a task; 'ink' ships with any network, for `predict`.
     """
 
     train_image: np.ndarray

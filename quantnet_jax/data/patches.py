@@ -38,7 +38,7 @@ def draw(
 def crops(
     image: Array, row: Array, top: Array, left: Array, turn: Array, size: int
 ) -> Array:
-    """The squares of `size` pixels at some corners, each turned as told.
+    """The squares of `size` pixels at some corners, each turned as given.
 
     Args:
       image: [N, H, W, C].

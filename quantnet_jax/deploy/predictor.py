@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quantnet_jax import models
 from quantnet_jax.deploy import forward
 from quantnet_jax.deploy.format import artifact
 from quantnet_jax.deploy.format.packed import leaves
@@ -43,16 +44,26 @@ class Predictor:
           images: uint8 (N, H, W, C); they are normalized inside.
 
         Raises:
-          ValueError: another dtype or shape.
+          ValueError: as `check`.
         """
         images = np.asarray(images)
+        self.check(images)
+        return self.run(self.params, images)
+
+    def check(self, images: np.ndarray) -> None:
+        """Raises a ValueError if images are not what the network takes.
+
+        That is another dtype or shape, or more active sites than the lists of a sparse
+        network hold. `apply` and `run` do not look: further sites are dropped.
+        """
         if images.dtype != np.uint8 or images.shape[1:] != self.spec.shape:
             expected = ", ".join(map(str, self.spec.shape))
             raise ValueError(
                 f"images are {images.dtype}{list(images.shape)}, expected "
                 f"uint8[N, {expected}]"
             )
-        return self.run(self.params, images)
+        model, mean = self.spec.model, self.spec.mean
+        models.check_images(model["name"], model, images, mean)
 
     def __repr__(self) -> str:
         height, width, channels = self.spec.shape

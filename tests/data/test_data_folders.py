@@ -105,6 +105,13 @@ def test_images_are_upright_on_white_and_of_eight_bits(tmp_path):
 
     assert pixel(Image.new("RGBA", (3, 3), (0, 0, 0, 0))) == (255, 255, 255)
     assert pixel(Image.fromarray(np.full((3, 3), 0x8040, np.uint16))) == (128,) * 3
+    keyed = Image.fromarray(np.full((3, 3), 0x8040, np.uint16))
+    keyed.info["transparency"] = 7
+    assert pixel(keyed) == (128,) * 3
+    out = io.BytesIO()
+    Image.fromarray(np.full((3, 3), 200, np.int32)).save(out, "TIFF")
+    with Image.open(io.BytesIO(folders.plain(out.getvalue()))) as image:
+        assert image.getpixel((0, 0)) == (200,) * 3
     plain = io.BytesIO()
     half.save(plain, "JPEG")
     assert folders.plain(plain.getvalue()) is plain.getvalue() or (

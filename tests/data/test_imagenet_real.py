@@ -1,4 +1,4 @@
-"""The recipe of ImageNet at full size on real pictures: a step, and an evaluation."""
+"""The recipe of ImageNet at full size on real images: a step, and an evaluation."""
 
 import math
 
@@ -10,7 +10,7 @@ from configs import imagenet_resnet18
 from quantnet_jax.training import experiment
 
 
-def test_resnet18_learns_from_real_pictures_and_is_scored_on_them(real):
+def test_resnet18_learns_from_real_images_and_is_scored_on_them(real):
     """224 pixels, bfloat16, QuantNet, smoothing, an average."""
     config = imagenet_resnet18.get_config()
     config.data.name, config.data.folder = "tfds:many_labels", str(real[0])

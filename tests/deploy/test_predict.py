@@ -1,4 +1,4 @@
-"""The command that classifies pictures, and that it needs no training code."""
+"""The command that classifies images, and that it needs no training code."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from artifacts import CLASSES, SPEC, make_params
@@ -70,7 +71,7 @@ def test_text_for_people(model, picture, capsys):
     assert shares == sorted(shares, reverse=True)
 
 
-def test_pictures_go_in_batches_of_one_size(predictor, picture, monkeypatch):
+def test_images_go_in_batches_of_one_size(predictor, picture, monkeypatch):
     monkeypatch.setattr(predict, "BATCH", 2)
     arrays = [np.roll(PIXELS, i, 0) for i in range(3)]
     paths = [picture(x, f"{i}.png") for i, x in enumerate(arrays)]
@@ -104,6 +105,50 @@ def test_other_sizes_and_modes(picture):
     assert image.shape == (8, 8, 1)
     image, _ = predict.read(picture(PIXELS.astype(np.uint16) * 256), (8, 8, 1))
     assert (image[..., 0] == PIXELS).all()
+
+
+def test_more_than_8_bits(picture):
+    """Of 32 bits those that are used; of 16 the upper 8, and a note if that is dark."""
+    wide = PIXELS.astype(np.int32)
+    for pixels, wanted in ((wide, PIXELS), (wide * 257, PIXELS)):
+        image, note = predict.read(picture(pixels, "a.tif"), (8, 8, 1))
+        assert (image[..., 0] == wanted).all() and not note
+    for wrong, told in ((wide - 9999, "from -99"), (wide << 9, "from 0 to 1")):
+        with pytest.raises(ValueError, match=f"a.tif .*its pixels are {told}") as error:
+            predict.read(picture(wrong, "a.tif"), (8, 8, 1))
+        assert "\n" not in str(error.value)
+    twelve = PIXELS.astype(np.uint16) << 4
+    image, note = predict.read(picture(twelve), (8, 8, 1))
+    assert (image[..., 0] == PIXELS >> 4).all() and "none above 4095" in note
+    keyed = picture(twelve << 4, "b.png", transparency=0)
+    assert (predict.read(keyed, (8, 8, 1))[0][..., 0] == PIXELS).all()
+
+
+@pytest.mark.parametrize(("name", "channels"), [("sparse2d", 1), ("sparse3d", 3)])
+def test_images_with_more_sites_than_a_list_holds(name, channels, picture, tmp_path):
+    spec = dataclasses.replace(
+        SPEC, model={"name": name, "width": 4, "capacity": 32}, activation=None,
+        shape=(8, 8, channels), mean=(0.0,) * channels, std=(1.0,) * channels,
+    )  # fmt: skip
+    x = np.zeros((1, *spec.shape), np.float32)
+    params = jax.jit(spec.network().init)(jax.random.key(0), x)["params"]
+    path = tmp_path / "model.safetensors"
+    few, many = np.zeros((2, 1, *spec.shape), np.uint8)
+    few[0, 0, :3], many[0, :5, 1:] = 9, 17
+    says = rf"capacity=32 holds 32 sites .* an image has {35 * channels} active ones"
+    for mean in (0.0, 0.5):  # not 0: all sites are active
+        deploy.save(path, params, dataclasses.replace(spec, mean=(mean,) * channels))
+        predictor = quantnet_jax.load(path)
+        if mean:
+            with pytest.raises(ValueError, match=f"has {64 * channels} active ones"):
+                predictor(few)
+            continue
+        assert np.isfinite(predictor(few)).all()
+        with pytest.raises(ValueError, match=says):
+            predictor(np.concatenate([few, many]))
+        paths = [picture(x[0].squeeze(), f"{i}.png") for i, x in enumerate((few, many))]
+        with pytest.raises(ValueError, match=f"1.png: {says}"):
+            list(predict.predict(predictor, paths))
 
 
 def test_picture_is_turned_upright(picture):
@@ -165,7 +210,7 @@ def test_outputs_that_overflow_are_an_error(picture, tmp_path, capsys):
     assert not out and err == f"error: {path}: the network's outputs are not finite\n"
 
 
-def test_networks_that_take_no_pictures(picture):
+def test_networks_that_take_no_images(picture):
     with pytest.raises(ValueError, match="takes 5 channels"):
         predict.read(picture(PIXELS), (8, 8, 5))
 

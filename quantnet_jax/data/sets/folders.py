@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quantnet_jax.common.pixels import eight_bits
 from quantnet_jax.data.dataset import Dataset, check
 from quantnet_jax.data.files import LARGEST, as_folder, one_line, shown
 from quantnet_jax.data.jpeg import check_size, decode_eval
@@ -134,6 +135,7 @@ def plain(content: bytes) -> bytes:
 
     Raises:
       OSError: the image is damaged or too large.
+      ValueError: its values take more than 16 bits.
     """
     from PIL import Image, ImageOps
 
@@ -147,13 +149,12 @@ def plain(content: bytes) -> bytes:
         if not (turned or alpha or deep):
             return content
         image = ImageOps.exif_transpose(image)
-        if alpha:
+        if deep:
+            image = Image.fromarray(eight_bits(image))
+        elif alpha:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
-        if deep:
-            gray = np.asarray(image).astype(np.int64) >> 8
-            image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
         out = io.BytesIO()
         image.convert("RGB").save(out, "BMP")
     return out.getvalue()

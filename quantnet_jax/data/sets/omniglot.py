@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from quantnet_jax.common.pixels import silhouette
 from quantnet_jax.data.dataset import Dataset, check
 from quantnet_jax.data.files import shown
 from quantnet_jax.data.zips import image_reader, unzip
@@ -20,9 +21,9 @@ WHOLE = ("images_background.zip", "images_evaluation.zip")
 SIZE = 28
 SIDE = 1024
 """Pixels of a side of a drawing in the file, at most; the originals have 105."""
-BOX = 4  # PIL.Image.Resampling.BOX
 INK = 0.3
 """Share of the drawing under a pixel, from which on the pixel is ink."""
+MORE = {"ink": INK}
 
 
 def read_omniglot(folder: str | Path) -> Dataset:
@@ -32,7 +33,7 @@ def read_omniglot(folder: str | Path) -> Dataset:
     where they are, else images_background_small1.zip and images_background_small2.zip
     (242). Train: the alphabets of the first; test: those of the second that the first
     does not have. So no test character is a training one; labels count both. Pixels
-    are 0 and 255 (ink).
+    are 0 and 255 (ink), and `info` has 'ink', with which `silhouette` made them.
 
     Args:
       folder: holds both archives.
@@ -49,7 +50,7 @@ def read_omniglot(folder: str | Path) -> Dataset:
     for part in parts:
         names = sorted(part)
         arrays += _joined([part[n] for n in names], [classes.index(n) for n in names])
-    return check(Dataset(*arrays, classes=classes, name="omniglot"))
+    return check(Dataset(*arrays, classes=classes, name="omniglot", more=MORE))
 
 
 TEST_DRAWERS = 5
@@ -64,12 +65,12 @@ def read_drawers(folder: str | Path) -> Dataset:
     """
     parts = _archives(folder)
     found = parts[1] | parts[0]  # alphabets of both have the same drawings
-    classes = sorted(found)
+    classes = tuple(sorted(found))
     arrays = []
     for part in (slice(None, -TEST_DRAWERS), slice(-TEST_DRAWERS, None)):
         drawings = [found[name][part] for name in classes]
         arrays += _joined(drawings, range(len(classes)))
-    return check(Dataset(*arrays, classes=tuple(classes), name="omniglot_drawers"))
+    return check(Dataset(*arrays, classes=classes, name="omniglot_drawers", more=MORE))
 
 
 def _joined(
@@ -97,8 +98,7 @@ def _drawings(path: Path) -> dict[str, np.ndarray]:
 
     def drawing(file: BinaryIO) -> np.ndarray:
         """uint8 (28, 28): 255 where there is ink."""
-        small = image(file).convert("L").resize((SIZE, SIZE), BOX)
-        return np.where(np.asarray(small) <= 255 * (1 - INK), 255, 0).astype(np.uint8)
+        return silhouette(image(file), (SIZE, SIZE), INK)
 
     expected = "drawings as PNG files in */ALPHABET/CHARACTER/"
     found: dict[str, list[np.ndarray]] = {}

@@ -27,10 +27,6 @@ SIDE = 768
 """Pixels of a side, at most: as the largest of the usual sets has."""
 CANVASES = 2**28
 """Bytes of all test images on their canvases, at most."""
-MARGIN = 16
-"""Pixels around a small test image on its canvas, which repeat those of its edge: as
-many as a network of four blocks looks beyond a pixel, so that its outputs are those of
-the image alone, whatever the canvas."""
 
 
 def read_superres(name: str, folder: str | Path) -> Dataset:
@@ -39,7 +35,8 @@ def read_superres(name: str, folder: str | Path) -> Dataset:
     Each photograph is cropped at its right and bottom to a multiple of the factor and
     reduced by `bicubic.resize`, which gives the published inputs of Set5 and Set14 bit
     for bit. Photographs of training that are upright are transposed. Those of a test
-    have many sizes: they lie on canvases of one size, with a `MARGIN` around each.
+    have many sizes: they lie on canvases of one size, at its top left, and repeat their
+    edge; see `with_margin`.
 
     Besides the classes ('BSDS200_train', 'Set5/baby', ...: one for each test image)
     `info` has 'scale', 'margin', 'areas' (top, left, height, width on the small canvas)
@@ -74,34 +71,54 @@ def read_superres(name: str, folder: str | Path) -> Dataset:
     }
     tests = [_pair(x, scale) for x, _ in found.values()]
     sizes = [x.shape[:2] for x, _ in tests]
-    canvas = np.max(sizes, 0) + 2 * MARGIN
-    if (total := len(tests) * int(canvas.prod()) * scale**2 * 3) > CANVASES:
-        raise ValueError(
-            f"{shown(folder)}: the images of {', '.join(TESTS[test])} take {total} "
-            f"bytes on canvases of one size, expected at most {CANVASES}"
-        )
+    canvas = np.max(sizes, 0)
+    _check_canvases(", ".join(TESTS[test]), len(tests), canvas, scale)
     return check(
         Dataset(
             train_image=np.stack([x for x, _ in pairs]),
             train_label=np.zeros(len(pairs), np.int32),
-            test_image=np.stack([_laid(x, canvas, MARGIN, "edge") for x, _ in tests]),
+            test_image=np.stack([_laid(x, canvas, "edge") for x, _ in tests]),
             test_label=np.arange(1, len(tests) + 1, dtype=np.int32),
             classes=(TRAIN, *found),
             name=name,
             train_target=np.stack([x for _, x in pairs]),
             test_target=np.stack(
-                [_laid(x, scale * canvas, scale * MARGIN, "constant") for _, x in tests]
+                [_laid(x, scale * canvas, "constant") for _, x in tests]
             ),
             more={
                 "scale": scale,
-                "margin": MARGIN,
-                "areas": [
-                    [0, 0, height, width],
-                    *([MARGIN, MARGIN, *map(int, size)] for size in sizes),
-                ],
+                "margin": 0,
+                "areas": [[0, 0, *map(int, x)] for x in ((height, width), *sizes)],
                 "gray": [False, *(gray for _, gray in found.values())],
             },
         )
+    )
+
+
+def with_margin(dataset: Dataset, margin: int) -> Dataset:
+    """Test images with further pixels around them, which repeat those of their edge.
+
+    With as many as a network looks beyond a pixel, its outputs are those of the image
+    alone, whatever the canvas.
+
+    Args:
+      dataset: one without targets stays as it is.
+      margin: pixels of the small images.
+
+    Raises:
+      ValueError: they would take more memory than they may.
+    """
+    if dataset.test_target is None:
+        return dataset
+    scale, (count, *sides, _) = dataset.more["scale"], dataset.test_image.shape
+    canvas = np.asarray(sides) + 2 * margin
+    _check_canvases(dataset.name, count, canvas, scale)
+    around = lambda n: [(0, 0), (n, n), (n, n), (0, 0)]
+    areas = [[margin + y, margin + x, *size] for y, x, *size in dataset.more["areas"]]
+    return dataset._replace(
+        test_image=np.pad(dataset.test_image, around(margin), "edge"),
+        test_target=np.pad(dataset.test_target, around(scale * margin)),
+        more=dict(dataset.more, margin=margin, areas=areas),
     )
 
 
@@ -163,7 +180,16 @@ def _pair(image: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
     return resize(image, height, width), image
 
 
-def _laid(image: np.ndarray, canvas: np.ndarray, margin: int, mode) -> np.ndarray:
-    """An image on a canvas, `margin` from its top left corner."""
-    after = [int(c) - margin - s for c, s in zip(canvas, image.shape, strict=False)]
-    return np.pad(image, [*((margin, x) for x in after), (0, 0)], mode)
+def _laid(image: np.ndarray, canvas: np.ndarray, mode) -> np.ndarray:
+    """An image at the top left of a canvas."""
+    after = [int(c) - s for c, s in zip(canvas, image.shape, strict=False)]
+    return np.pad(image, [*((0, x) for x in after), (0, 0)], mode)
+
+
+def _check_canvases(of: str, count: int, canvas: np.ndarray, scale: int) -> None:
+    """Refuses test images that take too much memory."""
+    if (total := count * int(canvas.prod()) * scale**2 * 3) > CANVASES:
+        raise ValueError(
+            f"the test images of {of} take {total} bytes on canvases of {canvas[1]} x "
+            f"{canvas[0]} pixels, expected at most {CANVASES}"
+        )
