@@ -25,7 +25,9 @@ from quantnet_jax.deploy.onnx.convert import convert  # noqa: E402
 SHAPE = (8, 8, 3)
 
 
-def write(path, activation=None, dtype="float32", name="resnet8", **options):
+def write(
+    path, activation=None, dtype="float32", name="resnet8", outputs=10, **options
+):
     """An artifact with random weights, binary but for stem and head."""
     rng = np.random.default_rng(0)
     act = dict(activation or {})
@@ -33,7 +35,7 @@ def write(path, activation=None, dtype="float32", name="resnet8", **options):
     quantizer = activations.create(act.pop("name"), **act) if act else None
     model = models.create(
         name,
-        outputs=10,
+        outputs=outputs,
         folded=True,
         dtype=dtype,
         act_quant=quantizer,
@@ -57,7 +59,7 @@ def write(path, activation=None, dtype="float32", name="resnet8", **options):
 
     spec = deploy.NetworkSpec(
         model={"name": name, **options},
-        outputs=10,
+        outputs=outputs,
         dtype=dtype,
         activation=activation,
         shape=SHAPE,
@@ -89,6 +91,14 @@ def run(path, images):
             },
             {"width": 4},
         ),
+        (
+            {
+                "name": "learned_clip",
+                "signed": True,
+                "sites": ["input", "rectified", "residual"],
+            },
+            {"name": "edsr", "outputs": 12, "width": 4, "image_skip": True},
+        ),
     ],
     ids=[
         "shortcut A",
@@ -96,9 +106,10 @@ def run(path, images):
         "signs, prelu",
         "2-bit inputs",
         "residual and output",
+        "super-resolution",
     ],
 )
-def test_onnx_gives_the_logits_of_the_packed_network(tmp_path, activation, options):
+def test_onnx_gives_the_outputs_of_the_packed_network(tmp_path, activation, options):
     path = write(tmp_path / "model.safetensors", activation, **options)
     predictor, file = deploy.load(path, popcount=False), tmp_path / "model.onnx"
     result = onnx_files.write(file, predictor)
@@ -107,9 +118,10 @@ def test_onnx_gives_the_logits_of_the_packed_network(tmp_path, activation, optio
     # Another batch size and other images than those of the command's own check.
     images = np.random.default_rng(1).integers(0, 256, (5, *SHAPE), np.uint8)
     found, expected = run(file, images), np.asarray(predictor(images))
-    assert found.shape == (5, 10) and found.dtype == np.float32
+    wanted = (16, 16, 3) if options.get("name") == "edsr" else (10,)
+    assert found.shape == (5, *wanted) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
-    assert np.ptp(expected, axis=0).max() > 1e-2  # the logits do depend on the image
+    assert np.ptp(expected, axis=0).max() > 1e-2  # they do depend on the image
 
 
 def test_model_says_what_it_is_and_moves_the_channels_once(tmp_path, capsys):
@@ -129,18 +141,26 @@ def test_model_says_what_it_is_and_moves_the_channels_once(tmp_path, capsys):
     assert sorted(x.name for x in tmp_path.iterdir()) == ["m.safetensors", "x.onnx"]
 
 
-def test_check_finds_a_wrong_model(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("operator", "says"),
+    [
+        ("Identity", "16 of 16 images differ"),
+        ("Concat", "onnxruntime does not run the model: "),
+    ],
+)
+def test_check_finds_a_wrong_model(operator, says, tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "m.safetensors", width=4)
     whole = onnx_files.of_predictor
 
     def broken(predictor):
         model = whole(predictor)
-        next(x for x in model.graph.node if x.op_type == "Relu").op_type = "Identity"
+        next(x for x in model.graph.node if x.op_type == "Relu").op_type = operator
         return model
 
     monkeypatch.setattr(onnx_files, "of_predictor", broken)
     assert export_onnx.main([str(path)]) == 1
-    assert "16 of 16 images differ" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
     assert [x.name for x in tmp_path.iterdir()] == ["m.safetensors"]
 
 
@@ -249,6 +269,7 @@ WAYS = {
         conv(x), -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME"
     ),
     "select": lambda x: jnp.where(conv(x) > 0.1, jnp.tanh(conv(x)), conv(x) ** 2),
+    "edge": lambda x: jnp.pad(conv(x), ((0, 0), (2, 1), (0, 3), (0, 0)), mode="edge"),
     "sum of channels": lambda x: conv(x).sum(-1, keepdims=True),
 }
 

@@ -10,6 +10,7 @@ those of onnxruntime within the tolerance, and its quantizers must map the same 
 to the same outputs.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -62,16 +63,18 @@ def check(
 
     Raises:
       ImportError: onnxruntime is not installed.
-      ValueError: an image differs. With quantized activations: any step does, see
-        above, or more than half of the images differ from image to outputs.
+      ValueError: onnxruntime does not run the model, or an image differs. With
+        quantized activations: any step does, see above, or more than half of the images
+        differ from image to outputs.
     """
-    run = _session(content, ["outputs"])
+    run = _session(content)
     paths = _quantizers(content)
     steps = _steps(content, predictor, paths) if paths else None
     examples = differ = 0
     difference = worst = 0.0
     for images in _chunks(batches):
-        apart, allowed = _distance(run(images)[0], predictor(images), tolerance)
+        expected, found = predictor(images), run([images])["outputs"]
+        apart, allowed = _distance(found, expected, tolerance)
         agree = apart <= allowed  # False for NaN
         examples, differ = examples + len(images), differ + int((~agree).sum())
         difference = max(difference, *apart[agree].tolist(), 0.0)
@@ -101,8 +104,6 @@ def compare(
     Raises:
       ValueError: an output differs, or onnxruntime does not run the model.
     """
-    import onnxruntime
-
     rng = np.random.default_rng(0)
 
     def value(x):
@@ -116,21 +117,11 @@ def compare(
 
     inputs = jax.tree.map(value, inputs)
     expected = jax.tree.leaves(jax.device_get(jax.jit(run)(*inputs)))
-    try:
-        session = onnxruntime.InferenceSession(
-            content, providers=["CPUExecutionProvider"]
-        )
-        names = [x.name for x in session.get_inputs()]
-        found: list = session.run(  # pyright: ignore
-            None, dict(zip(names, jax.tree.leaves(inputs), strict=True))
-        )
-    except Exception as e:  # onnxruntime has many kinds of errors
-        line = " ".join(str(e).split())
-        raise ValueError(f"onnxruntime does not run the model: {line}") from None
-    for output, a, b in zip(session.get_outputs(), found, expected, strict=True):
+    found = _session(content)(jax.tree.leaves(inputs))
+    for (output, a), b in zip(found.items(), expected, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise ValueError(
-                f"output {output.name!r} is {a.dtype}{a.shape} in onnxruntime, "
+                f"output {output!r} is {a.dtype}{a.shape} in onnxruntime, "
                 f"expected {b.dtype}{b.shape}; nothing was written"
             )
         a, b = (x.astype(np.float64) for x in (a, b))
@@ -139,7 +130,7 @@ def compare(
         )
         if not np.allclose(a, b, rtol=0, atol=allowed, equal_nan=True):
             raise ValueError(
-                f"output {output.name!r} differs in onnxruntime by up to "
+                f"output {output!r} differs in onnxruntime by up to "
                 f"{np.nanmax(np.abs(a - b)):.2g}, expected {allowed:.2g}; nothing was "
                 "written"
             )
@@ -150,7 +141,7 @@ def _steps(
 ) -> Callable[[np.ndarray, float], None]:
     """The comparison step by step, `(images, tolerance)`; raises where one differs."""
     names = [path + end for end in (REAL, QUANTIZED) for path in paths]
-    run = _session(_with_outputs(content, names), ["outputs", *names])
+    run = _session(_with_outputs(content, names))
 
     @jax.jit
     def guided(images, real, quantized):
@@ -174,7 +165,7 @@ def _steps(
             )
 
     def compare(images: np.ndarray, tolerance: float) -> None:
-        outputs, *rest = run(images)
+        outputs, *rest = run([images]).values()
         rest = [np.moveaxis(x, 1, -1) if x.ndim == 4 else x for x in rest]
         real = dict(zip(paths, rest, strict=False))
         quantized = dict(zip(paths, rest[len(paths) :], strict=True))
@@ -200,11 +191,36 @@ def _distance(found, expected, tolerance: float) -> tuple[np.ndarray, np.ndarray
     return np.abs(found - expected).max(-1), tolerance * np.maximum(1.0, largest)
 
 
-def _session(content: bytes, outputs: Sequence[str]) -> Callable:
+@contextlib.contextmanager
+def _in_one_line():
+    """Errors of onnxruntime, which has many kinds of them, as one kind."""
+    try:
+        yield
+    except Exception as e:
+        line = " ".join(str(e).split())
+        raise ValueError(f"onnxruntime does not run the model: {line}") from None
+
+
+def _session(content: bytes) -> Callable[[Sequence[np.ndarray]], dict[str, Any]]:
+    """`inputs -> {name: output}` of a model in onnxruntime."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(list(outputs), {"images": images})
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, not printed as well
+    with _in_one_line():
+        session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+    names, outputs = (
+        [x.name for x in of] for of in (session.get_inputs(), session.get_outputs())
+    )
+
+    @_in_one_line()
+    def run(inputs):
+        found = session.run(outputs, dict(zip(names, inputs, strict=True)))
+        return dict(zip(outputs, found, strict=True))
+
+    return run
 
 
 def _quantizers(content: bytes) -> list[str]:

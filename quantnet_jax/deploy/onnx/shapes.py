@@ -86,6 +86,9 @@ def _iota(g, args, eqn):
 
 
 def _concatenate(g, args, eqn):
+    args = [x for x in args if 0 not in x.shape]  # as of `jnp.pad(mode="edge")`
+    if len(args) == 1:
+        return args[0]
     (args, first), axis = g.alike(args), eqn.params["dimension"]
     axis = to_first(len(shape_of(eqn))).index(axis) if first else axis
     return g.add("Concat", args, shape_of(eqn), first, axis=axis)
