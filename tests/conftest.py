@@ -24,6 +24,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # unknown ones are
     FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
     # On a busy machine four devices of one core meet late: wait, do not abort.
     FLAGS += ["--xla_cpu_collective_call_terminate_timeout_seconds=600"]
+# As many threads as devices, no more, are a deadlock once one of them waits for a copy.
+os.environ.setdefault("NPROC", "16")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

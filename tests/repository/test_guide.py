@@ -47,12 +47,18 @@ def row():
 def with_row(source):
     """The list of quantizers with the lines that the page adds."""
     first, entry = row()
-    lines = source.splitlines()
+    lines = without_row(source).splitlines()
     before = max(x for x in lines if x.startswith("from ") and x < first)
     lines.insert(lines.index(before) + 1, first)
     start = lines.index("MEMBERS: dict[str, Member] = {") + 1
     lines[start:start] = entry
     return "\n".join(lines) + "\n"
+
+
+def without_row(source):
+    """The list of quantizers where the page was not followed."""
+    first, entry = row()
+    return source.replace(f"{first}\n", "").replace("\n".join([*entry, ""]), "")
 
 
 def files(folder):
@@ -79,12 +85,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
-    """(folder of the copy, folder of the run): all that the page asks for, done."""
+    """(copy, its files before, folder of the run, new file): the page, followed."""
     copy = tmp_path_factory.mktemp("guide")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "quantnet_jax", copy / "quantnet_jax", ignore=ignored)
     (new,) = re.findall(r"`(quantnet_jax/quantizers/\w+/\w+\.py)`, complete", PAGE)
-    assert not (copy / new).exists()
+    (copy / new).unlink(missing_ok=True)  # somebody follows the page right here
+    (copy / LIST).write_text(without_row((copy / LIST).read_text("utf-8")), "utf-8")
+    before = files(copy)
     (copy / new).write_text(code("The file") + "\n", encoding="utf-8")
     (copy / LIST).write_text(with_row((copy / LIST).read_text("utf-8")), "utf-8")
 
@@ -107,12 +115,12 @@ def followed(tmp_path_factory):
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     (workdir,) = [x.partition("=")[2] for x in options if x.startswith("--workdir=")]
-    return copy, copy / workdir, new
+    return copy, before, copy / workdir, new
 
 
 def test_one_new_file_and_one_changed_list(followed):
-    copy, _, new = followed
-    before, after = files(ROOT), files(copy)
+    copy, before, _, new = followed
+    after = files(copy)
     assert after.keys() - before.keys() == {new}
     assert not before.keys() - after.keys()
     assert [x for x in before if after[x] != before[x]] == [LIST]
@@ -120,7 +128,7 @@ def test_one_new_file_and_one_changed_list(followed):
 
 def test_the_lines_of_the_page_are_linted(followed):
     pytest.importorskip("ruff")
-    copy, _, new = followed
+    copy, _, _, new = followed
     lint = [sys.executable, "-m", "ruff"]
     config = f"--config={ROOT / 'pyproject.toml'}"
     for words in (["check"], ["format", "--check"]):
@@ -130,7 +138,7 @@ def test_the_lines_of_the_page_are_linted(followed):
 
 
 def test_quantizer_of_the_page_trains(followed):
-    _, workdir, new = followed
+    _, _, workdir, new = followed
     name = pathlib.Path(new).stem
     result = json.loads((workdir / "result.json").read_text())
     assert result["method"] == name
