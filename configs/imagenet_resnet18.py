@@ -12,8 +12,8 @@ Hardware:  8 GPUs or a TPU host; batch 256 is over all of them. On a TPU pod add
            --distributed. `data.workers` are processes that decode JPEGs, on each host.
            Where memory is short: --config.accumulation_steps=2, 4, ... microbatches.
 Wall time: not run yet.
-Expected:  not run yet, and its rates not searched. Float networks of this kind have
-           69.8 % in the literature.
+Expected:  not run yet, and its learning rates not searched. Float networks of this
+           kind have 69.8 % in the literature.
 """
 
 from quantnet_jax.config import recipes

@@ -68,7 +68,8 @@ def get_config(variant: str = ""):
             c.data.name, c.data.crop = "synthetic_x2", 8
             c.data.image_size, c.data.train_size, c.data.test_size = 12, 16, 8
             c.model.width, c.model.depth = 4, 1
-            c.epochs, c.eval_every = 4.0, 2.0
+            c.epochs, c.eval_every = 4.0, 2.0  # of 2 steps
+            c.activation.learned_clip.warmup = 2
             c.export = False
         else:
             raise ValueError(

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from quantnet_jax import config as config_lib
 from quantnet_jax import export
 from quantnet_jax.common.files import as_path
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.training.experiment import Experiment
+from quantnet_jax.training.feed import with_rows
 from quantnet_jax.training.state import TrainState, eval_state
 from quantnet_jax.trees import paths
 
@@ -67,8 +69,8 @@ def compare(samples: Sequence[dict[str, Any]], source: str) -> None:
     folder = as_path(source)
     if not (folder / FILE).is_file():
         return
-    name = json.loads((folder / "config.json").read_text())["quantizer"]["name"]
-    name = "float" if name == "identity" else name
+    config = config_lib.load(folder)
+    name = config.quantizer.name if config_lib.quantizing(config) else "float"
     drawn = json.loads((folder / FILE).read_text()).get("panels", {}).get("samples", ())
     for sample, other in zip(samples, drawn, strict=False):
         mine, theirs = sample.get("images", {}), other.get("images", {})
@@ -128,11 +130,8 @@ def _examples(exp: Experiment) -> dict[str, np.ndarray]:
     rows: dict[str, list[np.ndarray]] = {}
     batches = itertools.islice(exp.feed.test(), -(-MOST // exp.config.eval_batch_size))
     for batch in batches:
-        real = np.asarray(batch["mask"]) > 0
-        for name in exp.feed.test_data or batch.keys() - {"index", "mask"}:
-            if name in batch:
-                found = np.asarray(batch[name])[real]
-            else:
-                found = exp.feed.test_data[name][np.asarray(batch["index"])[real]]
-            rows.setdefault(name, []).append(found)
+        found = with_rows(batch, exp.feed.test_data)
+        real = np.asarray(found.pop("mask")) > 0
+        for name, values in found.items():
+            rows.setdefault(name, []).append(np.asarray(values)[real])
     return {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -106,24 +106,56 @@ def export_state(
     Raises:
       ValueError, ImportError: as `deploy.export_tree`.
     """
+    params, method = exp.deployed(state, bn), exp.config.quantizer.name
+    made = export_params(exp, params, folder, method, floats, onnx)
+    values = {k: exp.scoring.measure(x) for k, x in made["outputs"].items()}
+    return {"metric": exp.task.primary._asdict(), **values, **made}
+
+
+def export_params(
+    exp: "Experiment",
+    params: Any,
+    folder: str | os.PathLike,
+    method: str,
+    floats: str = "float32",
+    onnx: bool = False,
+) -> dict[str, Any]:
+    """What `export_state` does, of parameters of the folded network.
+
+    Args:
+      exp: whose network and test images they are.
+      params: tree with `QTensor` leaves.
+      folder, floats, onnx: as of `export`.
+      method: that quantized them.
+
+    Returns:
+      As `deploy.export_tree`.
+
+    Raises:
+      ValueError, ImportError: as `deploy.export_tree`.
+    """
     if exp.task.inner_rate is not None:
         raise ValueError(
             f"task.name={exp.config.task.name!r}: its network adapts to each example, "
             "and has no weights that ship; save those of an example by `qn.save`"
         )
-    origin = {"method": exp.config.quantizer.name, "data": exp.config.data.name}
-    made = deploy.export_tree(
-        exp.deployed(state, bn),
-        make_spec(exp.config, exp.task, exp.feed, floats, origin | provenance()),
+    return deploy.export_tree(
+        params,
+        spec_of(exp, method, floats),
         folder,
         batches=lambda: test_images(exp.feed),
         predict=lambda params: exp.scoring.predict(exp.runner.place(params)),
         same=exp.task.same,
         onnx=onnx,
     )
-    outputs = made["outputs"]
-    values = {k: exp.scoring.measure(x) for k, x in outputs.items()}
-    return {"metric": exp.task.primary._asdict(), **values, **made}
+
+
+def spec_of(
+    exp: "Experiment", method: str, floats: str = "float32"
+) -> deploy.NetworkSpec:
+    """The spec of the network of an experiment that a method quantized."""
+    origin = {"method": method, "data": exp.config.data.name} | provenance()
+    return make_spec(exp.config, exp.task, exp.feed, floats, origin)
 
 
 def make_spec(
@@ -138,13 +170,14 @@ def make_spec(
     Args:
       config: of the run.
       task: of the configuration.
-      source: shape, mean and std of the images.
+      source: shape, mean and std of the images; their `info` may have 'ink'.
       floats: dtype of float tensors in the file.
       origin: how the network was made.
     """
     from quantnet_jax.training import parts
 
     origin, name = dict(origin or {}), config.activation.name
+    of_files = {k: source.info[k] for k in ("ink",) if k in source.info}
     activation = None
     if name:
         sites = list(parts.activation_sites(config))
@@ -162,19 +195,18 @@ def make_spec(
         std=source.std,
         floats=floats,
         task=config.task.name,
-        info=dict(task.info),
+        info=of_files | dict(task.info),
         origin=origin | {"versions": versions},
     )
 
 
 def test_images(feed: "Feed") -> Iterator[np.ndarray]:
     """uint8 images of every test batch, without padding."""
+    from quantnet_jax.training.feed import with_rows
+
     for batch in feed.test():
-        rows = np.asarray(batch["mask"]) > 0
-        if "image" in batch:
-            yield np.asarray(batch["image"])[rows]
-        else:
-            yield feed.test_data["image"][np.asarray(batch["index"])[rows]]
+        found = with_rows(batch, feed.test_data)
+        yield np.asarray(found["image"])[np.asarray(found["mask"]) > 0]
 
 
 def main(argv: list[str] | None = None) -> int:

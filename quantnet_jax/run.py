@@ -1,10 +1,8 @@
-"""One run: training, result, verified export and report, with errors in one line."""
+"""One run: training, result, verified export and report."""
 
 import contextlib
 import pathlib
 import sys
-
-from absl import logging
 
 from quantnet_jax import config as config_lib
 from quantnet_jax import exhibits, export, report
@@ -13,8 +11,8 @@ from quantnet_jax.distributed import hosts
 from quantnet_jax.distributed.preemption import RESUME_ME, Preemption
 from quantnet_jax.logging import records
 from quantnet_jax.logging.progress import summary
-from quantnet_jax.logging.step_log import Diverged
 from quantnet_jax.training import experiment, loop, resume
+from quantnet_jax.trees import paths
 
 
 def train(
@@ -38,9 +36,14 @@ def train(
 
     Returns:
       What result.json holds.
+
+    Raises:
+      ValueError, FileNotFoundError, ImportError: one line that names the key or file.
+      StorageError: something cannot be written.
+      Diverged: a number is infinite or NaN.
+      SystemExit: with code 75, preempted.
     """
     with contextlib.ExitStack() as held:
-        held.enter_context(errors())
         if preemption is None:  # building may take minutes
             preemption = held.enter_context(Preemption())
         before = config.float_baseline  # then its teacher may not be trained yet
@@ -52,7 +55,7 @@ def train(
             held.enter_context(storage.claim(workdir))
         baseline = None
         if before:
-            twin = config_lib.float_twin(config)
+            twin = config_lib.float_twin(config, paths.flatten(exp.shapes))
             baseline = train(twin, workdir / "float", preemption=preemption)
             if preemption.signalled:  # by a signal at its last step
                 sys.exit(RESUME_ME)
@@ -98,7 +101,7 @@ def finish(
             result |= {k: made[k] for k in ("packed", "exported")}
             records.write_json(workdir / "result.json", result)
         except ValueError as e:
-            failure = f"error: {workdir / 'export'}: {e}"
+            failure = f"{workdir / 'export'}: {e}"
     if writes:
         print(summary(result))
         if config.report:
@@ -112,22 +115,5 @@ def finish(
         elif config.export and not failure:
             print("export: python -m quantnet_jax.export, in a single process")
     if failure:
-        sys.exit(failure)
+        raise ValueError(failure)
     return result
-
-
-@contextlib.contextmanager
-def errors():
-    """Reports in one line, with exit code 1, what a person can mend."""
-    try:
-        yield
-    except (Diverged, FileNotFoundError, ImportError, ValueError) as e:
-        logging.debug("traceback of the error:", exc_info=True)  # --debug
-        sys.exit(f"error: {e}")
-    except OSError as e:
-        line = storage.describe(e)
-        if not line:
-            raise
-        sys.exit(
-            f"error: {line}; existing checkpoints are intact; fix the problem and rerun"
-        )

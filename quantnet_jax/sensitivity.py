@@ -48,7 +48,7 @@ def sensitivity(
       ValueError: the run is no float run, an option is impossible, or not even the
         fewest bits fit the budget.
     """
-    pattern = models.KERNELS.get(layers, layers)
+    pattern = models.kernel_pattern(layers)
     check_pattern("--layers", pattern)
     made = {str(b): quantizers.create(quantizer, bits=b) for b in bits}
     run = runs.of_state(*evaluate.restore(workdir)[:2])

@@ -7,14 +7,13 @@
 Of a configuration (a file, or one that ships), of a run, or of an exported file or
 zoo:NAME; each may be given without its flag, too. Nothing is trained: shapes suffice.
 The payload is that of the exported file to the byte. Of a run it is its export, with
-the bits that it learned; of one that has none, its configuration.
+the bits that it learned; of one that has none, its latest checkpoint.
 """
 
 import json
 import os
 import pathlib
 import sys
-import types
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ import quantnet_jax
 from quantnet_jax import deploy
 from quantnet_jax.common import command
 from quantnet_jax.common.files import as_path
+from quantnet_jax.common.modules import make_callable
 from quantnet_jax.core.schedules import NOMINAL
 from quantnet_jax.deploy import summary as summary_lib
 from quantnet_jax.deploy.export import FILES
@@ -60,6 +60,15 @@ def from_config(config: Any) -> tuple[PyTree, deploy.NetworkSpec]:
     quantizer = tree.tree_quantizer(parts.make_rules(config, NOMINAL), params)
     hard = lambda p: deploy.pack_tree(quantizer.hard(quantizer.init(key, p), p))
     return jax.eval_shape(hard, params), spec
+
+
+def from_run(workdir: str) -> tuple[PyTree, deploy.NetworkSpec]:
+    """As `from_config`, of the weights of a run's latest checkpoint."""
+    from quantnet_jax import evaluate, export
+
+    exp, state, _ = evaluate.restore(workdir)
+    packed = deploy.pack_tree(jax.device_get(exp.deployed(state)))
+    return packed, export.spec_of(exp, exp.config.quantizer.name)
 
 
 def _source(config: Any) -> Any:
@@ -140,24 +149,19 @@ def _network(args: Any, overrides: list[str]) -> tuple[PyTree, deploy.NetworkSpe
 
     if args.workdir:
         config = config_lib.load(args.workdir)
+        if (as_path(args.workdir) / "checkpoints").is_dir():
+            return from_run(args.workdir)
         text = "its configuration; pruned weights and learned widths are not counted"
-        print(f"note: {args.workdir} has no export: {text}", file=sys.stderr)
+        print(f"note: {args.workdir} has no checkpoint: {text}", file=sys.stderr)
         return from_config(config)
     config = flags.read(args.config or "", overrides)
     config_lib.check(config)
     return from_config(config)
 
 
-class _Callable(types.ModuleType):
-    """`quantnet_jax.summary(apply, tree, example)`, beside the command of that name."""
-
-    __wrapped__ = staticmethod(summary_lib.summarize)
-
-    def __call__(self, *args: Any, **options: Any) -> summary_lib.Summary:
-        return summary_lib.summarize(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
+__wrapped__ = summary_lib.summarize
+"""`quantnet_jax.summary(apply, tree, example)`, beside the command of that name."""
+make_callable(__name__, __wrapped__)
 
 if __name__ == "__main__":
     sys.exit(main())

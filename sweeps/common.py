@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from quantnet_jax import quantizers
 from quantnet_jax.experiments.study import FLOAT, Initialization, Row, Run, Study
 from quantnet_jax.quantizers import members
-from quantnet_jax.tasks import NEED_TEACHER
+from quantnet_jax.tasks.terms import TERMS
 
 INNER = "all but the first and the last layer"
 CPU_FLAGS = "--xla_backend_optimization_level=1"
@@ -60,7 +60,7 @@ def configure(
         c.quantizer[row.method] = ConfigDict(section)
     with c.unlocked():  # an option may be one that neither recipe nor base has
         c.update_from_flattened_dict(dict(row.changes))
-    if any(term["name"] in NEED_TEACHER for term in c.terms):
+    if any(TERMS[term["name"]].teacher for term in c.terms):
         c.teacher = init_from
     return c
 

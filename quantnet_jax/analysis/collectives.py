@@ -60,7 +60,7 @@ def collectives(text: str) -> list[Collective]:
         ]
         made = _arrays(line["type"])
         if kind == "all-gather":
-            # What only starts puts out its operands too, before the results.
+            # What only starts outputs its operands too, before the results.
             given = made[len(given) :] if line["kind"].endswith("-start") else made
         elif kind == "all-reduce":
             given = made

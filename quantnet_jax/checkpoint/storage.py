@@ -20,15 +20,13 @@ from quantnet_jax.common.files import as_path, in_bucket, move
 ESTIMATE = 1.1, 1 << 18
 """Size estimate of a checkpoint: factor * array bytes + constant."""
 
-CAUSES = (  # errors of the disk, not of the program
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.ESTALE),
-    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ENXIO),
-)
-
 
 class StorageError(OSError):
     """Something cannot be written; the message is one line."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}; existing checkpoints are intact; fix the problem and rerun"
 
 
 @contextlib.contextmanager
@@ -146,16 +144,6 @@ def set_aside_damaged(folder: Any) -> None:
         move(path, path.with_name(f"{path.name}.damaged"))
         text = f"checkpoint {os.fspath(path)!r}: its metrics are damaged"
         warnings.warn(f"{text} (renamed to .damaged)", stacklevel=3)
-
-
-def describe(error: OSError) -> str:
-    """One line for a storage error, '' for any other."""
-    if isinstance(error, StorageError):
-        return str(error)
-    if error.errno not in CAUSES:
-        return ""
-    where = f"{error.filename!r}: " if error.filename else ""  # read or written
-    return f"{where}{error.strerror}"
 
 
 @contextlib.contextmanager

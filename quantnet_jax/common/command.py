@@ -15,6 +15,8 @@ from quantnet_jax.common.names import did_you_mean
 
 OK, ERROR, USAGE = 0, 1, 2
 """Exit codes, with 75 for a run that is to be resumed."""
+MENDABLE = (ValueError, OSError, ImportError, ArithmeticError)
+"""Errors of what a person can mend: a program reports them in one line."""
 
 EXTRA_OF = {
     **dict.fromkeys(("optax", "orbax", "ml_collections", "absl"), "train"),
@@ -146,8 +148,7 @@ def run(
 ) -> int:
     """Parses the arguments and calls `work(arguments)`; returns the exit code.
 
-    What a person can mend (ValueError, OSError, ImportError, ArithmeticError) becomes
-    one line on standard error, and 1.
+    An error of `MENDABLE` becomes one line on standard error, and 1.
     """
     args = parser.parse_args(argv)
     try:
@@ -158,7 +159,7 @@ def run(
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return ERROR
-    except (ValueError, OSError, ImportError, ArithmeticError) as e:
+    except MENDABLE as e:
         if args.debug:
             traceback.print_exc()
         print(f"error: {describe(e)}", file=sys.stderr)

@@ -7,11 +7,10 @@ from quantnet_jax.config.keys import (
     check,
     check_same,
     check_same_run,
-    float_twin,
     load,
     model_options,
-    untaught,
 )
+from quantnet_jax.config.twins import float_twin, quantizing, untaught
 
 __all__ = [
     "PLACEMENT_KEYS",
@@ -23,5 +22,6 @@ __all__ = [
     "float_twin",
     "load",
     "model_options",
+    "quantizing",
     "untaught",
 ]

@@ -46,7 +46,7 @@ def base() -> Config:
     c.data.first_class = 0  # label of the first of them
     # Size of a validation split of the training images, evaluated on in place of test.
     c.data.validation_size = 0
-    c.data.pad = 2  # padding of the random crop
+    c.data.pad = 2  # padding of the random crop, of a dataset in memory
     c.data.crop = 0  # side of random crops in training, 0 for whole images
     c.data.flip = True  # random horizontal flip; of crops any symmetry of the square
     c.data.image_size = 0  # expected size, 0 for any; crop size of ImageNet
@@ -132,7 +132,7 @@ def _optimizer(name: str, learning_rate: float, weight_decay: float) -> Config:
     c.schedule_options = ()  # of one of optax: (("decay_rate", 0.5), ...)
     c.warmup = 0.0  # fraction of training
     c.milestones = (0.5, 0.75)  # of 'steps'
-    c.momentum = 0.9
+    c.momentum = 0.9  # of sgd and adam; others have theirs in `options`
     c.weight_decay = weight_decay
     c.clip = 0.0  # largest gradient norm, 0 for no clipping
     return c
@@ -201,22 +201,6 @@ def missing_value(config: Config, prefix: str = "") -> str:
         ):
             return text
     return ""
-
-
-def untaught(config: Config) -> Config:
-    """The configuration without a teacher, which may not be trained yet."""
-    # A ConfigDict made of another one would share its sections.
-    twin = config.copy_and_resolve_references()
-    twin.teacher, twin.terms = "", ()
-    return twin
-
-
-def float_twin(config: Config) -> Config:
-    """The configuration of the float baseline: compared with, not exported."""
-    twin = untaught(config)
-    twin.float_baseline = twin.export = False
-    twin.quantizer.name, twin.activation.name = "identity", ""
-    return twin
 
 
 def load(workdir: str | pathlib.Path) -> Config:

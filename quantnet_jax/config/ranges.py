@@ -6,10 +6,10 @@ from quantnet_jax.common.limits import (
     Choice,
     Limit,
     Number,
-    Scheduled,
     Sequence,
 )
 from quantnet_jax.config import optax_names
+from quantnet_jax.core import pruning
 from quantnet_jax.distributed import runners
 from quantnet_jax.trees import tree
 
@@ -65,7 +65,7 @@ LIMITS: dict[str, Limit] = {
     "task.name": Choice(tuple(tasks.TASKS)),
     "activation.name": Choice(("", *sorted(activations.MEMBERS))),
     "share": Choice(tree.SHARES),
-    "sparsity": Scheduled(SHARE),
+    "sparsity": pruning.RATE,
     **{f"weights.{key}": limit for key, limit in OPTIMIZER.items()},
     **{f"meta.{key}": limit for key, limit in OPTIMIZER.items()},
     "meta.mode": Choice(("joint", "bilevel", "reptile")),

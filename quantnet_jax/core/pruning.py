@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from quantnet_jax.common.limits import Number, Scheduled, check, passes
 from quantnet_jax.core.qtensor import QTensor, lookup
 from quantnet_jax.core.quantizer import (
     Quantizer,
@@ -21,6 +22,8 @@ from quantnet_jax.core.quantizer import (
 )
 
 PyTree = Any
+RATE = Scheduled(Number(0, 1, below=True))
+"""Part of the weights that is pruned."""
 
 
 def magnitude_mask(params: PyTree, rate: float | jax.Array) -> PyTree:
@@ -66,12 +69,14 @@ def sparse(q: Quantizer, rate: ScalarOrSchedule) -> Quantizer:
       rate: of the weights of a tensor that are pruned, in [0, 1).
 
     Raises:
-      ValueError: `q` has a gradient of its own (MetaQuant); or, from `hard`, a table
-        of 256 levels.
+      ValueError: a rate beyond its range; `q` has a gradient of its own (MetaQuant);
+        or, from `hard`, a table of 256 levels.
 
     Reference: see the top of this file. With a constant rate and w <- w mask after
     each update: iterative hard thresholding.
     """
+    if not passes(rate):
+        check("rate", rate, RATE)
     if q.gradient is not None:
         raise ValueError(
             f"sparsity cannot be combined with {q!r}, whose gradient is its own"

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from quantnet_jax.common import specs
-from quantnet_jax.core.quantizer import ScalarOrSchedule, Schedule
+from quantnet_jax.common.limits import Limit, Scheduled, check
+from quantnet_jax.core.quantizer import ScalarOrSchedule, Schedule, as_schedule
 
 __all__ = ["Schedule", "exponential", "from_spec", "linear", "piecewise", "resolve"]
 
@@ -110,14 +111,28 @@ NOMINAL = 10_000
 """Steps of a run where none is at hand: no schedule matters in a network that ships."""
 
 
-def resolve(value: Any, total_steps: int) -> Any:
+def resolve(value: Any, total_steps: int, limit: Limit | None = None) -> Any:
     """`from_spec` of a mapping; anything else as it is.
 
     Args:
       value: of an option that may be a schedule.
       total_steps: optimizer steps of the whole run.
+      limit: what its values must be. The numbers of a specification were held to it
+        where the option was checked; those of optax may mean anything, so 101 steps
+        of the run are tried.
+
+    Raises:
+      ValueError: as `from_spec`; a schedule of optax leaves the limit.
     """
-    return from_spec(value, total_steps) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    made = from_spec(value, total_steps)
+    if isinstance(limit, Scheduled) and value["schedule"] not in KINDS:
+        steps = jnp.linspace(0.0, total_steps, 101).round()
+        numbers = jax.vmap(as_schedule(made))(steps)
+        for step, number in zip(steps.tolist(), numbers.tolist(), strict=True):
+            check(f"{value['schedule']!r} at step {step:g}", number, limit.number)
+    return made
 
 
 def _of_optax(name: str, spec: Mapping[str, Any], total_steps: int) -> Schedule:

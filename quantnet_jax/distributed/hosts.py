@@ -96,7 +96,9 @@ def exit_on_error(expected: tuple[int, ...] = ()) -> Iterator[None]:
         code = e.code if isinstance(e, SystemExit) else 1
         if jax.process_count() == 1 or code in (None, 0, *expected):
             raise
-        if not isinstance(e, SystemExit):
+        if isinstance(e, command.MENDABLE):
+            print(f"error: {command.describe(e)}", file=sys.stderr)
+        elif not isinstance(e, SystemExit):
             sys.excepthook(type(e), e, e.__traceback__)
             if isinstance(e, jax.errors.JaxRuntimeError):
                 print(LOST, file=sys.stderr)

@@ -5,6 +5,7 @@ validation split, with one seed; the best ones are then trained with all seeds.
 """
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from quantnet_jax.experiments.study import (
     Study,
     slug,
 )
+from quantnet_jax.logging.scores import unit_of
 
 
 def names() -> list[str]:
@@ -147,17 +149,25 @@ def choice(
         and not (scratch and _from_float(r))
         and given.initialization in ("", r.initialization.name)
     ]
-    scores = [score(records[r.label]) for r in runs if r.label in records]
-    if not runs or len(scores) < len(runs):
+    found = [records[r.label] for r in runs if r.label in records]
+    if not runs or len(found) < len(runs):
         return None
+    scores = [rank(record) for record in found]
     best = runs[scores.index(max(scores))]
     assert best.initialization is not None and best.learning_rate is not None
     return best.initialization, best.learning_rate
 
 
+def rank(record: Record) -> float:
+    """The larger the better: the score or, of a metric that falls, less it."""
+    if record.get("diverged"):
+        return -math.inf
+    return unit_of(record.get("metric")).gap(score(record), 0.0)
+
+
 def score(record: Record) -> float:
-    """What a search goes by: hard with recalibrated BatchNorm, 0 if diverged."""
-    return 0.0 if record.get("diverged") else record["hard_bn"]
+    """What a search goes by: hard, with BatchNorm recalibrated where there is some."""
+    return record.get("hard_bn", record["hard"])
 
 
 def record_of(records: Records, run: Run) -> Record | None:

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 import jax
 
 from quantnet_jax import config as config_lib
+from quantnet_jax.common import command
 from quantnet_jax.distributed.preemption import RESUME_ME
 from quantnet_jax.experiments import grid, results
 from quantnet_jax.experiments.study import Record, Records, Run, Study
 from quantnet_jax.logging import records as run_records
+from quantnet_jax.logging.step_log import Diverged
 
 CURVE = ("step", "epoch", "soft", "hard", "hard_bn", "gap", "gap_bn", "flips")
-"""What is kept of each evaluation."""
+"""What is recorded of each evaluation."""
 DEVICE = (
     "from quantnet_jax.distributed import hosts as h;"
     "print(h.backend(), h.describe_devices(), sep='\\n')"
@@ -122,9 +124,11 @@ def _trained(config: Any, label: str, folder: pathlib.Path) -> Record | None:
     except SystemExit as e:
         if e.code == RESUME_ME:
             raise
-        if "diverged" in str(e.code):
-            return {"diverged": True, "message": str(e.code)}
         say(f"error: {label}: {e.code}")
+    except Diverged as e:
+        return {"diverged": True, "message": str(e)}
+    except command.MENDABLE as e:
+        say(f"error: {label}: {command.describe(e)}")
     except Exception:  # of one method; the others go on
         say(f"error: {label}\n{traceback.format_exc()}")
     finally:

@@ -145,9 +145,10 @@ def search(study: Study, records: Records) -> str:
             assert run.initialization is not None
             record, shown = grid.record_of(records, run), "not run"
             if record:
+                shown = "diverged"
+            if record and not record.get("diverged"):
                 factor = unit_of(metric(record)).factor
                 shown = f"{factor * grid.score(record):.2f}"
-                shown = "diverged" if record.get("diverged") else shown
             cells = by_start.setdefault(run.initialization.name, [])
             cells.append(f"{run.learning_rate:g}: {shown}")
         lines += [(row, name, ", ".join(x)) for name, x in by_start.items()]

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from quantnet_jax.common.text import duration, table
-from quantnet_jax.logging.scores import PLAIN, SCORES, Unit, show, unit_of
+from quantnet_jax.logging.scores import (
+    PLAIN,
+    SCORES,
+    Unit,
+    further,
+    show,
+    unit_of,
+)
 
 
 class Progress:
@@ -93,8 +100,7 @@ def summary(result: Mapping[str, Any]) -> str:
     captions = SCORES | {
         "gap": gap.format("hard"),
         "gap_bn": gap.format("(hard + BN)"),
-        "hard_train": "hard, training data",
-        "generalization_gap": "generalization gap",
+        **further(result),
     }
     rows = [(v, show(k, result[k], unit)) for k, v in captions.items() if k in result]
     title = " ".join(filter(None, (result["method"], unit.name)))

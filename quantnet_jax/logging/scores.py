@@ -89,11 +89,23 @@ def unit_of(metric: Mapping[str, Any] | None) -> Unit:
     )
 
 
+def further(result: Mapping[str, Any]) -> dict[str, str]:
+    """{key: caption} of what a result has beyond the primary metric of its forms."""
+    found = {
+        "interval": "95 % interval, ±",
+        "hard_train": "hard, training data",
+        "generalization_gap": "generalization gap",
+    }
+    others = [key.removesuffix("_hard") for key in result if key.endswith("_hard")]
+    found |= {f"{x}_hard": f"{x.replace('_', ' ')}, hard" for x in others}
+    return {key: caption for key, caption in found.items() if key in result}
+
+
 def show(name: str, value: Any, unit: Unit) -> str:
     """Text for the entry `name` of a record."""
     if isinstance(value, str):
         return value
-    if name.removesuffix("_train") in SCORES:
+    if name.removesuffix("_train") in (*SCORES, "interval"):
         return unit.value(value)
     if name in ("gap", "gap_bn", "generalization_gap"):
         return unit.difference(value)

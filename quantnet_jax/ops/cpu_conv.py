@@ -4,7 +4,7 @@ Sums of shifted slices are many times faster than its depthwise convolution, for
 in both gradients, and so is a matrix product than its kernel gradient of a 1x1
 convolution. The kernel gradient of other kernels is summed over groups of images: XLA
 turns both of its arrays so that images come last, and computes what they are made of
-anew for it, which a part that fits a cache makes cheap. Products of shifted slices are
+again for it, which a part that fits a cache makes cheap. Products of shifted slices are
 slower (`python -m benchmarks.kernel_gradient`).
 """
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from quantnet_jax.logging.scores import Unit
+from quantnet_jax.logging.scores import Unit, further, show
 from quantnet_jax.report.assets import SCRIPT, STYLE
 from quantnet_jax.report.charts import (
     CAPTIONS,
@@ -158,6 +158,11 @@ def _cards(run: Run) -> str:
     ):
         if value is not None:
             cards.append((caption, _signed(unit, value), unit.points, ""))
+    for key, caption in further(run.result).items():
+        if finite(value := run.result[key]):
+            cards.append(
+                (caption[0].upper() + caption[1:], show(key, value, unit), "", "")
+            )
     cards += _sizes(run)
     return "".join(
         f'<div class="card {kind}"><span class="dim">{term(caption)}</span>'

@@ -20,7 +20,7 @@ from quantnet_jax.tasks.few_shot import few_shot
 from quantnet_jax.tasks.reconstruction import reconstruction
 from quantnet_jax.tasks.retrieval import retrieval
 from quantnet_jax.tasks.super_resolution import ENLARGEMENT, super_resolution
-from quantnet_jax.tasks.terms import NEED_TEACHER, TERMS
+from quantnet_jax.tasks.terms import TERMS
 
 __all__ = [
     "DESCRIBE",
@@ -88,13 +88,14 @@ def check_terms(rows: Any, teacher: str) -> None:
     """
     for number, row in enumerate(rows):
         key = f"terms[{number}]"
-        if not isinstance(row, Mapping):
+        if not isinstance(row, Mapping) or "name" not in row:
             raise ValueError(f"{key}={show(row)}, expected a mapping with 'name'")
-        check(f"{key}.name", row.get("name"), Choice(tuple(TERMS)))
+        check(f"{key}.name", row["name"], Choice(tuple(TERMS)))
         check(f"{key}.weight", row.get("weight", 1.0), Number(0, 1e6))
         given = {k: v for k, v in row.items() if k not in ("name", "weight")}
-        check_options(f"{key}.", TERMS[row["name"]], given)
-        if row["name"] in NEED_TEACHER and not teacher:
+        kind = TERMS[row["name"]]
+        check_options(f"{key}.", kind.factory, given)
+        if kind.teacher and not teacher:
             raise ValueError(
                 f"{key}.name={row['name']!r} needs teacher=WORKDIR of a float run"
             )

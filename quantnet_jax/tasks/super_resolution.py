@@ -137,7 +137,10 @@ def _laid(image: np.ndarray, info: Any) -> np.ndarray:
 
 def _numbers(info: Any) -> tuple[int, int]:
     """(scale, margin), which may come from a file."""
-    for key, limit in (("scale", Number(1, 8, True)), ("margin", Number(0, 256, True))):
+    for key, limit in (
+        ("scale", Number(1, 8, True)),
+        ("margin", Number(0, 4096, True)),
+    ):
         check(f"info.{key}", info.get(key), limit)
     return info["scale"], info["margin"]
 
@@ -178,7 +181,7 @@ def _samples(outputs, examples, info, mean, std) -> list[dict[str, Any]]:
 
 def _shares(names: list[str], label: np.ndarray, classes: int) -> dict[str, np.ndarray]:
     """{test set: float32 (classes,)}: whose mean times a number over all test images
-    is the mean of the number over those of the set; {} for a single set."""
+    is the mean of the number over those of the dataset; {} for a single one."""
     of_label = dict(zip(label, [x.split("/")[0].lower() for x in names], strict=True))
     counts = Counter(of_label[i] for i in label)
     if len(counts) < 2:

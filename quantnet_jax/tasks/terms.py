@@ -249,26 +249,32 @@ def quantization_error(*, pattern: Annotated[str, Text()] = "(?!stem/).*") -> Te
     return term
 
 
-TERMS: dict[str, Callable[..., Term]] = {
-    "distance_calibration": distance_calibration,
-    "distillation": distillation,
-    "input_correlation": input_correlation,
-    "kurtosis": kurtosis,
-    "output_mimicking": output_mimicking,
-    "quantization_error": quantization_error,
-    "weight_mimicking": weight_mimicking,
-}
-"""Name in a configuration -> factory of a term."""
+class Kind(NamedTuple):
+    """A row of `TERMS`.
 
-NEED_TEACHER = (
-    *("distance_calibration", "distillation"),
-    *("output_mimicking", "weight_mimicking"),
-)
-"""Terms that need `config.teacher`."""
-NEED_SPARSE = ("quantization_error",)
-"""Terms of the kernels of sparse convolutions."""
-NEED_INPUTS = ("input_correlation", *NEED_SPARSE)
-"""Terms that need the inputs of convolutions."""
+    Attributes:
+      factory: of the term, whose arguments a configuration sets.
+      teacher: whether it needs `config.teacher`.
+      inputs: whether it needs the inputs of convolutions.
+      sparse: whether it is of the kernels of sparse convolutions.
+    """
+
+    factory: Callable[..., Term]
+    teacher: bool = False
+    inputs: bool = False
+    sparse: bool = False
+
+
+TERMS = {
+    "distance_calibration": Kind(distance_calibration, teacher=True),
+    "distillation": Kind(distillation, teacher=True),
+    "input_correlation": Kind(input_correlation, inputs=True),
+    "kurtosis": Kind(kurtosis),
+    "output_mimicking": Kind(output_mimicking, teacher=True),
+    "quantization_error": Kind(quantization_error, inputs=True, sparse=True),
+    "weight_mimicking": Kind(weight_mimicking, teacher=True),
+}
+"""Name in a configuration -> what makes the term, and what that needs."""
 
 
 def weighted(terms: Iterable[tuple[float, Term]]) -> Term:

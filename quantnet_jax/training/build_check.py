@@ -14,8 +14,9 @@ import jax
 from quantnet_jax import config as config_lib
 from quantnet_jax import models
 from quantnet_jax.common.limits import defaults_of
+from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.tasks import term_paths
-from quantnet_jax.tasks.terms import NEED_SPARSE, TERMS
+from quantnet_jax.tasks.terms import TERMS
 from quantnet_jax.trees import tree
 
 PyTree = Any
@@ -69,7 +70,7 @@ def check_devices(config, devices: int) -> None:
 
 
 def check_data(config, feed) -> tuple[float, int]:
-    """Refuses batches beyond the data, images beyond the network, endless runs.
+    """Refuses batches beyond the data, images beyond the network, runs of wrong length.
 
     Args:
       config: the configuration.
@@ -83,7 +84,7 @@ def check_data(config, feed) -> tuple[float, int]:
     name = options.pop("name")
     for images in (x["image"] for x in (feed.train_data, feed.test_data) if x):
         try:
-            models.check_images(name, options, images)
+            models.check_images(name, options, images, feed.mean)
         except ValueError as e:
             raise ValueError(f"model.{e}") from None
     epoch_steps = train_size / config.batch_size
@@ -109,7 +110,21 @@ def check_data(config, feed) -> tuple[float, int]:
             f"{1 / epoch_steps:.3g} epochs of {train_size} images in batches of "
             f"{config.batch_size}"
         )
+    _check_warmup(config, total)
     return epoch_steps, total
+
+
+def _check_warmup(config, total: int) -> None:
+    """Refuses a run that ends before it quantizes activations."""
+    if not (name := (c := config.activation).name):
+        return
+    rows = {f"activation.rules[{i}]": row for i, row in enumerate(c.get("rules", ()))}
+    for key, row in {f"activation.{name}": c.get(name, {}), **rows}.items():
+        if (steps := row.get("warmup", 0)) >= total:
+            raise ValueError(
+                f"{key}.warmup={steps}, expected less than the {total} steps of the "
+                "run, none of which would quantize activations"
+            )
 
 
 def check_adaptation(config, adapts: bool, delayed: bool) -> None:
@@ -207,7 +222,7 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
         if (count := _count(made)) > LARGEST_NETWORK:
             raise ValueError(
                 f"quantizer.{name} would learn {count:.3g} parameters, expected at "
-                f"most 2**30; lower quantizer.{name}.width"
+                "most 2**30"
             )
     with named(", ".join(keys)):
         return tree.plan(rules, params)
@@ -215,19 +230,35 @@ def plan(config, rules: Sequence[tree.Rule], params: PyTree) -> tuple[tree.Bucke
 
 def _check_paths(row: Mapping[str, Any], params: PyTree) -> None:
     """Refuses a term whose pattern matches none of the parameters that it is for."""
-    options = defaults_of(TERMS[row["name"]]) | dict(row)
+    options = defaults_of((kind := TERMS[row["name"]]).factory) | dict(row)
     if "pattern" not in options:
         return
     found = term_paths.matching(params, pattern := options["pattern"])
     of_sparse = [p for p, w in found.items() if p.endswith("kernel") and w.ndim == 3]
-    if row["name"] in NEED_SPARSE and not of_sparse:
+    if kind.sparse and not of_sparse:
         raise term_paths.no_sparse(pattern)
+
+
+def trained(model: PyTree, quantizer: Quantizer, tx) -> dict[str, PyTree]:
+    """{'model', 'quant'}: shapes of all that is trained.
+
+    Args:
+      model: shapes of the network's parameters.
+      quantizer: over their tree.
+      tx: optimizer over both.
+
+    Raises:
+      ValueError: a row of `optimizers` matches nothing.
+    """
+    quant = jax.eval_shape(quantizer.init, jax.random.key(0), model)
+    jax.eval_shape(tx.init, shapes := {"model": model, "quant": quant})
+    return shapes
 
 
 def _check_left(config, rule: tree.Rule, params: PyTree) -> None:
     """Refuses `layers` that match nothing, or nothing that `rules` leave to them."""
     with named(key := f"layers={config.layers!r}"):
-        pattern = models.KERNELS.get(config.layers, config.layers)
+        pattern = models.kernel_pattern(config.layers)
         tree.plan([rule._replace(pattern=pattern)], params)
         left = re.compile(rule.pattern)
     if not any(left.fullmatch(path) for path in tree.flatten(params)):

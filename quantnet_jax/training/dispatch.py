@@ -79,7 +79,7 @@ def steps_per_call(
 
     A scan over steps saves launches on accelerators. On CPUs, where XLA is far slower
     at convolutions inside of a loop, its steps are written out: each is compiled. The
-    batches of a streamed set would wait for each other.
+    batches of a streamed dataset would wait for each other.
 
     Raises:
       ValueError: `wanted` does not divide `log_every`, so a record would begin in the

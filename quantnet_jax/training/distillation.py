@@ -104,25 +104,21 @@ def beside(data: PyTree, teacher: Teacher, runner: Runner) -> dict[str, PyTree]:
 
 def _check(teacher: Config, config: Config, feed: Feed, runner: Runner):
     """Refuses a teacher that is not float, or has another task or other images."""
-    for name, value, wanted in (
-        ("quantizer.name", teacher.quantizer.name, "identity"),
-        ("rules", tuple(teacher.rules), ()),
-        ("activation.name", teacher.activation.name, ""),
-    ):
-        if value != wanted:
-            raise ValueError(
-                f"a run with {name}={value!r}, expected a float one, with {wanted!r}"
-            )
+    if found := config_lib.quantizing(teacher):
+        raise ValueError(f"a run with {found}: only a float network teaches")
     if teacher.task.name != config.task.name:
         raise ValueError(
             f"a run with task.name={teacher.task.name!r}, expected {config.task.name!r}"
         )
     if teacher.data.to_dict() == config.data.to_dict():
         return
-    other = make_feed(teacher, runner)
+    own = teacher.copy_and_resolve_references()
+    own.model = config.model  # of which margins around test images follow
+    other = make_feed(own, runner)
     pairs: list[tuple[str, Any, Any]] = [("images of shape", other.shape, feed.shape)]
+    listed = lambda x: list(x) if isinstance(x, list | tuple) else [x]
     for name in sorted({*other.info, *feed.info}):
-        was, now = (list(x.info.get(name, ())) for x in (other, feed))
+        was, now = (listed(x.info.get(name, ())) for x in (other, feed))
         pairs.append((f"{name} in number", len(was), len(now)))
         pairs += [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(was, now))]  # noqa: B905
     for name, was, now in pairs:

@@ -16,7 +16,7 @@ from quantnet_jax.distributed import hosts, runners
 from quantnet_jax.evaluation import gap
 from quantnet_jax.evaluation.scoring import Scoring, make_apply, make_scoring
 from quantnet_jax.tasks import Source, Task
-from quantnet_jax.tasks.terms import NEED_INPUTS
+from quantnet_jax.tasks.terms import TERMS
 from quantnet_jax.training import build_check, dispatch, distillation, parts, steps
 from quantnet_jax.training.estimators import estimator, gradients, reptile
 from quantnet_jax.training.feed import Feed, dispatches, make_feed, test_rows
@@ -24,8 +24,9 @@ from quantnet_jax.training.state import TrainState, eval_state, first_state
 from quantnet_jax.trees import tree
 
 PyTree = Any
-PARTS = "runner feed steps steps_per_call task buckets tx gradients train_step".split()
+PARTS = "runner feed steps steps_per_call task shapes gradients train_step".split()
 """Of an `Experiment`, which can fail."""
+ONES = itertools.repeat(1)
 STEPPED = (runners.STATE, runners.REPLICATED)  # where the results of a step go
 
 
@@ -104,11 +105,7 @@ class Experiment:
             "test": functools.partial(prepare, seed=0, train=False),
         }
 
-    def train_batches(
-        self,
-        first: int,
-        counts: Iterable[int] = itertools.repeat(1),  # noqa: B008
-    ) -> Iterator:
+    def train_batches(self, first: int, counts: Iterable[int] = ONES) -> Iterator:
         """Sharded batches from a step on; see `feed.dispatches`."""
         return dispatches(self.feed, self.runner, first, counts)
 
@@ -122,15 +119,14 @@ class Experiment:
         return parts.make_model(c, options, axis_name, self.steps)
 
     @cached_property
-    def _image(self) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *self.feed.shape), jnp.float32)
+    def _model_shapes(self) -> PyTree:
+        return parts.model_shapes(self.config, self.model, self.feed.shape)
 
     @cached_property
     def buckets(self) -> tuple[tree.Bucket, ...]:
         """Which tensors are quantized, by what."""
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0), self._image)
         rules = parts.make_rules(self.config, self.steps)
-        return build_check.plan(self.config, rules, shapes["params"])
+        return build_check.plan(self.config, rules, self._model_shapes)
 
     @cached_property
     def quantizer(self) -> Quantizer:
@@ -146,13 +142,17 @@ class Experiment:
     def state(self) -> TrainState:
         """Before the first step, on the devices."""
         c = self.config
-        real = bool(c.activation.name)  # then BatchNorm takes its statistics
-        images = jnp.zeros(self._image.shape)
-        if real:
+        images = jnp.zeros((1, *self.feed.shape))
+        if real := bool(c.activation.name):  # then BatchNorm takes its statistics
             images = self.prepare["test"](None, self.feed.sample())["input"]
         args = (self.model, self.quantizer, self.tx, images, c.seed)
         averaged = c.ema_decay > 0
         return self.runner.place(first_state(*args, train=real, averaged=averaged))
+
+    @cached_property
+    def shapes(self) -> dict[str, PyTree]:
+        """{'model', 'quant'}: of what is trained, all of which has an optimizer."""
+        return build_check.trained(self._model_shapes, self.quantizer, self.tx)
 
     # Training -------------------------------------------------------------------------
     @cached_property
@@ -205,7 +205,7 @@ class Experiment:
             *(self._apply, self.quantizer, self.task),
             seed=c.seed,
             terms=parts.make_terms(c),
-            inputs=any(row["name"] in NEED_INPUTS for row in c.terms),
+            inputs=any(TERMS[row["name"]].inputs for row in c.terms),
         )
 
     @cached_property
@@ -223,9 +223,8 @@ class Experiment:
 
     @cached_property
     def _step(self) -> Callable:
-        return steps.make_train_step(
-            self.gradients, self.tx, decay=self.config.ema_decay
-        )
+        decay = self.config.ema_decay
+        return steps.make_train_step(self.gradients, self.tx, decay=decay)
 
     @cached_property
     def train_step(self) -> Callable:

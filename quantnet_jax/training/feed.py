@@ -14,6 +14,7 @@ from quantnet_jax.config.ranges import STREAMED, TFDS
 from quantnet_jax.data.sets import folders
 from quantnet_jax.distributed.runners import Runner
 from quantnet_jax.training.build_check import named
+from quantnet_jax.training.parts import with_margin
 
 PyTree = Any
 SAMPLE = 64
@@ -59,6 +60,20 @@ class Feed(NamedTuple):
         return {"train": self.train_data, "test": self.test_data}
 
 
+def with_rows(batch: Mapping[str, Any], data: PyTree) -> dict[str, Any]:
+    """A batch with its examples, in place of the 'index' of those in memory.
+
+    Args:
+      batch: as it is where it has no 'index': its examples were streamed.
+      data: `train_data` or `test_data` of the feed.
+    """
+    if "index" not in batch:
+        return dict(batch)
+    rows = np.asarray(batch["index"])
+    found = {name: x[rows] for name, x in data.items()}
+    return {k: v for k, v in batch.items() if k != "index"} | found
+
+
 def make_feed(config: Config, runner: Runner) -> Feed:
     """The feed that `config.data` describes, for this process.
 
@@ -66,8 +81,8 @@ def make_feed(config: Config, runner: Runner) -> Feed:
     other TFDS dataset of images, is streamed; 'folder' is either, by its size.
 
     Raises:
-      FileNotFoundError, ValueError: a file is missing or damaged, or the set does not
-        fit the configuration.
+      FileNotFoundError, ValueError: a file is missing or damaged, or the dataset
+        does not fit the configuration.
     """
     c = config.data
     unreadable = qdata.Unreadable(c.max_unreadable)  # of both splits together
@@ -93,7 +108,7 @@ def make_feed(config: Config, runner: Runner) -> Feed:
 def _fits(paths: qdata.Dataset, size: int) -> bool:
     """Whether the decoded images of a folder are held in memory."""
     height, width = (size, size) if size else folders.first_size(paths)
-    count = len(paths.train_label) + len(paths.test_label)
+    count = len(paths.train_image) + len(paths.test_image)
     if (needed := count * height * width * 3) <= folders.IN_MEMORY:
         return True
     if not size:
@@ -127,12 +142,13 @@ def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
             f"data.crop={c.crop}, expected at most {smallest}, the smaller side of the "
             "training images"
         )
+    dataset = with_margin(config, dataset)
     mean, std = qdata.normalization(dataset)
     process = {
         "process_index": runner.process_index,
         "process_count": runner.process_count,
     }
-    train_size, test_size = len(dataset.train_label), len(dataset.test_label)
+    train_size, test_size = len(dataset.train_image), len(dataset.test_image)
 
     def train(step):
         while True:
@@ -156,7 +172,7 @@ def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
 
     return Feed(
         info=dataset.info,
-        shape=shape,
+        shape=dataset.test_image.shape[1:],
         mean=mean,
         std=std,
         train_size=train_size,
@@ -171,7 +187,7 @@ def _in_memory(config: Config, runner: Runner, dataset: qdata.Dataset) -> Feed:
 
 
 def test_rows(size: int, config: Config, runner: Runner) -> Iterator:
-    """This process' batches of the rows of a set, each row once."""
+    """This process' batches of the rows of a dataset, each row once."""
     return qdata.eval_batches(
         size,
         config.eval_batch_size,

@@ -3,20 +3,25 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from quantnet_jax import activations, models, quantizers
 from quantnet_jax import config as config_lib
-from quantnet_jax.activations.sites import DEFAULT
+from quantnet_jax.activations.sites import DEFAULT, replace_quantizers
 from quantnet_jax.config import Config
 from quantnet_jax.config.optimizer_checks import completed
 from quantnet_jax.core import pruning, schedules
 from quantnet_jax.core.quantizer import Quantizer
+from quantnet_jax.data import Dataset
+from quantnet_jax.data.sets import superres
 from quantnet_jax.tasks import TASKS, Source, Task
 from quantnet_jax.tasks.terms import TERMS, Term, weighted
 from quantnet_jax.training import build_check, optim
 from quantnet_jax.trees import tree
+
+PyTree = Any
 
 
 def make_model(
@@ -37,6 +42,33 @@ def make_model(
         )
     except (ValueError, TypeError, KeyError) as e:
         raise ValueError(f"config.model: {e}") from None
+
+
+def model_shapes(config: Config, model, shape: tuple[int, int, int]) -> PyTree:
+    """Shapes of the network's parameters.
+
+    Args:
+      config: the configuration.
+      model: the network, a linen module.
+      shape: of its images, (H, W, C).
+
+    Raises:
+      ValueError: no activation is quantized, where some are to be.
+    """
+    sites, image = [], jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+    def seen(path, x, quantize):
+        sites.append(path)
+        return quantize(x)
+
+    with replace_quantizers(seen):
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    if config.activation.name and not sites:
+        raise ValueError(
+            f"activation.sites={activation_sites(config)!r}: this "
+            f"{config.model.name!r} quantizes no activation there, expected more sites"
+        )
+    return shapes
 
 
 def model_options(config: Config) -> dict:
@@ -77,6 +109,14 @@ def make_activation(config: Config, total_steps: int = schedules.NOMINAL) -> dic
     return found
 
 
+def with_margin(config: Config, dataset: Dataset) -> Dataset:
+    """Around test images that are to be enlarged, all that the network sees of them."""
+    network = models.create(**config_lib.model_options(config), outputs=1)
+    margin = network.reach if isinstance(network, models.SuperResolution) else 0
+    with build_check.named("model.depth"):
+        return superres.with_margin(dataset, margin)
+
+
 def make_task(config: Config, source: Source) -> Task:
     """The task of `config.task`."""
     name = config.task.name
@@ -90,7 +130,7 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
 
     A tensor that a row of `config.rules` claims is none of `config.layers`.
     """
-    kernels = lambda pattern: str(models.KERNELS.get(pattern, pattern))
+    kernels = lambda pattern: models.kernel_pattern(str(pattern))
     default = {
         "pattern": kernels(config.layers),
         "quantizer": config.quantizer.name,
@@ -99,7 +139,9 @@ def make_rules(config: Config, total_steps: int) -> list[tree.Rule]:
     if claimed := "|".join(kernels(row["pattern"]) for row in config.rules):
         default["pattern"] = f"(?!(?:{claimed})$)(?:{default['pattern']})"
     made, rows = [], config.rules
-    sparsity = schedules.resolve(config.to_dict()["sparsity"], total_steps)
+    sparsity = schedules.resolve(
+        config.to_dict()["sparsity"], total_steps, pruning.RATE
+    )
     keys = ["quantizer.name", *(f"rules[{i}].quantizer" for i in range(len(rows)))]
     for key, row in zip(keys, (default, *rows), strict=True):
         options = dict(row)
@@ -160,7 +202,7 @@ def make_terms(config: Config) -> Term | None:
     for number, row in enumerate(config.terms):
         options = {k: v for k, v in dict(row).items() if k not in ("name", "weight")}
         with build_check.named(f"terms[{number}]"):
-            term = TERMS[row["name"]](**options)
+            term = TERMS[row["name"]].factory(**options)
         made.append((row.get("weight", 1.0), term))
     return weighted(made) if made else None
 

@@ -344,7 +344,7 @@ def test_bi_real_blocks_may_start_as_identity():
 
 
 def test_bi_real_needs_basic_blocks():
-    with pytest.raises(ValueError, match="`bi_real` is True, but .* Bottleneck"):
+    with pytest.raises(ValueError, match="bi_real=True, but .* Bottleneck"):
         models.create("resnet50", outputs=3, bi_real=True)
 
 
@@ -376,8 +376,8 @@ def test_nonlinearities_by_name(act):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"act": "rely"}, ["`act` is 'rely'", "relu, hardtanh, identity, prelu"]),
-        ({"act": ["relu"]}, ["`act` is ['relu']"]),
+        ({"act": "rely"}, ["act='rely'", "relu, hardtanh, identity, prelu"]),
+        ({"act": ["relu"]}, ["act=['relu']"]),
         ({"act_quant": "lsq"}, ["`act_quant` is 'lsq'", "Quantizer"]),
     ],
 )
@@ -415,7 +415,7 @@ def run(weights, bits, activation, **overrides):
         config.activation[activation].bits = bits[1]
     with jax.default_prng_impl("rbg"):  # which compiles fast
         exp = experiment.build(config, jax.devices()[:1])
-    start = jax.device_get(exp.state)  # the step gives up its arrays
+    start = jax.device_get(exp.state)  # the step donates its arrays
     state, metrics = train(exp, 3)
     return Run(exp, start, state, metrics)
 

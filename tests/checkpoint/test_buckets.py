@@ -20,6 +20,7 @@ import quantnet_jax as qn
 from quantnet_jax import evaluate, export, report
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import lease, manager, storage
+from quantnet_jax.common.command import MENDABLE
 from quantnet_jax.common.files import as_path, write_atomic
 from quantnet_jax.data.files import read_members
 
@@ -86,7 +87,7 @@ def test_a_run_is_killed_resumed_evaluated_and_exported(
     page = report.write_report([workdir])
     assert page == f"{workdir}/report.html" and as_path(page).read_text()
     other = settings(seed=1)
-    with pytest.raises(SystemExit, match="^error: gs://mine/.*created with seed=0"):
+    with pytest.raises(MENDABLE, match="^gs://mine/.*created with seed=0"):
         train.train(other, workdir)
 
 

@@ -20,6 +20,7 @@ from program import (
 
 from quantnet_jax import run as train
 from quantnet_jax.checkpoint import manager, storage
+from quantnet_jax.common.command import MENDABLE
 from quantnet_jax.logging import records
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -41,7 +42,7 @@ def test_full_disk_is_reported_in_one_line_and_costs_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.shutil, "disk_usage", full)
-        with pytest.raises(SystemExit, match="^error: cannot write .*no space") as e:
+        with pytest.raises(MENDABLE, match="^cannot write .*no space") as e:
             train.train(settings(), workdir)
     text = str(e.value)
     assert "\n" not in text and f"{workdir}/{manager.FOLDER}" in text
@@ -67,11 +68,11 @@ def test_two_processes_do_not_share_a_workdir(tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, **pipes) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(SystemExit, match="^error: .* under way in another") as e:
+        with pytest.raises(MENDABLE, match="^.* under way in another") as e:
             train.train(settings(), workdir)
         assert "\n" not in str(e.value)
         assert [x.name for x in workdir.iterdir()] == [".lock"]
-        with pytest.raises(SystemExit, match="^error: .* under way in another"):
+        with pytest.raises(MENDABLE, match="^.* under way in another"):
             train.train(
                 settings(float_baseline=True), workdir
             )  # not the float run only
@@ -112,7 +113,7 @@ def test_save_that_fails_in_the_background_is_reported_at_the_next(tmp_path):
 
 def test_workdir_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(SystemExit, match="^error: cannot write .*Not a dir") as e:
+    with pytest.raises(MENDABLE, match="^cannot write .*Not a dir") as e:
         train.train(settings(), tmp_path / "run")
     assert "\n" not in str(e.value) and f"'{tmp_path / 'run'}" in str(e.value)
     assert (tmp_path / "run").read_text() == "mine"
@@ -126,7 +127,7 @@ def test_read_only_workdir(compile_once, monkeypatch):
         if root:  # who may write everywhere
             os.seteuid(65534)
         try:
-            with pytest.raises(SystemExit, match="^error: cannot write .*Permiss") as e:
+            with pytest.raises(MENDABLE, match="^cannot write .*Permiss") as e:
                 train.train(settings(), pathlib.Path(folder) / "run")
         finally:
             if root:
@@ -182,7 +183,7 @@ def test_preemption_with_a_bad_state_saves_nothing(
         return replaced(exp, is_finite=lambda state: int(state.step) < 5)
 
     preempted(monkeypatch, sick, 6)  # between two checkpoints
-    with pytest.raises(SystemExit, match="^error: diverged at step 6") as e:
+    with pytest.raises(MENDABLE, match="^diverged at step 6") as e:
         train.train(settings(checkpoint_every=4), tmp_path / "run")
     assert "last good checkpoint: step 4" in str(e.value)
     with manager.Checkpoints(tmp_path / "run", read_only=True) as saved:

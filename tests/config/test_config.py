@@ -10,6 +10,8 @@ from quantnet_jax import config as config_lib
 from quantnet_jax.common.limits import Number, Scheduled
 from quantnet_jax.config import checks as config_check
 from quantnet_jax.config import flags
+from quantnet_jax.training import experiment
+from quantnet_jax.trees.paths import flatten
 
 
 def leaves(config, prefix=""):
@@ -301,6 +303,30 @@ def test_options_of_the_network_are_those_that_are_set():
     old = config.to_dict()
     old["model"] = {"name": "small", "act": "prelu"}  # of a version with fewer options
     config_lib.check(ConfigDict(old))
+
+
+def test_the_float_twin_is_float():
+    """Nothing of it is quantized or pruned; it has the optimizers of what it has."""
+    config = tiny_config(
+        activation__name="lsq",
+        rules=({"pattern": "head/kernel", "quantizer": "lsq", "bits": 2},),
+        sparsity=0.5,
+        optimizers=(
+            {"pattern": "model/.*/qparams", "learning_rate": 1e-3},
+            {"pattern": "model/head/.*", "learning_rate": 1e-2},
+            {"pattern": "quant/.*", "learning_rate": 1e-4},
+        ),
+    )
+    built = experiment.build(config)
+    twin = experiment.build(config_lib.float_twin(config, flatten(built.shapes)))
+    assert [row["learning_rate"] for row in twin.config.optimizers] == [1e-2]
+    assert not flatten(twin.shapes["quant"]) and twin.config.sparsity == 0
+    names = flatten(twin.shapes["model"])
+    assert names and not any("qparams" in name for name in names)
+    assert not config_lib.quantizing(twin.config)
+    assert config_lib.quantizing(config).startswith("quantizer.name=")
+    config.quantizer.name = "identity"
+    assert config_lib.quantizing(config).startswith("rules=")
 
 
 def test_old_workdir_without_options_of_the_network(tmp_path):

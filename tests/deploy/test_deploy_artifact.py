@@ -420,9 +420,9 @@ def test_difference_ends_the_run_and_changes_no_file(finished, monkeypatch, caps
     monkeypatch.setattr(deploy.export, "load", other)
     before = {x: x.read_bytes() for x in (workdir / "export").iterdir()}
     assert len(before) == 2
-    with pytest.raises(SystemExit, match="50 of model.safetensors") as e:
+    with pytest.raises(ValueError, match="50 of model.safetensors") as e:
         train.train(exported(), workdir)
-    assert str(e.value).startswith("error: ") and "\n" not in str(e.value)
+    assert "export: " in str(e.value) and "\n" not in str(e.value)
     assert {x: x.read_bytes() for x in (workdir / "export").iterdir()} == before
     after = json.loads((workdir / "result.json").read_text())
     assert after["hard"] == result["hard"] and not {"packed", "exported"} & after.keys()

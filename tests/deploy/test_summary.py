@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from tiny import tiny_config
 import quantnet_jax as qn
 from quantnet_jax import data, deploy, exhibits, export
 from quantnet_jax import summary as command
+from quantnet_jax.checkpoint import manager
 from quantnet_jax.deploy.summary import summarize, summarize_network, to_dict
 from quantnet_jax.deploy.summary_text import to_text
 from quantnet_jax.training import experiment
@@ -98,7 +100,7 @@ def test_widths_that_were_learned_are_those_of_the_file(tmp_path, capsys):
 
     params = jax.tree_util.tree_map_with_path(masked, exp.state.params)
     state = exp.state._replace(params=params)
-    tree, spec = exp.deployed(state), export.make_spec(config, exp.task, exp.feed)
+    tree, spec = exp.deployed(state), export.spec_of(exp, "dropbits")
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "export").mkdir()
     written = deploy.save(tmp_path / "export" / "model.safetensors", tree, spec)
@@ -111,6 +113,12 @@ def test_widths_that_were_learned_are_those_of_the_file(tmp_path, capsys):
     assert (learned["conv1"]["bits"], learned["conv2"]["bits"]) == (2, 4)
     assert 2 * learned["conv1"]["codes"] == widest["conv1"].codes
     assert learned["conv2"]["codes"] == widest["conv2"].codes
+    # A run without an export is summarized by its weights as well.
+    shutil.rmtree(tmp_path / "export")
+    with manager.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    assert command.main([f"--workdir={tmp_path}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
 
 
 @pytest.mark.parametrize("classes", [10, 100])
@@ -395,12 +403,13 @@ def test_command_reads_configurations(capsys, monkeypatch, tmp_path):
     assert command.main([f"--workdir={tmp_path}", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["payload"] == of_config(config).payload
-    assert "has no export" in err
+    assert "has no checkpoint" in err
 
 
 def test_schedules_of_a_run_are_no_matter_in_what_ships():
     warm = {"schedule": "optax:warmup_cosine_decay_schedule", "init_value": 0.5}
     warm |= {"peak_value": 4.0, "warmup_steps": 0.1, "decay_steps": 1.0}
+    warm |= {"end_value": 1.0}
     config = tiny_config(activation__name="soft_round")
     plain = of_config(config)
     with config.unlocked():

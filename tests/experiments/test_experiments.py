@@ -1,6 +1,7 @@
 """Grid, queue, records and tables of studies, on synthetic results and for real."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -27,6 +28,7 @@ from quantnet_jax.experiments import (
 )
 from quantnet_jax.experiments.__main__ import main
 from quantnet_jax.experiments.study import Initialization, Row, Run, Study, scaled
+from quantnet_jax.logging.step_log import Diverged
 from quantnet_jax.training import experiment
 from sweeps import common
 from tools import make_zoo
@@ -216,7 +218,7 @@ def test_a_run_that_breaks_stops_only_what_needs_it(
         if config.quantizer.name == "quantnet" and config.weights.learning_rate == 0.2:
             raise RuntimeError("out of flour")
         if config.quantizer.name == "clipped_ste" and not config.init_from:
-            raise SystemExit("error: diverged at step 7: loss nan")
+            raise Diverged(7, math.nan, "loss", math.nan)
         return original(config, workdir)
 
     monkeypatch.setattr(train, "train", call)
@@ -226,7 +228,9 @@ def test_a_run_that_breaks_stops_only_what_needs_it(
     assert len(labels(options, "final/clipped_ste")) == 2  # the warm start won
     records = results.of_study("tiny", TINY, options.results)
     diverged = records["search/clipped_ste-scratch-lr0.1"]
-    assert diverged["diverged"] and grid.score(diverged) == 0.0
+    assert diverged["diverged"] and grid.rank(diverged) == -math.inf
+    error = {"hard": 0.5, "metric": {"name": "error", "higher_is_better": False}}
+    assert grid.rank(error) == -0.5 and grid.score(error) == 0.5
 
 
 def test_processes_take_the_same_pieces(options, calls, monkeypatch):

@@ -296,10 +296,10 @@ def test_exhibits_of_a_finished_run(tmp_path):
         assert text in words, text
     assert page.tables[0] == [["", "a", "b"], ["a", "7", "1"], ["b", "0", "2"]]
     sources = [a["src"] for tag, a in page.tags if tag == "img"]
-    pictures = [read_png(src) for src in sources]
-    assert [(k, x.shape) for k, x in pictures[:2]] == [(0, (1, 1, 1)), (2, (1, 2, 3))]
-    assert pictures[1][1].ravel().tolist() == [1, 2, 3, 4, 5, 6]
-    kind, kernel = pictures[-1]
+    images = [read_png(src) for src in sources]
+    assert [(k, x.shape) for k, x in images[:2]] == [(0, (1, 1, 1)), (2, (1, 2, 3))]
+    assert images[1][1].ravel().tolist() == [1, 2, 3, 4, 5, 6]
+    kind, kernel = images[-1]
     assert kind == 3 and kernel.ravel().tolist() == [0, 254]
 
 

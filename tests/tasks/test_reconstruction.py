@@ -87,14 +87,26 @@ def test_report_and_progress_are_in_decibels(run, capsys):
     body = page.split("<body")[1].split("<script")[0]
     assert f"{result['hard']:.2f}" in body and "dB" in body and "accuracy" not in body
     text = progress.summary(result)
-    assert f"{result['soft']:.2f} dB" in text and "%" not in text.split("layer")[0]
+    scores = text.split("layer")[0].replace("95 %", "")
+    assert f"{result['soft']:.2f} dB" in scores and "%" not in scores
+    others = [k for k in result if k.endswith("_hard")]
+    assert others
+    for shown in (scores, body):
+        assert f"{result['interval']:.2f} dB" in shown
+        for key in others:
+            assert (
+                f"{key.removesuffix('_hard').replace('_', ' ')}, hard" in shown.lower()
+            )
 
 
 # What knows no task ------------------------------------------------------------------
-WORDS = re.compile(r"(?<!-)\b(labels?|classes|accurac(y|ies))\b", re.IGNORECASE)
+WORDS = re.compile(
+    r"(?<![-a-z])(labels?|classes|accurac(y|ies))(?![a-z])", re.IGNORECASE
+)
 NEUTRAL = (
     *("training", "evaluation", "checkpoint", "distributed", "deploy", "report"),
     *("logging", "posttrain", "export.py", "evaluate.py", "exhibits.py", "run.py"),
+    "own.py",
 )
 
 

@@ -98,7 +98,7 @@ def photographs(shared_data, tmp_path_factory):
     found = superres.read_superres("superres_x2", folder)
     assert found.train_image.shape == (2, 16, 24, 3)
     assert found.train_target.shape == (2, 32, 48, 3)
-    return found
+    return superres.with_margin(found, 16)
 
 
 def saved(width, height):
@@ -114,7 +114,7 @@ def saved(width, height):
         ([(8, 3)], [(8, 8)], "train.zip:0.png: .*8 x 3 pixels, at least 4"),
         ([(8, 8)], [(8, 8), (3, 8)], "Set5.zip:1.png: .*3 x 8 pixels, at least 4"),
         ([(8, 8)], [(769, 4)], "Set5.zip:0.png: .*769 x 4 pixels, at most 768"),
-        ([(8, 8)], [(768, 4), (4, 768)] * 60, "Set5, Set14 take .* bytes on canv"),
+        ([(8, 8)], [(768, 4), (4, 768)] * 80, "Set5, Set14 take .* bytes on canv"),
         ([(8, 8)], [], "Set5.zip: found none of its kind, expected photographs"),
     ],
 )
@@ -266,17 +266,37 @@ def test_image_skip_is_bicubic_interpolation(scale):
     np.testing.assert_allclose(enlarged(x, scale), wanted, atol=1e-5)
 
 
-def test_outputs_do_not_depend_on_the_canvas():
-    """Within the margin of the test images, by the network of the study."""
-    model = models.create("edsr", outputs=12, image_skip=True)
-    image = np.pad(
-        normal(0, (1, 9, 7, 3)), [(0, 0), (16, 16), (16, 16), (0, 0)], "edge"
-    )
+@pytest.mark.parametrize("depth", [0, 3])
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", ["edsr", "srresnet"])
+def test_outputs_depend_on_what_is_within_reach(name, scale, depth):
+    """And on all of it: by the gradient of what becomes of the middle pixel."""
+    model = models.create(name, outputs=scale**2, depth=depth, width=4, image_skip=True)
+    x = normal(0, (1, 2 * (reach := model.reach) + 3, 5, 1))
+    params = model.init(jax.random.key(1), x)
+    middle = slice(scale * (reach + 1), scale * (reach + 2))
+    seen = jax.grad(lambda x: jnp.sum(model.apply(params, x)[:, middle]))(x)
+    rows = np.flatnonzero(np.abs(seen).sum((0, 2, 3)))
+    assert (rows[0], rows[-1]) == (1, 2 * reach + 1)
+
+
+@pytest.mark.parametrize("depth", [4, 16])
+def test_outputs_do_not_depend_on_the_canvas(depth):
+    """Within the margin of the test images, by networks of the study and the papers."""
+    small = importlib.import_module("configs.super_resolution").get_config("runlocal")
+    small.model.depth = depth
+    exp = experiment.Experiment(small)
+    margin, side = exp.task.info["margin"], exp.feed.shape[0]
+    assert margin == {4: 12, 16: 36}[depth] and side == 12 + 2 * margin
+    model = models.create("edsr", outputs=12, depth=depth, image_skip=True)
+    image = exp.feed.test_data["image"][:1].astype(np.float32) / 255
     params = model.init(jax.random.key(1), image)
-    alone = model.apply(params, image)[:, 32:50, 32:46]
+    inner = (slice(None), *(slice(2 * margin, 2 * margin + 24),) * 2)
+    alone = model.apply(params, image)[inner]
     wide = np.pad(image, [(0, 0), (0, 11), (0, 6), (0, 0)], "edge")
-    on_canvas = model.apply(params, wide)[:, 32:50, 32:46]
-    np.testing.assert_allclose(alone, on_canvas, atol=1e-5)
+    on_canvas = model.apply(params, wide)[inner]
+    size = np.abs(alone).max()
+    np.testing.assert_allclose(alone / size, on_canvas / size, atol=1e-5)
 
 
 def test_both_terms_of_a_sum_are_on_one_grid_and_rectified_inputs_have_their_own():
@@ -359,7 +379,10 @@ def test_a_run_evaluates_what_it_ships(run):
     exp, state, _ = evaluate.restore(str(workdir))
     hard = experiment.tree.dequantize_tree(exp.deployed(state))
     outputs = exp.scoring.predict(exp.runner.place(hard))
-    target = exp.feed.test_data["target"]
+    border = 2 * exp.model.reach
+    inner = (slice(None), *(slice(border, -border),) * 2)
+    outputs, target = outputs[inner], exp.feed.test_data["target"][inner]
+    assert target.shape == (8, 24, 24, 3)
     pixels = 255 * (outputs * np.float32(exp.feed.std) + np.float32(exp.feed.mean))
     pixels = np.floor(pixels.clip(0, 255) + 0.5)
     wanted = np.mean([psnr(a, b, 2) for a, b in zip(pixels, target, strict=True)])
@@ -393,8 +416,11 @@ def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys):
     found = np.asarray(Image.open(tmp_path / "small_x2.png"))
     folded = predictor.spec.network()
     params = experiment.tree.dequantize_tree(evaluate_params(workdir))
-    x = predictor.spec.normalize(jnp.asarray(pixels[None]))
+    margin = predictor.spec.info["margin"]
+    wide = np.pad(pixels, [(margin, margin)] * 2 + [(0, 0)], "edge")
+    x = predictor.spec.normalize(jnp.asarray(wide[None]))
     outputs = np.asarray(folded.apply({"params": params}, x)[0])
+    outputs = outputs[2 * margin : -2 * margin, 2 * margin : -2 * margin]
     wanted = 255 * (
         outputs * np.float32(predictor.spec.std) + np.float32(predictor.spec.mean)
     )
@@ -440,6 +466,19 @@ def test_variants(variant):
         (
             {"activation.rules": ({"site": "residual", "bits": 9},)},
             r"activation.rules\[0\].bits=9",
+        ),
+        ({"model.depth": 1024}, "^model.depth: the test images of .* take .* bytes"),
+        (
+            {"activation.learned_clip.warmup": 8},
+            "^activation.learned_clip.warmup=8, expected less than the 8 steps",
+        ),
+        (
+            {"activation.rules": ({"site": "input", "warmup": 9},)},
+            r"^activation.rules\[0\].warmup=9, expected less than the 8 steps",
+        ),
+        (
+            {"model.name": "srresnet", "activation.sites": ("rectified",)},
+            r"^activation.sites=\('rectified',\): this 'srresnet' quantizes no",
         ),
     ],
 )

@@ -214,3 +214,19 @@ def test_refuses_other_classes_and_images(teacher):
     refused(workdir, "shape .8, 8, 3., expected .12, 12, 3.", data__image_size=12)
     # The same images under other words in the configuration are welcome.
     load(workdir, data__image_size=8)
+
+
+def test_data_may_tell_numbers_to_its_task():
+    """The factor of super-resolution, of teacher and student, is no list."""
+    given = {
+        "data__name": "synthetic_x2",
+        "data__pad": 0,
+        "quantizer__name": "identity",
+    }
+    config, other = (tiny_config(**given, data__flip=x) for x in (True, False))
+    runner = runners.make_runner("jit")
+    feed = make_feed(config, runner)
+    distillation._check(other, config, feed, runner)
+    changed = feed._replace(info=dict(feed.info) | {"scale": 4})
+    with pytest.raises(ValueError, match=r"scale\[0\] 2, expected 4"):
+        distillation._check(other, config, changed, runner)

@@ -208,7 +208,7 @@ def test_a_quantizer_of_ones_own_by_module_and_factory(tmp_path, monkeypatch):
     for name, words in (
         ("my_signs:blunt", "has no attribute 'blunt'"),
         ("my_signs:sharp(faktor=1.0)", "factor"),
-        ("my_signs:sharp(3)", "expected a factory"),
+        ("my_signs:sharp(3)", "expected NAME(option=value, ...)"),
         ("my_signs:loose(factor=3.0)", "'factor' must be keyword-only"),
         ("no_such_module:sharp", "No module named"),
     ):
