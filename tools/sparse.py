@@ -31,7 +31,7 @@ def accuracies(folder: pathlib.Path) -> str:
                 columns.difference(score[row], score.get(plain, [])),
                 columns.mean_std(error) + seeds if error else "",
                 columns.difference(error, base),
-                f"{sum(r['wall'] for r in runs) / 60 / len(runs):.1f}" if runs else "",
+                columns.minutes(runs) if runs else "",
             )
         )
     head = ("row", "accuracy", "over no shift", "error", "over no shift", "minutes")

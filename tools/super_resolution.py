@@ -50,7 +50,7 @@ def widths(folder: pathlib.Path, name: str = NAME) -> str:
             keys = [f"psnr_{x}_hard" for x in SETS]
             lost = [f"{_mean(runs, k) - _mean(base, k):+.2f}" for k in keys]
         alike = [f"{_mean(runs, f'ssim_{x}_hard'):.4f}" for x in SETS]
-        lines.append([row, *scores, *lost, *alike, f"{_mean(runs, 'wall') / 60:.1f}"])
+        lines.append([row, *scores, *lost, *alike, columns.minutes(runs)])
     head = ("row", "Set5 (dB)", "Set14 (dB)", f"- {BASE}: Set5", "Set14")
     return markdown((*head, "SSIM Set5", "SSIM Set14", "minutes"), lines, "xrrrrrrr")
 
