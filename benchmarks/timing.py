@@ -72,6 +72,7 @@ def main(
         "cores": len(os.sched_getaffinity(0)),
         "cpu": cpu(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "load": {"before": before, "after": os.getloadavg()},
         **about,
     }
