@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 from quantnet_jax.experiments import results
+from quantnet_jax.experiments.queue import HUGE_PAGES
 from quantnet_jax.experiments.tables import markdown
 from tools.blocks import Record, last
 
@@ -83,26 +84,36 @@ def step_time(folder: pathlib.Path) -> str:
     """Seconds of a step of each method, interleaved."""
     found = results.read("step_time", folder)
     ours = [r for r in found if r.get("model") == "resnet20" and "torch" not in r]
-    return _steps(ours[-1])
+    rows = [(name, *_time(x)) for name, x in ours[-1]["methods"].items()]
+    body = markdown(("method", "ms a step", "over float"), rows, "xrr")
+    return f"{body}\n\n{_about(ours[-1])}"
 
 
 def step_time_torch(folder: pathlib.Path) -> str:
-    """The same with PyTorch's float step among them."""
+    """The same with PyTorch's float step among them, and with huge pages."""
     found = [r for r in results.read("step_time", folder) if "torch" in r]
     if not found:
         return "Not run."
-    about = found[-1]["torch"]
+    plain, huge = (_newest(found, tunables) for tunables in ("", HUGE_PAGES))
+    rows = _beside(plain["methods"], huge["methods"])
+    head = ("method", "ms a step", "over float", "huge pages: ms", "over float")
+    about = plain["torch"]
     of = f"PyTorch {about['torch']}, {about['threads']} threads, channels last."
-    return f"{_steps(found[-1])} {of}"
+    return f"{markdown(head, rows, 'xrrrr')}\n\n{_about(plain)} {of}"
 
 
-def _steps(found: dict) -> str:
-    rows = [
-        (name, f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}")
-        for name, x in found["methods"].items()
-    ]
-    body = markdown(("method", "ms a step", "over float"), rows, "xrr")
-    return f"{body}\n\n{_about(found)}"
+def _newest(found: list[Record], tunables: str) -> Record:
+    """Of the records of a setting of malloc."""
+    return [r for r in found if r.get("glibc_tunables", "") == tunables][-1]
+
+
+def _time(x: Record) -> tuple[str, str]:
+    return f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}"
+
+
+def _beside(plain: Record, huge: Record) -> list[tuple[str, ...]]:
+    """Rows of times and ratios, in two settings."""
+    return [(name, *_time(x), *_time(huge[name])) for name, x in plain.items()]
 
 
 def _about(found: dict) -> str:
@@ -114,21 +125,22 @@ def _about(found: dict) -> str:
 
 def kernel_gradient(folder: pathlib.Path) -> str:
     """A step by the form of its kernel gradients on CPUs, and where its time goes."""
-    if not (found := last("kernel_gradient", folder)):
+    if not (found := results.read("kernel_gradient", folder)):
         return "Not run."
-    kinds = sorted({k for x in found["profile"].values() for k in x})
+    plain, huge = (_newest(found, tunables) for tunables in ("", HUGE_PAGES))
+    profile = plain["profile"]
+    kinds = sorted({k for x in profile.values() for k in x})
     rows = [
-        (name, f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}")
-        + tuple(f"{1e3 * found['profile'][name].get(k, 0):.0f}" for k in kinds)
-        for name, x in found["forms"].items()
+        (name, *times, *(f"{1e3 * profile[name].get(k, 0):.0f}" for k in kinds))
+        for name, *times in _beside(plain["forms"], huge["forms"])
     ]
-    head = ("kernel gradients", "ms a step", "over XLA's", *kinds)
-    body = markdown(head, rows, "xrr" + "r" * len(kinds))
-    several, count = found["scans"]["rows"], found["scans"]["steps"]
-    cells = [(k, f"{1e3 * x['median']:.0f}", f"{x['over_float_paired']:.2f}")
-             for k, x in several.items()]  # fmt: skip
-    head = (f"{count} steps", "ms", "over one by one")
-    return f"{body}\n\n{markdown(head, cells, 'xrr')}\n\n{_about(found)}"
+    both = lambda over: ("ms", over, "huge pages: ms", over)
+    head = ("kernel gradients", *both("over XLA's"), *kinds)
+    body = markdown(head, rows, "x" + "r" * (4 + len(kinds)))
+    several, steps = (x["scans"]["rows"] for x in (plain, huge)), plain["scans"]
+    head = (f"{steps['steps']} steps", *both("over one by one"))
+    scans = markdown(head, _beside(*several), "xrrrr")
+    return f"{body}\n\n{scans}\n\n{_about(plain)}"
 
 
 def accelerator(folder: pathlib.Path) -> str:

@@ -24,6 +24,8 @@ from quantnet_jax.experiments.pieces import (
 )
 from quantnet_jax.experiments.study import FLOAT, Records, Run, Study
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Of GLIBC_TUNABLES on Linux: memory in huge pages, for faster steps on CPUs."""
 LOOK = 0.2
 """Seconds between two looks at the processes."""
 
@@ -249,4 +251,5 @@ def environment(cache: pathlib.Path, xla_flags: str = "") -> dict[str, str]:
     found.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     if xla_flags:
         found.setdefault("XLA_FLAGS", xla_flags)
+    found.setdefault("GLIBC_TUNABLES", HUGE_PAGES)
     return found
