@@ -25,6 +25,7 @@ from quantnet_jax.logging import records
 from quantnet_jax.logging.provenance import provenance
 from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.posttrain import run as runs
+from quantnet_jax.training import build_check
 from quantnet_jax.trees.rules import Rule, plan
 
 
@@ -50,7 +51,8 @@ def sensitivity(
     """
     pattern = models.kernel_pattern(layers)
     check_pattern("--layers", pattern)
-    made = {str(b): quantizers.create(quantizer, bits=b) for b in bits}
+    with build_check.named(f"--quantizer={quantizer}"):
+        made = {str(b): quantizers.create(quantizer, bits=b) for b in bits}
     run = runs.of_state(*evaluate.restore(workdir)[:2])
     metric = run.exp.task.primary
     sign = 1.0 if metric.higher_is_better else -1.0

@@ -179,7 +179,7 @@ def check_options(section: str, name: str, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option not in known:
             message = unknown(f"{section}.{option}", ["name", *known])
-            raise ValueError(f"{message} ({name!r} has {', '.join(known)})")
+            raise ValueError(f"{message} of {section}.name={name!r}")
         check(f"{section}.{option}", value, known[option])
     try:
         create(name, outputs=1, **options)
