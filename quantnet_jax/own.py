@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from quantnet_jax.core.quantizer import Quantizer, ScalarOrSchedule, as_schedule
 from quantnet_jax.evaluation.recalibration import average_statistics
+from quantnet_jax.logging.scores import Unit
 from quantnet_jax.trees.guard import unguarded
 from quantnet_jax.trees.tree import dequantize_tree
 
@@ -189,7 +190,8 @@ def gap(
     """
     soft = float(score(jax.jit(q.soft)(qparams, params, step=step)))
     hard = float(score(dequantize_tree(jax.jit(q.hard)(qparams, params))))
-    return Gap(soft, hard, soft - hard if higher_is_better else hard - soft)
+    unit = Unit(higher_is_better=higher_is_better)
+    return Gap(soft, hard, unit.gap(soft, hard))
 
 
 def recalibrate(

@@ -60,7 +60,8 @@ def sparse(q: Quantizer, rate: ScalarOrSchedule) -> Quantizer:
     Forward: soft(w) m(w) with m(w) = [w != 0] where rate(step) > 0, else 1; hard
       values of w = 0 are the level 0, which is added to the table of `q`.
     Backward: that of `q` times m: pruned weights stay at zero until the rate is 0
-      again; then they are trained from zero.
+      again; then they are trained from zero. So a tensor that starts at zero stays
+      there while the rate is above 0.
     Projection: after each update w <- w magnitude_mask(w, rate(step + 1)), after that
       of `q`. So the first step is that of `q` alone.
 

@@ -15,6 +15,7 @@ from quantnet_jax.core.qtensor import QTensor, dequantize, is_qtensor
 from quantnet_jax.core.quantizer import Quantizer
 from quantnet_jax.distributed.runners import REPLICATED, STATE
 from quantnet_jax.evaluation.forward import make_forward, make_tally
+from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.tasks import Metric, Task
 from quantnet_jax.trees import tree
 
@@ -154,7 +155,7 @@ def score(
         raise ValueError("an evaluation needs at least one batch")
     # Read once, when all of them are under way; summed in double precision.
     sums = jax.tree.map(lambda *x: sum(map(float, x)), *jax.device_get(waiting))
-    examples, sign = sums["examples"], 1 if primary.higher_is_better else -1
+    examples, unit = sums["examples"], unit_of(primary._asdict())
     of_tree = {name: values[primary.name] for name, values in sums["trees"].items()}
     result: dict[str, float] = {k: v / examples for k, v in of_tree.items()}
     for name in ("soft", "hard"):
@@ -163,7 +164,7 @@ def score(
     result |= {name: value / examples for name, value in sums["compare"].items()}
     for name, gap in (("hard", "gap"), ("hard_bn", "gap_bn")):
         if name in of_tree:
-            result[gap] = sign * (of_tree["soft"] - of_tree[name]) / examples
+            result[gap] = unit.gap(of_tree["soft"], of_tree[name]) / examples
     result["examples"] = int(examples)
     spread = sums["squares"] - of_tree["hard"] ** 2 / examples
     error = math.sqrt(max(0.0, spread) / max(1.0, examples - 1)) / math.sqrt(examples)

@@ -10,6 +10,7 @@ from quantnet_jax import models
 from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation import forward as fns
 from quantnet_jax.evaluation import gap, recalibration
+from quantnet_jax.logging.scores import unit_of
 from quantnet_jax.tasks import Task
 
 PyTree = Any
@@ -100,8 +101,8 @@ def make_scoring(
             at = lambda part: lambda batch: of(state, data[part], batch)
             found, seen = (score(part, at(part)) for part in ("test", "train"))
             found |= {f"{name}_train": seen[name] for name in ("soft", "hard")}
-            sign = 1 if task.primary.higher_is_better else -1
-            over = sign * (found["hard_train"] - found["hard"])
+            unit = unit_of(task.primary._asdict())
+            over = unit.gap(found["hard_train"], found["hard"])
             return found | {"generalization_gap": over}
         stats = state.batch_stats
         trees = {"soft": fold(realized.soft, stats), "hard": fold(realized.hard, stats)}
