@@ -6,15 +6,14 @@ from quantnet_jax.experiments import columns, grid, results
 from quantnet_jax.experiments.tables import markdown
 from tools.blocks import last
 
-NAME = "sparse"
 FORMS = ("sparse", "sparse with lists", "shifted")
 
 
-def accuracies(folder: pathlib.Path) -> str:
+def accuracies(folder: pathlib.Path, name: str = "sparse") -> str:
     """Accuracy and quantization error of each row, and both against no shift."""
-    study = grid.load(NAME)
-    records = results.of_study(NAME, study, folder)
-    errors = last("sparse_error", folder, study=NAME).get("rows", {})
+    study = grid.load(name)
+    records = results.of_study(name, study, folder)
+    errors = last("sparse_error", folder, study=name).get("rows", {})
     score, lines = {}, []
     for row in study.rows:
         runs = columns.finals(study, records, row)
@@ -67,4 +66,8 @@ def speed(folder: pathlib.Path) -> str:
     return f"{markdown((*head, *more), lines, 'xrrrrrrr')}\n\n{where}"
 
 
-BLOCKS = {"sparse": accuracies, "sparse: speed": speed}
+BLOCKS = {
+    "sparse": accuracies,
+    "sparse: modelnet": lambda folder: accuracies(folder, "modelnet"),
+    "sparse: speed": speed,
+}
