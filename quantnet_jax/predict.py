@@ -13,6 +13,7 @@ what its dataset did.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -30,6 +31,8 @@ MODES = {1: "L", 3: "RGB"}
 POPCOUNT = {"auto": "auto", "on": True, "off": False}
 BATCH = 32
 """Largest number of images that go through the network at once."""
+TILE = 256
+"""Height and width of what is drawn at once: memory does not grow with an image."""
 
 
 def predict(
@@ -89,11 +92,31 @@ def draw(
     spec = predictor.spec
     drawing = tasks.DRAWINGS[spec.task]
     image, note = read(path, (0, 0, spec.shape[2]))
-    laid = drawing.before(image, spec.info)[None]
-    outputs = np.asarray(predictor.run(predictor.params, laid)[0])
-    if not np.isfinite(outputs).all():
-        raise ValueError("the network's outputs are not finite")
-    return drawing.after(outputs, laid[0], spec.info, spec.mean, spec.std), note
+    laid = drawing.before(image, spec.info)
+    around = laid.shape[0] - image.shape[0]
+    rows, columns = map(_starts, image.shape[:2])
+    height, width = (min(TILE, n) for n in image.shape[:2])
+    whole = None
+    for y, x in itertools.product(rows, columns):
+        tile = laid[y : y + height + around, x : x + width + around]
+        outputs = np.asarray(predictor.run(predictor.params, tile[None])[0])
+        if not np.isfinite(outputs).all():
+            raise ValueError("the network's outputs are not finite")
+        drawn = drawing.after(outputs, tile, spec.info, spec.mean, spec.std)
+        scale = drawn.shape[0] // height
+        if whole is None:
+            sides = (scale * n for n in image.shape[:2])
+            whole = np.zeros((*sides, drawn.shape[2]), np.uint8)
+        place = slice(scale * y, scale * (y + height))
+        whole[place, scale * x : scale * (x + width)] = drawn
+    assert whole is not None
+    return whole, note
+
+
+def _starts(size: int) -> list[int]:
+    """Where tiles of one size begin along an axis; the last two may overlap."""
+    last = max(0, size - TILE)
+    return [*range(0, last, TILE), last]
 
 
 def read(

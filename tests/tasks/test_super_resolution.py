@@ -404,7 +404,7 @@ def test_images_of_the_run_that_a_run_began_from_stand_beside_its_own(run):
     assert "learned_clip" not in shown[0]["images"]
 
 
-def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys):
+def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys, monkeypatch):
     workdir, _ = run
     predictor = qn.load(workdir / "export" / "model.safetensors")
     pixels = np.random.default_rng(0).integers(0, 255, (10, 15, 3), np.uint8)
@@ -426,6 +426,9 @@ def test_an_image_is_enlarged_from_the_packed_file(run, tmp_path, capsys):
     )
     wanted = np.floor(np.clip(wanted, 0, 255) + 0.5)
     assert np.abs(found - wanted).max() <= 1
+    monkeypatch.setattr(predict, "TILE", 4)  # 3 x 4 of them, the last ones overlapping
+    in_tiles, _ = predict.draw(predictor, words[1])
+    np.testing.assert_array_equal(in_tiles, found)
     (tmp_path / "other").mkdir()
     Image.fromarray(pixels).save(tmp_path / "other" / "small.png")
     assert predict.main([*words, str(tmp_path / "other" / "small.png")]) == 1
