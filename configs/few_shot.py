@@ -4,7 +4,8 @@ Command:   python train.py --config=configs/few_shot.py --config.data.folder=DIR
            --workdir=DIR, DIR with the archives of Omniglot. Pruned and released
            (DSD): --config.sparsity="{'schedule': 'piecewise', 'start': 0.0,
            'boundaries': ((0.3, 0.3), (0.9, 0.0))}"; sparse to the end:
-           --config.sparsity=0.3; weights of QuantNet: :quantnet
+           --config.sparsity=0.3; weights of QuantNet: :quantnet; with the
+           inner optimizer of MAML, plain SGD at 0.4: :sgd
 Hardware:  one CPU core, minutes
 Expected:  accuracy on held-out alphabets, see docs/few_shot.md
 
@@ -50,9 +51,12 @@ def get_config(variant: str = ""):
         section.weight_decay, section.learning_rate = 0.0, 1.0
         section.schedule = "linear"
 
+    if variant == "sgd":
+        few, variant = c.task.few_shot, ""
+        few.inner_optimizer, few.inner_rate = "sgd", 0.4
     if variant == "quantnet":
         c.quantizer.name, c.layers, variant = "quantnet", "inner", ""
-    return recipes.variant_of(c, variant, shrink, ("quantnet",))
+    return recipes.variant_of(c, variant, shrink, ("quantnet", "sgd"))
 
 
 def shrink(c):

@@ -39,7 +39,7 @@ def collect(exp: Experiment, state: TrainState, outputs: Any = None) -> dict[str
       if the task has something to show of predictions, 'panels'.
     """
     found: dict[str, Any] = {
-        "size": _size(exp, state) if exp.task.inner_rate is None else {},
+        "size": _size(exp, state) if exp.task.inner is None else {},
         "kernels": _kernels(exp, state),
     }
     if outputs is not None:

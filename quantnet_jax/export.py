@@ -134,7 +134,7 @@ def export_params(
     Raises:
       ValueError, ImportError: as `deploy.export_tree`.
     """
-    if exp.task.inner_rate is not None:
+    if exp.task.inner is not None:
         raise ValueError(
             f"task.name={exp.config.task.name!r}: its network adapts to each example, "
             "and has no weights that ship; save those of an example by `qn.save`"

@@ -54,7 +54,7 @@ class Task(NamedTuple):
         'counts'}, a square of numbers; 'samples' are {'index' of the example, 'title',
         'text', 'good'}, perhaps with 'images', {caption: uint8 (H, W, C)}, in place of
         the example's.
-      inner_rate: None, or the learning rate of the steps by which the network is
+      inner: None, or the optax transformation of the steps by which the network is
         adapted to each example before it is scored. Examples then have 'support',
         arrays (B, M, ...) of M inputs with their targets, and 'order', int (B, steps,
         batch size), the inputs of each step; 'input' has an axis more, (B, n, ...), as
@@ -71,7 +71,7 @@ class Task(NamedTuple):
     model_options: Mapping[str, Any] = NOTHING
     info: Mapping[str, Any] = NOTHING
     panels: Callable[..., Mapping[str, Any]] = lambda outputs, examples: {}
-    inner_rate: float | None = None
+    inner: Any = None
     test_size: int | None = None
 
 

@@ -1,12 +1,14 @@
 """Few-shot classification: new classes from a few images of each, by adaptation."""
 
+import functools
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from quantnet_jax.common.limits import Number
+from quantnet_jax.common.limits import Choice, Number
 from quantnet_jax.tasks.base import Metric, Source, Task
 from quantnet_jax.tasks.classification import (
     correct,
@@ -15,6 +17,8 @@ from quantnet_jax.tasks.classification import (
 )
 
 COUNT = Number(1, 2**10, whole=True)
+INNER = {"adam": functools.partial(optax.adam, b1=0.0), "sgd": optax.sgd}
+"""Name -> `learning rate -> optimizer` of an adaptation."""
 _PURPOSE = 0xFE35  # domain-separation constant for fold_in
 
 
@@ -26,6 +30,7 @@ def few_shot(
     queries: Annotated[int, COUNT] = 5,
     episodes: Annotated[int, Number(1, 2**20, whole=True)] = 200,
     inner_rate: Annotated[float, Number(0, 10, above=True)] = 1e-3,
+    inner_optimizer: Annotated[str, Choice(tuple(INNER))] = "adam",
     train_shots: Annotated[int, COUNT] = 10,
     steps: Annotated[int, COUNT] = 5,
     batch_size: Annotated[int, COUNT] = 10,
@@ -53,7 +58,9 @@ def few_shot(
       shots: support images of each class in a test episode.
       queries: scored images of each class.
       episodes: of an evaluation, always the same ones.
-      inner_rate: learning rate of the adaptation, by Adam with beta1 = 0.
+      inner_rate: learning rate of the adaptation.
+      inner_optimizer: 'adam' with beta1 = 0, of Reptile; or plain 'sgd', of MAML
+        (arXiv 1703.03400).
       train_shots: support images of each class in a training episode.
       steps, batch_size: of the adaptation in training: steps, and images of each.
       test_steps, test_batch_size: of the adaptation in an evaluation.
@@ -127,7 +134,7 @@ def few_shot(
         compare=lambda soft, hard: {"kl": of_example(kl_divergence(soft, hard))},
         same=lambda one, other: one.argmax(-1) == other.argmax(-1),
         model_options={"outputs": ways},
-        inner_rate=inner_rate,
+        inner=INNER[inner_optimizer](inner_rate),
         test_size=episodes,
     )
 

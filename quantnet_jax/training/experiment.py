@@ -115,7 +115,7 @@ class Experiment:
         """The linen network."""
         c, options = self.config, self.task.model_options
         # A network that adapts to each example normalizes by that example alone.
-        axis_name = self.runner.axis_name if self.task.inner_rate is None else None
+        axis_name = self.runner.axis_name if self.task.inner is None else None
         return parts.make_model(c, options, axis_name, self.steps)
 
     @cached_property
@@ -195,7 +195,7 @@ class Experiment:
     @cached_property
     def _apply(self) -> Callable:
         apply = make_apply(self.model, self.runner)
-        loops = self.task.inner_rate is not None and hosts.backend() == "cpu"
+        loops = self.task.inner is not None and hosts.backend() == "cpu"
         return reptile.in_loops(apply) if loops else apply
 
     @cached_property
@@ -210,8 +210,8 @@ class Experiment:
 
     @cached_property
     def _adapt(self) -> Callable | None:
-        rate = self.task.inner_rate
-        return None if rate is None else reptile.make_adapt(self._loss, rate)
+        inner = self.task.inner
+        return None if inner is None else reptile.make_adapt(self._loss, inner)
 
     @cached_property
     def steps_per_call(self) -> int:

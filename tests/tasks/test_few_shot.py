@@ -20,7 +20,7 @@ from quantnet_jax.evaluation import gap
 from quantnet_jax.logging.progress import summary
 from quantnet_jax.ops import cpu_conv
 from quantnet_jax.tasks.base import Source
-from quantnet_jax.tasks.few_shot import few_shot, order
+from quantnet_jax.tasks.few_shot import INNER, few_shot, order
 from quantnet_jax.training import experiment
 from quantnet_jax.training.estimators import reptile
 from quantnet_jax.training.state import TrainState
@@ -114,16 +114,18 @@ def quadratic(model, quant, stats, data, examples, step):
     return value, (stats + 1, {"loss": value})
 
 
-def adapted_by_numpy(w, x, order, rate):
+def adapted_by_numpy(optimizer, w, x, order, rate):
     w, v = w.astype(np.float64), np.zeros(w.shape)
     for t, rows in enumerate(order, 1):
         g = (w[None] - x[rows]).mean(0)
         v = 0.999 * v + 0.001 * g**2
-        w = w - rate * g / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        size = {"adam": np.sqrt(v / (1 - 0.999**t)) + 1e-8, "sgd": 1.0}[optimizer]
+        w = w - rate * g / size
     return w
 
 
-def test_reptile_against_numpy():
+@pytest.mark.parametrize("optimizer", INNER)
+def test_reptile_against_numpy(optimizer):
     w, x = normal(0, (3,)), normal(1, (4, 6, 3))
     rows = np.random.default_rng(0).integers(0, 6, (4, 5, 2))
     mask = np.asarray([1, 1, 0, 2], np.float32)
@@ -132,9 +134,10 @@ def test_reptile_against_numpy():
         *(jnp.zeros((), jnp.int32), {"model": {"w": jnp.asarray(w)}, "quant": {}}),
         *(jnp.zeros(()), (), {}),
     )
-    adapt = reptile.make_adapt(quadratic, 0.1)
+    adapt = reptile.make_adapt(quadratic, INNER[optimizer](0.1))
     params, stats, metrics = adapt(state, None, jax.tree.map(jnp.asarray, examples))
-    wanted = np.stack([adapted_by_numpy(w, *z, 0.1) for z in zip(x, rows, strict=True)])
+    pairs = zip(x, rows, strict=True)
+    wanted = np.stack([adapted_by_numpy(optimizer, w, *z, 0.1) for z in pairs])
     np.testing.assert_allclose(params["model"]["w"], wanted, rtol=1e-5, atol=1e-6)
     assert stats.tolist() == [5.0] * 4 and metrics["loss"].shape == (4,)
     estimate = reptile.reptile(adapt, lambda data, batch: batch)

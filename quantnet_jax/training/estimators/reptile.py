@@ -24,26 +24,23 @@ from quantnet_jax.trees import tree
 PyTree = Any
 
 
-def make_adapt(loss: Callable, rate: float) -> Callable:
+def make_adapt(loss: Callable, inner: optax.GradientTransformation) -> Callable:
     """Makes `adapt(state, data, examples) -> (params, batch_stats, metrics)`.
-
-    A step: v <- 0.999 v + 0.001 g^2, w <- w - rate g / (sqrt(v / (1 - 0.999^t)) + 1e-8)
-    which is Adam with beta1 = 0, for all parameters, from v = 0.
 
     Args:
       loss: of `quantnet_jax.training.steps.make_loss`.
-      rate: learning rate.
+      inner: the optimizer, for all parameters, from its first state in each example.
 
     `examples` has 'support', arrays (B, M, ...) among them 'input', and 'order', int
     (B, steps, batch size): which of the M images a step takes. The results have an axis
     B in front; the metrics are those of the last step.
     """
 
-    adam = unstrict(optax.adam(rate, b1=0.0))
+    inner = unstrict(inner)
 
     def step_of(support, data, now):
         def step(carry, rows):
-            params, stats, moments = carry
+            params, stats, inner_state = carry
             images = jax.tree.map(lambda x: x[rows], support)
             images["mask"] = jnp.ones(rows.shape, jnp.float32)
 
@@ -51,13 +48,13 @@ def make_adapt(loss: Callable, rate: float) -> Callable:
                 return loss(params["model"], params["quant"], stats, data, images, now)
 
             grads, (stats, metrics) = jax.grad(of_params, has_aux=True)(params)
-            updates, moments = adam.update(grads, moments, params)
-            return (optax.apply_updates(params, updates), stats, moments), metrics
+            updates, inner_state = inner.update(grads, inner_state, params)
+            return (optax.apply_updates(params, updates), stats, inner_state), metrics
 
         return step
 
     def adapt(state: TrainState, data, examples):
-        first = state.params, state.batch_stats, adam.init(state.params)
+        first = state.params, state.batch_stats, inner.init(state.params)
 
         def one(support, order):
             step = step_of(support, data, state.step)
