@@ -15,6 +15,7 @@ what its dataset did.
 import contextlib
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,15 +95,18 @@ def draw(
     image, note = read(path, (0, 0, spec.shape[2]))
     laid = drawing.before(image, spec.info)
     around = laid.shape[0] - image.shape[0]
-    rows, columns = map(_starts, image.shape[:2])
-    height, width = (min(TILE, n) for n in image.shape[:2])
+    # With less around it than the network sees, the image would have seams.
+    seen = getattr(spec.network(), "reach", math.inf)
+    tile = TILE if 2 * seen <= around else max(image.shape)
+    rows, columns = (_starts(n, tile) for n in image.shape[:2])
+    height, width = (min(tile, n) for n in image.shape[:2])
     whole = None
     for y, x in itertools.product(rows, columns):
-        tile = laid[y : y + height + around, x : x + width + around]
-        outputs = np.asarray(predictor.run(predictor.params, tile[None])[0])
+        part = laid[y : y + height + around, x : x + width + around]
+        outputs = np.asarray(predictor.run(predictor.params, part[None])[0])
         if not np.isfinite(outputs).all():
             raise ValueError("the network's outputs are not finite")
-        drawn = drawing.after(outputs, tile, spec.info, spec.mean, spec.std)
+        drawn = drawing.after(outputs, part, spec.info, spec.mean, spec.std)
         scale = drawn.shape[0] // height
         if whole is None:
             sides = (scale * n for n in image.shape[:2])
@@ -113,10 +117,10 @@ def draw(
     return whole, note
 
 
-def _starts(size: int) -> list[int]:
+def _starts(size: int, tile: int) -> list[int]:
     """Where tiles of one size begin along an axis; the last two may overlap."""
-    last = max(0, size - TILE)
-    return [*range(0, last, TILE), last]
+    last = max(0, size - tile)
+    return [*range(0, last, tile), last]
 
 
 def read(

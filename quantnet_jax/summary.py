@@ -149,10 +149,11 @@ def _network(args: Any, overrides: list[str]) -> tuple[PyTree, deploy.NetworkSpe
 
     if args.workdir:
         config = config_lib.load(args.workdir)
-        if (as_path(args.workdir) / "checkpoints").is_dir():
+        try:
             return from_run(args.workdir)
-        text = "its configuration; pruned weights and learned widths are not counted"
-        print(f"note: {args.workdir} has no checkpoint: {text}", file=sys.stderr)
+        except FileNotFoundError as e:
+            text = "of its configuration, without pruned weights and learned widths"
+            print(f"note: {command.describe(e)}; {text}", file=sys.stderr)
         return from_config(config)
     config = flags.read(args.config or "", overrides)
     config_lib.check(config)

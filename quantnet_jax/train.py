@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = flags.read(args.config, overrides)
     config_lib.check(config)
     hosts.initialize(args.distributed, args.coordinator, args.processes, args.process)
-    with hosts.exit_on_error(expected=(RESUME_ME,)):
+    with hosts.exit_on_error((RESUME_ME,), args.debug):
         run.train(config, workdir, profile=args.profile)
 
 

@@ -233,9 +233,17 @@ def check_options(prefix: str, factory: Callable, options: Mapping[str, Any]) ->
 def limits_of(factory: Callable) -> dict[str, Limit]:
     """{option: what it may be}, of the keyword-only arguments of a factory.
 
-    From their `Annotated` types, else from the types of their defaults. Of a class
-    whose arguments may be given by position: those that are `Annotated`.
+    From their `Annotated` types, else from the types of their defaults. Of a class:
+    of its attributes that are `Annotated`; other annotations are not looked at.
     """
+    if isinstance(factory, type):
+        annotations: dict[str, Any] = {}
+        for base in reversed(factory.__mro__):
+            annotations |= inspect.get_annotations(base)
+        marked = {k: getattr(x, "__metadata__", ()) for k, x in annotations.items()}
+        return {
+            k: m for k, marks in marked.items() for m in marks if isinstance(m, Limit)
+        }
     hints = typing.get_type_hints(factory, include_extras=True)
     found: dict[str, Limit] = {}
     for name, parameter in inspect.signature(factory).parameters.items():

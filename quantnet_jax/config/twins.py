@@ -24,7 +24,8 @@ def float_twin(config: Config, names: Iterable[str]) -> Config:
     """
     twin = untaught(config)
     twin.float_baseline = twin.export = False
-    twin.sparsity = 0.0
+    with twin.ignore_type():  # a schedule may stand there
+        twin.sparsity = 0.0
     twin.update(_FLOAT)
     names = [x for x in names if re.fullmatch(r"model/.*(?<!/qparams)", x)]
     twin.optimizers = tuple(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Iterator
 
 import jax
@@ -81,7 +82,9 @@ LOST = (
 
 
 @contextlib.contextmanager
-def exit_on_error(expected: tuple[int, ...] = ()) -> Iterator[None]:
+def exit_on_error(
+    expected: tuple[int, ...] = (), debug: bool = False
+) -> Iterator[None]:
     """With several processes, exits at once when the block raises.
 
     An ordinary exit waits in the shutdown barrier of JAX for the others, which may wait
@@ -89,6 +92,7 @@ def exit_on_error(expected: tuple[int, ...] = ()) -> Iterator[None]:
 
     Args:
       expected: exit codes that all processes reach together; they exit as usual.
+      debug: print the traceback of an error that is one line otherwise.
     """
     try:
         yield
@@ -97,6 +101,8 @@ def exit_on_error(expected: tuple[int, ...] = ()) -> Iterator[None]:
         if jax.process_count() == 1 or code in (None, 0, *expected):
             raise
         if isinstance(e, command.MENDABLE):
+            if debug:
+                traceback.print_exc()
             print(f"error: {command.describe(e)}", file=sys.stderr)
         elif not isinstance(e, SystemExit):
             sys.excepthook(type(e), e, e.__traceback__)

@@ -11,6 +11,7 @@ from quantnet_jax.distributed import runners
 from quantnet_jax.evaluation import forward as fns
 from quantnet_jax.evaluation import gap, recalibration
 from quantnet_jax.logging.scores import unit_of
+from quantnet_jax.ops import cpu_conv
 from quantnet_jax.tasks import Task
 
 PyTree = Any
@@ -168,13 +169,16 @@ def make_apply(model, runner: runners.Runner) -> Callable:
     each device's own examples.
     """
 
+    whole = runner.axis_name is None and runner.devices > 1
+
     def apply(variables, inputs, train):
         variables, inputs = runner.all_gather(variables), runner.shard_batch(inputs)
         if not train:
             return runner.shard_batch(model.apply(variables, inputs, train=False))
-        outputs, updated = model.apply(
-            variables, inputs, train=True, mutable=["batch_stats", "penalty"]
-        )
+        with cpu_conv.divided(whole):
+            outputs, updated = model.apply(
+                variables, inputs, train=True, mutable=["batch_stats", "penalty"]
+            )
         return runner.shard_batch(outputs), runner.all_gather(updated)
 
     return apply

@@ -226,7 +226,8 @@ def create(
                 f"model {name!r} has no option {option!r}{nearest(option, known)}"
             )
     if isinstance(act := options.get("act"), str):
-        options["act"] = ACTS.get(act, act)
+        check("act", act, options_of(name)["act"])
+        options["act"] = ACTS[act]
     act_quant, kinds = options.get("act_quant"), Quantizer | ActivationQuantizer
     of_sites = act_quant if isinstance(act_quant, Mapping) else {SITES[0]: act_quant}
     if act_quant is not None and not all(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from quantnet_jax import ops
@@ -133,8 +134,11 @@ class Sites:
     def __post_init__(self) -> None:
         for option, limit in limits_of(type(self)).items():
             value = getattr(self, option)
-            if not (option == "act" and callable(value)):
+            value = value.item() if isinstance(value, np.generic) else value
+            if option != "act":
                 check(option, value, limit)
+            elif not callable(value):
+                raise ValueError(f"act={value!r}, expected a factory, not its name")
         super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
 
     def has(self, site: str) -> bool:

@@ -8,9 +8,11 @@ again for it, which a part that fits a cache makes cheap. Products of shifted sl
 slower (`python -m benchmarks.kernel_gradient`).
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +30,22 @@ _IMAGES = 16
 each is a convolution more to compile."""
 
 
+_DIVIDED = contextvars.ContextVar("divided", default=False)
+
+
+@contextlib.contextmanager
+def divided(images: bool) -> Iterator[None]:
+    """Traces convolutions in XLA's form if one program sees images of several devices.
+
+    The other forms slice the images, so that parts of them would be sent around.
+    """
+    token = _DIVIDED.set(images)
+    try:
+        yield
+    finally:
+        _DIVIDED.reset(token)
+
+
 def convolve(
     x: jax.Array,
     w: jax.Array,
@@ -40,8 +58,8 @@ def convolve(
 
     Where float32 is differentiated by reverse mode and compiled for a CPU, depthwise
     and 1x1 kernels, and others in batches of 64 and more, take another form, equal to
-    rounding. Programs for other platforms, and those that are not differentiated, are
-    those of `lax.conv_general_dilated`.
+    rounding, which has no forward-mode derivative. Programs for other platforms, and
+    those that are not differentiated, are those of `lax.conv_general_dilated`.
 
     Args:
       x: (N, H, W, Cin).
@@ -60,7 +78,8 @@ def convolve(
     # The number of images may be a symbol, of an export.
     many = isinstance(x.shape[0], int) and x.shape[0] >= 4 * _IMAGES
     whole = groups == 1 and (many or _is_pointwise(w, pads))
-    faster = x.dtype == jnp.float32 and (depthwise or whole)
+    slow = x.dtype != jnp.float32 or _DIVIDED.get()
+    faster = not slow and (depthwise or whole)
     return (_faster if faster else plain)(x, w, strides, pads, groups, precision)
 
 

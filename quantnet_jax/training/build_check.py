@@ -70,7 +70,7 @@ def check_devices(config, devices: int) -> None:
 
 
 def check_data(config, feed) -> tuple[float, int]:
-    """Refuses batches beyond the data, images beyond the network, runs of wrong length.
+    """Refuses batches beyond the data, images beyond the network, endless runs.
 
     Args:
       config: the configuration.
@@ -110,21 +110,7 @@ def check_data(config, feed) -> tuple[float, int]:
             f"{1 / epoch_steps:.3g} epochs of {train_size} images in batches of "
             f"{config.batch_size}"
         )
-    _check_warmup(config, total)
     return epoch_steps, total
-
-
-def _check_warmup(config, total: int) -> None:
-    """Refuses a run that ends before it quantizes activations."""
-    if not (name := (c := config.activation).name):
-        return
-    rows = {f"activation.rules[{i}]": row for i, row in enumerate(c.get("rules", ()))}
-    for key, row in {f"activation.{name}": c.get(name, {}), **rows}.items():
-        if (steps := row.get("warmup", 0)) >= total:
-            raise ValueError(
-                f"{key}.warmup={steps}, expected less than the {total} steps of the "
-                "run, none of which would quantize activations"
-            )
 
 
 def check_adaptation(config, adapts: bool, delayed: bool) -> None:

@@ -120,7 +120,7 @@ class Experiment:
 
     @cached_property
     def _model_shapes(self) -> PyTree:
-        return parts.model_shapes(self.config, self.model, self.feed.shape)
+        return parts.model_shapes(self.model, self.feed.shape)
 
     @cached_property
     def buckets(self) -> tuple[tree.Bucket, ...]:
@@ -152,6 +152,7 @@ class Experiment:
     @cached_property
     def shapes(self) -> dict[str, PyTree]:
         """{'model', 'quant'}: of what is trained, all of which has an optimizer."""
+        parts.check_activation(self.config, self)
         return build_check.trained(self._model_shapes, self.quantizer, self.tx)
 
     # Training -------------------------------------------------------------------------

@@ -44,31 +44,41 @@ def make_model(
         raise ValueError(f"config.model: {e}") from None
 
 
-def model_shapes(config: Config, model, shape: tuple[int, int, int]) -> PyTree:
-    """Shapes of the network's parameters.
+def model_shapes(model, shape: tuple[int, int, int]) -> PyTree:
+    """Shapes of the parameters of a linen network of images (H, W, C)."""
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+
+def check_activation(config: Config, exp: Any) -> None:
+    """Refuses a run that would quantize no activation, where it is to.
 
     Args:
       config: the configuration.
-      model: the network, a linen module.
-      shape: of its images, (H, W, C).
+      exp: its experiment, with its model, images and number of steps.
 
     Raises:
-      ValueError: no activation is quantized, where some are to be.
+      ValueError: the network has none of the sites; or a warm-up outlasts the run.
     """
-    sites, image = [], jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-
-    def seen(path, x, quantize):
-        sites.append(path)
-        return quantize(x)
-
-    with replace_quantizers(seen):
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    if config.activation.name and not sites:
+    if not (name := config.activation.name):
+        return
+    sites, section = [], config.activation
+    with replace_quantizers(
+        lambda path, x, quantize: sites.append(path) or quantize(x)
+    ):
+        model_shapes(exp.model, exp.feed.shape)
+    if not sites:
         raise ValueError(
             f"activation.sites={activation_sites(config)!r}: this "
             f"{config.model.name!r} quantizes no activation there, expected more sites"
         )
-    return shapes
+    rows = {f"activation.rules[{i}]": x for i, x in enumerate(activation_rules(config))}
+    for key, row in {f"activation.{name}": section.get(name, {}), **rows}.items():
+        if (steps := row.get("warmup", 0)) >= exp.steps:
+            raise ValueError(
+                f"{key}.warmup={steps}, expected less than the {exp.steps} steps of "
+                "the run, none of which would quantize activations"
+            )
 
 
 def model_options(config: Config) -> dict:

@@ -310,7 +310,7 @@ def test_the_float_twin_is_float():
     config = tiny_config(
         activation__name="lsq",
         rules=({"pattern": "head/kernel", "quantizer": "lsq", "bits": 2},),
-        sparsity=0.5,
+        sparsity={"schedule": "linear", "start": 0.0, "end": 0.5, "until": 1.0},
         optimizers=(
             {"pattern": "model/.*/qparams", "learning_rate": 1e-3},
             {"pattern": "model/head/.*", "learning_rate": 1e-2},

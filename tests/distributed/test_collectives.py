@@ -58,9 +58,9 @@ def test_program_of_one_device_sends_nothing():
 
 
 @functools.cache
-def sent(runner):
+def sent(runner, **changes):
     """(collectives of a training step, its state)."""
-    exp = experiment.build(tiny_config(runner=runner))
+    exp = experiment.build(tiny_config(runner=runner, **changes))
     batch = next(exp.train_batches(0))
     lowered = exp.train_step.lower(exp.state, exp.train_data, batch)
     return collectives(lowered.compile().as_text()), exp.state
@@ -82,6 +82,12 @@ def test_a_step_reduces_gradients_and_batch_statistics_once(runner):
         least = expected_bytes(state.params["model"], state.batch_stats)
         assert least["gradients"] + least["statistics"] < total
         assert total <= sum(least.values()) + 4 * len(scalars)
+
+
+def test_a_larger_batch_sends_nothing_more():
+    """From 64 images on CPUs have kernel gradients of their own, in groups of them."""
+    found, _ = sent("jit", batch_size=64, eval_every=1.28)
+    assert volume(found) == volume(sent("jit")[0])
 
 
 def test_every_gradient_is_reduced_under_its_own_shape():

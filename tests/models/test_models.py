@@ -434,6 +434,21 @@ def test_create_refuses_what_a_configuration_may_not_set(name, option, value, ex
     assert str(error.value) == f"model.{message}"
 
 
+class Wider(models.Small, kw_only=True):
+    """Somebody's own network, with an option that is no plain data."""
+
+    note: "Unknown" = None  # noqa: F821  # pyright: ignore
+
+
+def test_own_networks_take_numbers_of_any_kind_and_factories():
+    made = Wider(outputs=np.int64(3), momentum=np.float32(0.9), note=print)
+    assert made.outputs == 3 and made.clone(note=None).momentum == np.float32(0.9)
+    with pytest.raises(ValueError, match="^act='relu', expected a factory"):
+        Wider(outputs=3, act="relu")
+    with pytest.raises(ValueError, match="^momentum=5.0, expected a number from 0"):
+        Wider(outputs=3, momentum=np.float64(5))
+
+
 def test_depths():
     with pytest.raises(ValueError, match=r"`depth` is 21, expected 6n\+2"):
         cifar_resnet(21, outputs=10)
