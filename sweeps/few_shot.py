@@ -36,7 +36,7 @@ STUDY = Study(
     f"iterations of {few_shot.TASKS} tasks",
     "the inner convolutions (quantnet); pruned are these and the head",
     common.configure,
-    common.single(few_shot.get_config),
+    common.single(few_shot.get_config, "adam"),
     {**rows(32), **rows(64), **OTHERS, **rows(128)},
     common.scratch(few_shot.get_config().epochs),
     (1.0,),
