@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import random
+import re
 import shlex
 import statistics
 import sys
@@ -61,7 +62,8 @@ def main(
         return 2
     words = sys.argv[1:] if argv is None else argv
     file = file or args.program.rpartition(".")[2]
-    command = shlex.join(["python", "-m", args.program, *words])
+    places = [re.sub(r"(^|=)/.*/", r"\1.../", word) for word in words]  # of a machine
+    command = shlex.join(["python", "-m", args.program, *places])
     about = provenance()
     about["versions"] |= found.pop("versions", {})
     record = {
