@@ -20,7 +20,7 @@ from quantnet_jax.evaluation import gap
 from quantnet_jax.logging.progress import summary
 from quantnet_jax.ops import cpu_conv
 from quantnet_jax.tasks.base import Source
-from quantnet_jax.tasks.few_shot import INNER, few_shot, order
+from quantnet_jax.tasks.few_shot import few_shot, order
 from quantnet_jax.training import experiment
 from quantnet_jax.training.estimators import reptile
 from quantnet_jax.training.state import TrainState
@@ -124,7 +124,7 @@ def adapted_by_numpy(optimizer, w, x, order, rate):
     return w
 
 
-@pytest.mark.parametrize("optimizer", INNER)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_reptile_against_numpy(optimizer):
     w, x = normal(0, (3,)), normal(1, (4, 6, 3))
     rows = np.random.default_rng(0).integers(0, 6, (4, 5, 2))
@@ -134,7 +134,8 @@ def test_reptile_against_numpy(optimizer):
         *(jnp.zeros((), jnp.int32), {"model": {"w": jnp.asarray(w)}, "quant": {}}),
         *(jnp.zeros(()), (), {}),
     )
-    adapt = reptile.make_adapt(quadratic, INNER[optimizer](0.1))
+    task = few_shot(source(), **OPTIONS, inner_optimizer=optimizer, inner_rate=0.1)
+    adapt = reptile.make_adapt(quadratic, task.inner)
     params, stats, metrics = adapt(state, None, jax.tree.map(jnp.asarray, examples))
     pairs = zip(x, rows, strict=True)
     wanted = np.stack([adapted_by_numpy(optimizer, w, *z, 0.1) for z in pairs])
