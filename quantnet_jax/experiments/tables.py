@@ -144,9 +144,9 @@ def search(study: Study, records: Records) -> str:
         for run in grid.search_runs(study, row):
             assert run.initialization is not None
             record, shown = grid.record_of(records, run), "not run"
-            if record:
+            if record and record.get("diverged"):
                 shown = "diverged"
-            if record and not record.get("diverged"):
+            elif record:
                 factor = unit_of(metric(record)).factor
                 shown = f"{factor * grid.score(record):.2f}"
             cells = by_start.setdefault(run.initialization.name, [])

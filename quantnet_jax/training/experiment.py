@@ -119,14 +119,14 @@ class Experiment:
         return parts.make_model(c, options, axis_name, self.steps)
 
     @cached_property
-    def _model_shapes(self) -> PyTree:
-        return parts.model_shapes(self.model, self.feed.shape)
+    def _trace(self) -> tuple[PyTree, list[str]]:
+        return parts.trace_network(self.model, self.feed.shape)
 
     @cached_property
     def buckets(self) -> tuple[tree.Bucket, ...]:
         """Which tensors are quantized, by what."""
         rules = parts.make_rules(self.config, self.steps)
-        return build_check.plan(self.config, rules, self._model_shapes)
+        return build_check.plan(self.config, rules, self._trace[0])
 
     @cached_property
     def quantizer(self) -> Quantizer:
@@ -152,8 +152,8 @@ class Experiment:
     @cached_property
     def shapes(self) -> dict[str, PyTree]:
         """{'model', 'quant'}: of what is trained, all of which has an optimizer."""
-        parts.check_activation(self.config, self)
-        return build_check.trained(self._model_shapes, self.quantizer, self.tx)
+        parts.check_activation(self.config, self._trace[1], self.steps)
+        return build_check.trained(self._trace[0], self.quantizer, self.tx)
 
     # Training -------------------------------------------------------------------------
     @cached_property

@@ -44,40 +44,48 @@ def make_model(
         raise ValueError(f"config.model: {e}") from None
 
 
-def model_shapes(model, shape: tuple[int, int, int]) -> PyTree:
-    """Shapes of the parameters of a linen network of images (H, W, C)."""
+def trace_network(model, shape: tuple[int, int, int]) -> tuple[PyTree, list[str]]:
+    """(shapes of the parameters, where activations are quantized) of a linen network.
+
+    Args:
+      model: the network.
+      shape: of its images, (H, W, C).
+    """
+    sites: list[str] = []
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    with replace_quantizers(
+        lambda path, x, quantize: sites.append(path) or quantize(x)
+    ):
+        found = jax.eval_shape(model.init, jax.random.key(0), image)
+    return found["params"], sites
 
 
-def check_activation(config: Config, exp: Any) -> None:
+def check_activation(config: Config, sites: list[str], total: int) -> None:
     """Refuses a run that would quantize no activation, where it is to.
 
     Args:
       config: the configuration.
-      exp: its experiment, with its model, images and number of steps.
+      sites: of `trace_network`.
+      total: steps of the run.
 
     Raises:
       ValueError: the network has none of the sites; or a warm-up outlasts the run.
     """
     if not (name := config.activation.name):
         return
-    sites, section = [], config.activation
-    with replace_quantizers(
-        lambda path, x, quantize: sites.append(path) or quantize(x)
-    ):
-        model_shapes(exp.model, exp.feed.shape)
     if not sites:
         raise ValueError(
             f"activation.sites={activation_sites(config)!r}: this "
             f"{config.model.name!r} quantizes no activation there, expected more sites"
         )
-    rows = {f"activation.rules[{i}]": x for i, x in enumerate(activation_rules(config))}
-    for key, row in {f"activation.{name}": section.get(name, {}), **rows}.items():
-        if (steps := row.get("warmup", 0)) >= exp.steps:
+    rows = {f"activation.{name}": config.activation.get(name, {})}
+    of_sites = enumerate(activation_rules(config))
+    rows |= {f"activation.rules[{i}]": row for i, row in of_sites}
+    for key, row in rows.items():
+        if (steps := row.get("warmup", 0)) >= total:
             raise ValueError(
-                f"{key}.warmup={steps}, expected less than the {exp.steps} steps of "
-                "the run, none of which would quantize activations"
+                f"{key}.warmup={steps}, expected less than the {total} steps of the "
+                "run, none of which would quantize activations"
             )
 
 

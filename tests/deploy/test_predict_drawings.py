@@ -103,7 +103,7 @@ def test_networks_of_drawings_take_the_originals(name, task, model, folder, tmp_
     )
 
 
-def test_a_damaged_share_of_ink_is_told(folder, tmp_path):
+def test_a_damaged_share_of_ink_is_reported(folder, tmp_path):
     spec = deploy.NetworkSpec(
         model={"name": "small", "width": 4}, outputs=3, shape=(28, 28, 1),
         mean=(0.0,), std=(1.0,), info={"ink": "much"},
