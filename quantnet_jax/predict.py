@@ -68,7 +68,7 @@ def predict(
         # Always the same number of images: one compilation.
         batch = np.zeros((size, *shape), np.uint8)
         batch[: len(some)] = [image for image, _ in images]
-        outputs = np.asarray(predictor(batch))
+        outputs = np.asarray(predictor.run(predictor.params, batch))  # all checked
         if not np.isfinite(outputs[: len(some)]).all():
             raise ValueError("the network's outputs are not finite")
         for path, row, (_, note) in zip(some, outputs, images, strict=False):
